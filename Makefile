@@ -1,0 +1,52 @@
+# Targets that run Python first see to .venv; once that is there (.venv/.installed) it costs nothing.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data figures redraw record smoke test lint lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.installed ## install the pinned packages into .venv (PYTHON=... to choose an interpreter)
+
+.venv/.installed: requirements.txt pyproject.toml
+	@PYTHON="$(PYTHON)" sh tools/setup.sh
+
+data: .venv/.installed ## download Fashion-MNIST into data/
+	$(PY) -m training.fashion_mnist --root data
+
+figures: .venv/.installed ## train the laptop scale into runs/ and draw its figures (ARGS=... for python -m replicate)
+	$(PY) -m replicate --scale laptop $(ARGS)
+	$(PY) -m figures runs/laptop
+
+redraw: .venv/.installed ## draw the figures from the committed results/, no training
+	$(PY) -m figures results/laptop
+
+record: .venv/.installed ## copy the finished runs/laptop into results/, to be committed
+	$(PY) -m replicate.record --scale laptop
+
+smoke: .venv/.installed ## every experiment for a few steps, with its figures
+	$(PY) -m replicate --scale smoke
+	$(PY) -m figures runs/smoke
+
+# One thread per worker: two workers with two thread pools each would fight over the cores.
+test: .venv/.installed ## run the tests (ARGS=... for pytest)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(ARGS)
+
+lint: .venv/.installed ## check style and formatting with ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# Held down by hand: torch and torchvision are a pair; wandb 0.30 and later install a whole telemetry stack.
+# Pins already in requirements.txt stay unless ARGS=--upgrade.
+lock: .venv/.installed ## write requirements.txt anew from pyproject.toml (ARGS=--upgrade for newer versions)
+	printf '%s\n' 'torch==2.13.0' 'torchvision==0.28.0' 'wandb<0.30' | \
+	PATH="$(CURDIR)/.venv/bin:$(CURDIR)/.venv/uv-bootstrap/bin:$$PATH" uv pip compile --quiet \
+	    --universal --python-version 3.11 --fork-strategy fewest --all-extras --constraints - \
+	    --custom-compile-command 'make lock' --annotation-style line \
+	    $(ARGS) pyproject.toml --output-file requirements.txt
+
+clean: ## remove .venv and caches; runs/, data/ and results/ stay
+	rm -rf .venv .pytest_cache .ruff_cache dist
+	find . \( -path ./.git -o -path ./runs -o -path ./data \) -prune -o -name __pycache__ -prune -exec rm -rf {} +

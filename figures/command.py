@@ -1,0 +1,52 @@
+"""The command line the figures share: read, draw, and put the files in place only when all of them are there."""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from figures.curves import Plot, Problem, read_arms
+from figures.style import draw, save
+from figures.tables import as_text, final_table, steps_table
+
+
+def main(*plots: Plot, argv: list[str] | None = None) -> int:
+    """Draws each figure that it has the runs for; 2 if one could not be drawn, after a sentence that says why."""
+    parser = argparse.ArgumentParser(description=f"Draw {', '.join(plot.name for plot in plots)} from CSV files.")
+    parser.add_argument("root", nargs="?", type=Path, default=Path("runs/laptop"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("figures/out"), help="default: %(default)s")
+    args = parser.parse_args(argv)
+    if not args.root.is_dir():
+        advice = "run `make figures` to train and draw, or `make redraw` to draw the committed results"
+        print(f"error: There is no folder {args.root}: {advice}.", file=sys.stderr)
+        return 2
+    code = 0
+    for plot in plots:
+        try:
+            make(plot, args.root, args.out)
+        except Problem as problem:
+            print(f"error: {problem}", file=sys.stderr)
+            code = 2
+    return code
+
+
+def make(plot: Plot, root: Path, out: Path) -> None:
+    """One figure, from the folder of runs to its PNG, PDF and two CSV tables."""
+    arms = read_arms(plot, root)
+    smoke = root.resolve().name == "smoke" or any(run.smoke for runs in arms.values() for run in runs)
+    steps, finals = steps_table(plot, arms), final_table(arms)
+    figure = draw(plot, arms, smoke)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as folder:
+            new = Path(folder)
+            save(figure, new, plot.name)
+            steps.to_csv(new / f"{plot.name}_steps.csv", index=False, lineterminator="\n")
+            finals.to_csv(new / f"{plot.name}_final.csv", index=False, lineterminator="\n")
+            for file in sorted(new.iterdir()):
+                os.replace(file, out / file.name)
+    except OSError as error:
+        raise Problem(f"Cannot write into {out}: {error.strerror or error}.") from error
+    print(as_text(plot, steps, finals))
+    print(f"{plot.name}: wrote {plot.name}.png, .pdf, _steps.csv and _final.csv into {out}\n")

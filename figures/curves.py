@@ -1,0 +1,103 @@
+"""From a folder of runs to curves. Accuracies are fractions in the files and percent from here on.
+
+<root>/<arm>/seed<k>/metrics.csv    one row per evaluation, the first at step 0
+<root>/<arm>/seed<k>/run.json       its "status" says whether the run is finished
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+COLUMNS = ["step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]
+EXPECTED = f"expected are the columns {','.join(COLUMNS)} and one row per evaluation"
+
+
+class Problem(Exception):
+    """What the user must put right, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What one figure shows. A student's steps are its own: those of its teacher are not counted."""
+
+    name: str
+    curves: dict[str, str]  # arm -> its name in the legend, in the legend's order
+    students: tuple[str, ...]  # the arms grown by Net2Net
+    scratch: str  # the arm from random initialisation, to which the others' steps are compared
+    teacher: str  # the arm whose final accuracy is a horizontal line
+    teacher_label: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one arm: `rows` has step, train and val (percent); train may be missing at step 0."""
+
+    rows: pd.DataFrame
+    finished: bool
+    smoke: bool
+
+
+def read_arms(plot: Plot, root: Path) -> dict[str, list[Run]]:
+    """All runs of the figure's arms; refuses whatever would draw a curve that nobody trained."""
+    return {arm: _read_arm(plot, root, arm) for arm in dict.fromkeys([*plot.curves, plot.teacher])}
+
+
+def final(runs: list[Run], panel: str) -> float:
+    """The last accuracy, mean over seeds."""
+    return sum(run.rows[panel].iloc[-1] for run in runs) / len(runs)
+
+
+def _read_arm(plot: Plot, root: Path, arm: str) -> list[Run]:
+    runs = []
+    folders = [p for p in (root / arm).glob("seed*") if p.name.removeprefix("seed").isdecimal()]
+    for folder in sorted(folders, key=lambda p: int(p.name.removeprefix("seed"))):
+        run = _read_run(folder) if (folder / "metrics.csv").exists() else None
+        if run and len(run.rows) > 1:
+            runs.append(run)
+        else:  # a job that waits or has just begun
+            print(f"warning: {folder} has no evaluation after step 0 yet and is left out", file=sys.stderr)
+    if not runs:
+        command = f"python replicate/{plot.name}.py --scale {root.resolve().name}"
+        raise Problem(f"{plot.name} needs {root / arm}/seed*/metrics.csv, which `{command}` writes.")
+    lengths = sorted({int(run.rows.step.iloc[-1]) for run in runs if run.finished})
+    if len(lengths) > 1:
+        steps = " and ".join(map(str, lengths))
+        raise Problem(f"Finished seeds in {root / arm} end at different steps, {steps}, so they have no mean.")
+    return runs
+
+
+def _read_run(folder: Path) -> Run:
+    file = folder / "metrics.csv"
+    try:
+        table = pd.read_csv(file)
+    except (OSError, ValueError) as error:  # pandas' own parser errors are ValueErrors
+        raise Problem(f"{file} is empty or cannot be read as CSV; {EXPECTED}.") from error
+    if missing := [column for column in COLUMNS if column not in table]:
+        raise Problem(f"{file} lacks {', '.join(missing)}; {EXPECTED}.")
+    if table.empty:
+        raise Problem(f"{file} has no rows; {EXPECTED}.")
+
+    rows = table[["step", "train_top1", "val_top1"]].apply(pd.to_numeric, errors="coerce")
+    rows.columns = ["step", "train", "val"]
+    sound = rows.val.between(0, 1) & (rows.train.between(0, 1) | (rows.step == 0)) & rows.step.notna()
+    if not sound.all():  # no mini-batch has run before step 0, so its training accuracy may be empty
+        line = int(sound.argmin()) + 2  # the header is line 1
+        raise Problem(f"{file}, line {line}, has no number as its step or no accuracy from 0 to 1; {EXPECTED}.")
+    again = rows.step[rows.step.diff() <= 0]  # a resume that replayed a part, or two runs in one file
+    if len(again):
+        raise Problem(f"{file} has step {again.iloc[0]:g} twice or out of order: it is not one run's record.")
+    if rows.step[0] != 0:
+        raise Problem(f"{file} begins at step {rows.step[0]:g}, but a curve begins at step 0.")
+    rows[["train", "val"]] = (100 * rows[["train", "val"]]).round(6)  # else 0.57 would miss the level 57
+
+    try:
+        info = json.loads((folder / "run.json").read_text())
+        status, config = info["status"], info.get("config")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Problem(f'{folder}/run.json is missing or has no "status": is the run finished?') from error
+    if status != "finished":
+        print(f'warning: {folder} is unfinished (its status is "{status}")', file=sys.stderr)
+    return Run(rows, status == "finished", isinstance(config, dict) and config.get("scale") == "smoke")

@@ -1,0 +1,29 @@
+"""Fig 4 (section 3.2): widening a narrow Inception to the standard size.
+
+    python figures/fig4.py [ROOT] [--out DIR]
+
+The paper's claims to look for: the Net2WiderNet student converges faster than the "random pad" student and
+than the same net from random initialisation, and ends at the same accuracy as the latter.
+"""
+
+import sys
+
+from figures.command import main
+from figures.curves import Plot
+
+FIG4 = Plot(
+    name="fig4",
+    curves={
+        "wider": "Net2WiderNet student",
+        "random_pad": "Random pad student",
+        "standard": "Random initialization",
+        "teacher_narrow": "Narrow teacher, for reference",
+    },
+    students=("wider",),
+    scratch="standard",
+    teacher="teacher_narrow",
+    teacher_label="Narrow teacher",
+)
+
+if __name__ == "__main__":
+    sys.exit(main(FIG4))

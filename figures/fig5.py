@@ -1,0 +1,27 @@
+"""Fig 5 (section 3.3): deepening the standard Inception, two more pairs for each vertical-horizontal pair.
+
+    python figures/fig5.py [ROOT] [--out DIR]
+
+The paper's claim to look for: the Net2DeeperNet student is faster than the same deep net from random
+initialisation, in training and in validation accuracy.
+"""
+
+import sys
+
+from figures.command import main
+from figures.curves import Plot
+
+FIG5 = Plot(
+    name="fig5",
+    curves={
+        "deeper": "Net2DeeperNet student",
+        "deeper_random_init": "Random initialization",
+    },
+    students=("deeper",),
+    scratch="deeper_random_init",
+    teacher="standard",
+    teacher_label="Teacher (standard Inception)",
+)
+
+if __name__ == "__main__":
+    sys.exit(main(FIG5))

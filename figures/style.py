@@ -1,0 +1,116 @@
+"""How a figure looks: one colour, line and marker per arm in all figures, two panels, one legend."""
+
+import math
+from pathlib import Path
+
+import matplotlib.style
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from figures.curves import Plot, Run, final
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles and markers for grey paper.
+LOOK = {
+    "teacher_narrow": ("#7f7f7f", "-", None),
+    "standard": ("#000000", (0, (5, 2)), "s"),
+    "wider": ("#0072B2", "-", "o"),
+    "random_pad": ("#E69F00", (0, (6, 2, 1, 2)), "D"),
+    "deeper": ("#D55E00", "-", "^"),
+    "deeper_random_init": ("#CC79A7", (0, (5, 2)), "v"),
+    "wider_sqrt2": ("#56B4E9", "-", "p"),
+    "deeper_4pairs": ("#009E73", (0, (9, 1.5)), "X"),
+}
+PANELS = {"train": "(a) Training accuracy (%)", "val": "(b) Validation accuracy (%)"}
+RC = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 7.5,
+    "legend.handlelength": 3.2,
+    "pdf.fonttype": 42,  # text stays text: journals ask for it
+}
+in_style = matplotlib.style.context(RC, after_reset=True)  # nobody's own matplotlibrc shows in a figure
+
+
+@in_style
+def draw(plot: Plot, arms: dict[str, list[Run]], smoke: bool) -> Figure:
+    """Mean curve and range of the seeds from three seeds on; below that a thin line for each seed.
+
+    A training accuracy is a mean over the mini-batches since the last evaluation; it stands at their end.
+    """
+    figure = Figure(figsize=(7.2, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (panel, title) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
+        handles = [_curve(axes, arm, arms[arm], panel, i) for i, arm in enumerate(plot.curves)]
+        teacher = final(arms[plot.teacher], panel)
+        handles.append(axes.axhline(teacher, color=LOOK[plot.teacher][0], lw=0.8, ls=(0, (1, 3)), zorder=1.5))
+        longest = max(run.rows.step.iloc[-1] for arm in plot.curves for run in arms[arm])
+        axes.set_title(title)
+        axes.set_xlabel("mini-batches (not counting its teacher's)")
+        axes.set_xlim(-0.02 * longest, 1.01 * longest)  # a marker at step 0 is seen whole
+        axes.set_ylim(_limits(plot, arms, panel, teacher))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
+        if smoke:  # in each panel, so that it cannot be cropped away
+            mark = {"size": 19, "weight": "bold", "color": "0.4", "alpha": 0.6, "rotation": 33, "zorder": 9}
+            centre = {"ha": "center", "va": "center", "transform": axes.transAxes}
+            axes.text(0.5, 0.5, "smoke test: not a result", **mark, **centre)
+    labels = [_label(text, arms[arm]) for arm, text in plot.curves.items()]
+    labels.append(_label(f"{plot.teacher_label}: final accuracy", arms[plot.teacher]))
+    band = {len(arms[arm]) >= 3 for arm in plot.curves}
+    how = ["line: mean of n seeds, band: their minimum to maximum"] * (True in band)
+    how += ["n < 3: one line per seed"] * (False in band)
+    figure.legend(handles, labels, title="; ".join(how), loc="outside lower center", ncols=2)
+    return figure
+
+
+@in_style
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """PNG and PDF. Nothing in them tells when or by which version they were made: same CSV, same bytes."""
+    figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+    figure.savefig(folder / f"{name}.pdf", metadata={"Creator": None, "Producer": None, "CreationDate": None})
+
+
+def _curve(axes: Axes, arm: str, runs: list[Run], panel: str, place: int):
+    """Draws one arm and returns its legend handle. The first arms in the legend lie on top."""
+    colour, line, marker = LOOK[arm]
+    look = {"color": colour, "ls": line, "marker": marker, "zorder": 3 - 0.1 * place}
+    look["markevery"] = (0.03 * place, 0.15)  # never two arms' markers at one place
+    width = 1.4 if marker else 0.9  # the narrow teacher is there for reference only
+    curves = [run.rows.set_index("step")[panel].dropna() for run in runs]
+    if len(curves) < 3:
+        lines = [axes.plot(curve.index, curve, lw=0.75 * width, **look)[0] for curve in curves]
+        return lines[0]
+    seeds = pd.concat(curves, axis=1, join="inner")  # only steps that every seed has: no jump where one ends
+    low, high = seeds.min(axis=1), seeds.max(axis=1)
+    band = axes.fill_between(seeds.index, low, high, color=colour, alpha=0.2, lw=0)
+    return band, axes.plot(seeds.index, seeds.mean(axis=1), lw=width, **look)[0]
+
+
+def _limits(plot: Plot, arms: dict[str, list[Run]], panel: str, teacher: float) -> tuple[float, float]:
+    """The upper 15 points, and down as far as the teacher's end and all of the Net2Net students go.
+
+    A net from random initialisation enters from below: the figure is about what happens near the top.
+    """
+    best = max(run.rows[panel].max() for arm in plot.curves for run in arms[arm])
+    lowest = min(run.rows[panel].min() for arm in plot.students for run in arms[arm])
+    bottom = max(0, 5 * math.floor(min(best - 15, teacher, lowest) / 5))
+    return bottom, min(100.5, best + 0.05 * (best - bottom))
+
+
+def _label(text: str, runs: list[Run]) -> str:
+    return f"{text}, n = {len(runs)}" + ("" if all(run.finished for run in runs) else " (unfinished)")

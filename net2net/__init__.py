@@ -1,0 +1,24 @@
+"""Net2Net: grow a trained network without losing what it learned (Chen, Goodfellow, Shlens, 2015).
+
+widen        Net2WiderNet, sec 2.3
+random_pad   its baseline, sec 3.1
+deepen       Net2DeeperNet, sec 2.4
+verify       is it still the same function?
+history      what was done to a model
+"""
+
+from net2net.certificate import Certificate, verify
+from net2net.deeper import deepen
+from net2net.errors import GrowthError, UnsupportedOperation
+from net2net.wider import history, random_pad, widen
+
+__all__ = [
+    "Certificate",
+    "GrowthError",
+    "UnsupportedOperation",
+    "deepen",
+    "history",
+    "random_pad",
+    "verify",
+    "widen",
+]

@@ -1,0 +1,81 @@
+"""Is it still the same function? Teacher and student side by side, in float64."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from net2net.errors import GrowthError
+from net2net.spaces import as_arguments
+
+
+class Certificate(NamedTuple):
+    """How far a student's outputs are from its teacher's.
+
+    max_abs         largest absolute difference of any output
+    relative        `max_abs` over the largest absolute output of the teacher
+    top1_agreement  fraction of rows in which both have the same largest entry (last dimension of the first output)
+    mode            "eval" or "train": how batch normalisation was run
+    dtype           in which precision
+    """
+
+    max_abs: float
+    relative: float
+    top1_agreement: float
+    mode: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return (
+            f"max-abs error {self.max_abs:.2e}, relative {self.relative:.2e}, "
+            f"top-1 agreement {self.top1_agreement:.2%} ({self.mode} mode, {self.dtype})"
+        )
+
+
+def verify(
+    teacher: nn.Module,
+    student: nn.Module,
+    inputs: Any,
+    *,
+    train: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Certificate:
+    """Compare two models on the same inputs.
+
+    inputs  a tensor, a tuple of arguments or a dict of keyword arguments, with at least one example
+    train   normalise by the statistics of the batch, as in training; dropout stays off in both modes
+    dtype   precision of the comparison; both models are converted
+
+    Works on copies: neither model changes, nor do its batch-norm statistics. Raises `GrowthError` if the outputs
+    have different shapes.
+    """
+    ours, theirs = (_outputs(model, inputs, train, dtype) for model in (teacher, student))
+    shapes = [[tuple(t.shape) for t in outputs] for outputs in (ours, theirs)]
+    if shapes[0] != shapes[1] or not ours:
+        raise GrowthError(f"teacher and student return different shapes: {shapes[0]} and {shapes[1]}")
+    max_abs = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+    scale = max(float(a.abs().max()) for a in ours)
+    relative = max_abs / scale if scale else (0.0 if max_abs == 0 else float("inf"))
+    a, b = ours[0], theirs[0]
+    agreement = float((a.argmax(-1) == b.argmax(-1)).double().mean()) if a.ndim else float(a == b)
+    return Certificate(max_abs, relative, agreement, "train" if train else "eval", str(dtype).removeprefix("torch."))
+
+
+def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+    model = copy.deepcopy(model).to(dtype).train(train)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args, kwargs = as_arguments(
+        pytree.tree_map_only(
+            torch.Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else None), inputs
+        )
+    )
+    with torch.no_grad():
+        output = model(*args, **kwargs)
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]

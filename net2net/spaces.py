@@ -1,0 +1,324 @@
+"""Remapping inference: one forward pass on the meta device finds the channel spaces of a model (sec 2.3).
+
+The paper asks for "a remapping inference algorithm that makes a forward pass through the graph, querying each operation in
+the graph about how to make the remapping functions consistent". This is it, in three notions:
+
+space     an unknown map g from new channels to old ones. Everything that must be remapped alike shares one space.
+axis      one dimension of one tensor, written as a sequence of blocks (space, repeat): the space's channels in order, each
+          repeated `repeat` times in a row. A convolution's output is [(s, 1)], a concatenation [(s, 1), (t, 1)], its
+          flattening over H x W positions [(s, HW), (t, HW)]. `None` stands for a dimension that is never remapped.
+tie       two axes that must be remapped alike, solved as a term unification: spaces are merged, and split where the
+          blocks of the two axes end at different places.
+
+What an operation does to axes is written in `net2net.rules`; nothing here knows about operations.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from net2net.errors import GrowthError, UnsupportedOperation
+
+
+class Space:
+    """An unknown map over `width` channels; `alias`: the axis that it turned out to be; `fixed`: why it cannot grow."""
+
+    __slots__ = ("alias", "fixed", "width")
+
+    def __init__(self, width: int, fixed: str | None = None):
+        self.width = width
+        self.alias: Axis | None = None
+        self.fixed = fixed
+
+
+Block = tuple[Space, int]
+Axis = tuple[Block, ...]
+
+
+def resolve(axis: Axis) -> Axis:
+    """The axis in terms of spaces that are not aliases."""
+    if all(space.alias is None for space, _ in axis):
+        return axis
+    blocks: list[Block] = []
+    for space, repeat in axis:
+        if space.alias is None:
+            blocks.append((space, repeat))
+        else:
+            blocks.extend((s, r * repeat) for s, r in resolve(space.alias))
+    return tuple(blocks)
+
+
+def length(axis: Axis) -> int:
+    return sum(space.width * repeat for space, repeat in axis)
+
+
+def fix(axis: Axis | None, reason: str) -> None:
+    """Forbid the axis to grow; the first reason given is kept."""
+    for space, _ in resolve(axis or ()):
+        space.fixed = space.fixed or reason
+
+
+def split(space: Space, at: int) -> None:
+    """Make an unaliased space two: its first `at` channels, and the rest."""
+    space.alias = ((Space(at, space.fixed), 1), (Space(space.width - at, space.fixed), 1))
+
+
+def _alias(space: Space, axis: Axis) -> None:
+    if space.fixed:
+        fix(axis, space.fixed)
+    space.alias = axis
+
+
+def tie(a: Axis | None, b: Axis | None, reason: str) -> None:
+    """Make two axes of equal length share their maps; `reason` is given where this forbids them to grow."""
+    if a is None or b is None:
+        fix(a or b, reason)
+        return
+    a, b = resolve(a), resolve(b)
+    while a and b:
+        (s, rs), (t, rt) = a[0], b[0]
+        if s is t and rs == rt:
+            a, b = a[1:], b[1:]
+            continue
+        m, n = s.width * rs, t.width * rt
+        if m == n and (rs == rt or rs == 1 or rt == 1):
+            # Of two spaces with different repeats the unrepeated one is the other, each channel repeated.
+            if rs == 1 or rs == rt:
+                _alias(s, ((t, rt // rs),))
+            else:
+                _alias(t, ((s, rs),))
+        elif m > n and n % rs == 0:
+            split(s, n // rs)
+        elif n > m and m % rt == 0:
+            split(t, m // rt)
+        else:
+            fix((a[0], b[0]), reason)
+            if s is not t and m == n:
+                a, b = a[1:], b[1:]
+            else:  # the blocks end inside each other's channels: nothing of either axis can move
+                fix(a, reason)
+                fix(b, reason)
+                return
+        # A space may occur again further on in either axis: look again with what is known now.
+        a, b = resolve(a), resolve(b)
+
+
+@dataclass
+class Value:
+    """What is known of one tensor: the axis of each dimension, and the call that made it."""
+
+    tensor: torch.Tensor
+    axes: list[Axis | None]
+    call: Call | None = None
+
+    @property
+    def tracked(self) -> bool:
+        return any(axis is not None for axis in self.axes)
+
+
+@dataclass
+class Call:
+    """One operation of the forward pass, as its rule sees it."""
+
+    name: str
+    args: tuple
+    kwargs: dict
+    module: str
+    inputs: list[Value] = field(default_factory=list)
+    out: Any = None
+
+    def get(self, position: int | None, keyword: str, default: Any = None) -> Any:
+        """An argument by position (None: keyword only) or keyword."""
+        if position is not None and position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(keyword, default)
+
+    @property
+    def where(self) -> str:
+        return f"{self.name!r} in {self.module_name}"
+
+    @property
+    def module_name(self) -> str:
+        return f"module {self.module!r}" if self.module else "the model's own forward"
+
+    def unsupported(self, why: str) -> UnsupportedOperation:
+        return UnsupportedOperation(f"cannot follow the channels through {self.where}: {why}")
+
+
+class Trace(TorchFunctionMode):
+    """The channel spaces of a model, found by running it once on the meta device (no data, no computation).
+
+    After construction: `axes[name]` are the axes of each parameter and buffer; `outputs` the (name, dim) along which a
+    weight makes channels; `contracted` those along which it sums over them; `sites[name]` the value that each
+    call of a module returned; `skeleton` a copy of the model whose parameters and buffers are on the meta device.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any):
+        super().__init__()
+        from net2net.rules import RULES
+
+        self._rules = RULES
+        self.skeleton = skeleton(model)
+        self.names: dict[int, str] = {}
+        self.axes: dict[str, list[Axis | None]] = {}
+        self.outputs: list[tuple[str, int]] = []
+        self.contracted: set[tuple[str, int]] = set()
+        self.sites: dict[str, list[Value | None]] = {}
+        self._values: dict[int, Value] = {}
+        self._stack: list[str] = []
+        for name, tensor in self._tensors():
+            self.names.setdefault(id(tensor), name)
+        self._run(example_inputs)
+
+    def _tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
+        yield from self.skeleton.named_parameters()
+        yield from self.skeleton.named_buffers()
+
+    def _run(self, example_inputs: Any) -> None:
+        modules = {id(module): name for name, module in self.skeleton.named_modules()}
+        args, kwargs = as_arguments(
+            pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), example_inputs)
+        )
+
+        def enter(module: nn.Module, inputs: Any) -> None:
+            self._stack.append(modules.get(id(module), "?"))
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            value = self._values.get(id(output)) if isinstance(output, torch.Tensor) else None
+            self.sites.setdefault(self._stack.pop(), []).append(value)
+
+        hooks = [
+            nn.modules.module.register_module_forward_pre_hook(enter),
+            nn.modules.module.register_module_forward_hook(leave),
+        ]
+        try:
+            # Evaluation first. Parts that only training reaches (auxiliary classifiers) must grow along, so a model that
+            # left parameters untouched runs once more in training mode; the sites are those of the evaluation pass.
+            for training in (False, True):
+                self.skeleton.train(training)
+                self._stack.clear()
+                sites = self.sites
+                self.sites = {} if training else sites
+                with torch.no_grad(), torch.device("meta"), self:
+                    output = self.skeleton(*args, **kwargs)
+                self.sites = sites
+                for tensor in pytree.tree_leaves(output):
+                    if isinstance(tensor, torch.Tensor):
+                        for axis in self.axes_of(tensor):
+                            fix(axis, "they are the network's output")
+                if all(name in self.axes for name, _ in self.skeleton.named_parameters()):
+                    break
+        except GrowthError:
+            raise
+        except Exception as error:
+            where = f"module {self._stack[-1]!r}" if self._stack and self._stack[-1] else "the model's own forward"
+            raise GrowthError(
+                f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {error} "
+                "(check the example inputs; a branch that depends on data cannot be followed)"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.skeleton.train(False)
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        # In-place operations change what is known of their argument, so look before the call.
+        inputs = [self.value_of(t) for t in tensors]
+        out = func(*args, **kwargs)
+        results = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+        if not results:
+            return out
+        call = Call(function_name(func), args, kwargs, self._stack[-1] if self._stack else "", inputs, out)
+        if not any(value.tracked for value in inputs):
+            for tensor in results:
+                self._set(tensor, [None] * tensor.ndim, call)
+            return out
+        rule = self._rules.get(call.name)
+        if rule is None:
+            raise UnsupportedOperation(
+                f"no rule says how channels pass through {call.where} "
+                f"(shapes {', '.join(str(tuple(t.shape)) for t in tensors)}): the model was left as it is"
+            )
+        self._set(out, rule(self, call), call)
+        return out
+
+    def _set(self, tensor: torch.Tensor, axes: list[Axis | None], call: Call) -> None:
+        if id(tensor) not in self.names:  # a parameter or buffer updated in place keeps its own axes
+            self._values[id(tensor)] = Value(tensor, axes, call)
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """What is known of a tensor. A parameter or buffer starts with a space of its own along every dimension."""
+        value = self._values.get(id(tensor))
+        if value is None:
+            name = self.names.get(id(tensor))
+            axes: list[Axis | None] = [None] * tensor.ndim
+            if name is not None:
+                axes = [((Space(n), 1),) for n in tensor.shape]
+                self.axes[name] = axes
+            value = self._values[id(tensor)] = Value(tensor, axes)
+        return value
+
+    def axes_of(self, tensor: torch.Tensor) -> list[Axis | None]:
+        return self.value_of(tensor).axes
+
+    def weight(self, call: Call, tensor: torch.Tensor, output: int, contracted: int) -> list[Axis | None]:
+        """Axes of a weight that sums over dimension `contracted` and makes channels along `output`."""
+        name = self.names.get(id(tensor))
+        if name is None:
+            raise call.unsupported("its weight is computed from other tensors instead of being a parameter")
+        if (name, output) not in self.outputs:
+            self.outputs.append((name, output))
+        self.contracted.add((name, contracted))
+        axes = self.axes_of(tensor)
+        for dim, axis in enumerate(axes):
+            if dim not in (output, contracted):
+                fix(axis, "they are kernel taps")
+        return axes
+
+    def producers(self) -> dict[Space, list[str]]:
+        """Each space that weights make, with the names of these weights, in the order of the forward pass."""
+        found: dict[Space, list[str]] = {}
+        for name, dim in self.outputs:
+            for space, _ in resolve(self.axes[name][dim] or ()):
+                found.setdefault(space, []).append(name)
+        return found
+
+
+def function_name(func: Callable) -> str:
+    """The name of a torch function; `relu`, `relu_`, `Tensor.relu` and `functional.relu` are one operation."""
+    name = getattr(func, "__name__", str(func))
+    if name == "__get__":  # a tensor's property
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+    if name.startswith("__"):
+        return name
+    return name.removesuffix("_")
+
+
+def as_arguments(example_inputs: Any) -> tuple[tuple, dict]:
+    """Positional and keyword arguments from example inputs: a tensor, a tuple of arguments, or a dict of keywords."""
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the model without its data: every parameter and buffer is an empty tensor on the meta device."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,349 @@
+"""Net2WiderNet (sec 2.3), and its baseline "random pad" (sec 3.1).
+
+Widening is three steps. The channel spaces are found (`net2net.spaces`). For each space that grows, a map g from its new
+channels to its old ones is drawn. Then every parameter and buffer is filled by the maps of its axes. Net2WiderNet and its
+baseline differ in the fill alone:
+
+replicate   new entries are copies; what a layer sums over is divided by the replica counts; noise on the copies
+random pad  old entries stay where they are; new rows and columns keep the student's own random initialisation
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from net2net.errors import GrowthError
+from net2net.spaces import Axis, Space, Trace, resolve
+
+Maps = dict[Space, torch.Tensor]
+
+
+class AxisMap(NamedTuple):
+    """How one axis of a parameter grows, for its n' new positions.
+
+    index   [n'] the old position each new one copies
+    copies  [n'] the replication factor |{x : g(x) = g(j)}| of the channel at each new position
+    fresh   [n'] whether the position is a copy, i.e. not the first of its channel
+    """
+
+    index: torch.Tensor
+    copies: torch.Tensor
+    fresh: torch.Tensor
+
+
+def widen(
+    model: nn.Module,
+    example_inputs: Any,
+    factor: float | None = None,
+    widths: Mapping[str, int] | None = None,
+    *,
+    modules: str | Sequence[str] | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> nn.Module:
+    """A wider model that computes the same function: Net2WiderNet (paper sec 2.3).
+
+    The first n channels of a widened layer are the old ones; each further one copies an old channel drawn at random with
+    replacement. Every consumer divides its incoming weights by the number of copies. Layers that must share a map (by
+    batch norm, addition, concatenation, several consumers) are found by running the model once on the meta device.
+    Input and output of the network keep their width.
+
+    model           any `nn.Module`; it is left untouched
+    example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
+    factor          multiplies the width of every layer that can grow (rounded to whole channels), or
+    widths          the new number of channels of some layers, by module name, e.g. {"layer1.conv1": 96}
+    modules         restricts `factor` to modules that match a glob pattern, and all that is inside them
+    noise           standard deviation of the normal noise added to the weights of the copies (never to the first), as a
+                    fraction of the filter's own standard deviation. With 0 the function is preserved exactly, but copies
+                    only diverge if training treats them differently, e.g. by dropout.
+    seed            of the maps and the noise. Each layer's draw depends on the seed and its name only.
+
+    Returns a new model of the same class on the same device. An optimizer of the old model does not know the new
+    parameters: build a new one. Raises `GrowthError` if what was asked cannot grow, and `UnsupportedOperation` for an
+    operation through which the channels cannot be followed.
+    """
+
+    def replicate(student: nn.Module, grown: dict[str, dict[int, AxisMap]], trace: Trace) -> None:
+        makes = set(trace.outputs)
+        for name, tensor in _tensors(student):
+            for dim, axis in grown.get(name, {}).items():
+                if (name, dim) in trace.contracted:
+                    tensor.div_(axis.copies.to(tensor.dtype).view(_along(dim, tensor.ndim)))
+        if noise:
+            for name, tensor in _tensors(student):
+                for dim, axis in grown.get(name, {}).items():
+                    if (name, dim) in makes:
+                        _perturb(tensor, dim, axis.fresh, noise, _generator(seed, "noise", name))
+
+    if noise < 0:
+        raise GrowthError(f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise}")
+    return _grow(model, example_inputs, factor, widths, modules, seed, replicate, {"op": "widen", "noise": noise})
+
+
+def random_pad(
+    model: nn.Module,
+    example_inputs: Any,
+    factor: float | None = None,
+    widths: Mapping[str, int] | None = None,
+    *,
+    modules: str | Sequence[str] | None = None,
+    init: Callable[[nn.Module], None] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """The baseline of Net2WiderNet: the same wider model, padded with random weights (paper sec 3.1, "random pad").
+
+    Old weights stay as they are; new rows and columns come from a random initialisation of the *wider* model (fan-in of
+    the new shape), new batch-norm channels are weight 1, bias 0, mean 0, variance 1. The function is not preserved.
+
+    init    is applied to every module of the wider model, as by `nn.Module.apply`, and gives the random values; by
+            default each module's own `reset_parameters`.
+
+    The other arguments, the result and the errors are those of `widen`.
+    """
+
+    def pad(student: nn.Module, grown: dict[str, dict[int, AxisMap]], trace: Trace) -> None:
+        kept = {name: tensor.clone() for name, tensor in _tensors(student)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_generator(seed, "init", "").initial_seed())
+            student.apply(init or _reset(grown))
+        for name, tensor in _tensors(student):
+            old = torch.ones((), dtype=torch.bool, device=tensor.device)
+            for dim, axis in grown.get(name, {}).items():
+                old = old & ~axis.fresh.to(tensor.device).view(_along(dim, tensor.ndim))
+            tensor.copy_(torch.where(old, kept[name], tensor))
+
+    return _grow(model, example_inputs, factor, widths, modules, seed, pad, {"op": "random_pad"})
+
+
+def _grow(
+    model: nn.Module,
+    example_inputs: Any,
+    factor: float | None,
+    widths: Mapping[str, int] | None,
+    modules: str | Sequence[str] | None,
+    seed: int,
+    fill: Callable[[nn.Module, dict[str, dict[int, AxisMap]], Trace], None],
+    record: dict[str, Any],
+) -> nn.Module:
+    trace = Trace(model, example_inputs)
+    targets = _targets(trace, factor, widths, modules)
+    producers = trace.producers()
+    maps = {space: _draw(space.width, width, seed, producers[space][0]) for space, width in targets.items()}
+    grown = {
+        name: {dim: _axis_map(axis, maps) for dim, axis in enumerate(axes) if axis is not None and _grows(axis, maps)}
+        for name, axes in trace.axes.items()
+    }
+    student = _cut(model, trace, grown)
+    with torch.no_grad():
+        fill(student, grown, trace)
+    spaces = [
+        {"made_by": producers[space], "from": space.width, "to": len(g), "copies_of": g[space.width :].tolist()}
+        for space, g in maps.items()
+    ]
+    remember(student, {**record, "seed": seed, "spaces": spaces})
+    return student
+
+
+def _targets(
+    trace: Trace,
+    factor: float | None,
+    widths: Mapping[str, int] | None,
+    modules: str | Sequence[str] | None,
+) -> dict[Space, int]:
+    """The new width of every space that grows."""
+    if (factor is None) == (widths is None):
+        raise GrowthError("say how far to widen by either factor= or widths=, e.g. factor=1.5")
+    if widths is not None:
+        if modules is not None:
+            raise GrowthError("modules= restricts factor=; widths= names its modules itself")
+        return _named_targets(trace, widths)
+    if not factor >= 1:
+        raise GrowthError(f"factor must be at least 1, got {factor}: this package only grows models")
+    patterns = [modules] if isinstance(modules, str) else modules
+    if patterns is not None:
+        names = [name for name, _ in trace.skeleton.named_modules()]
+        for pattern in patterns:
+            if not any(_inside(name, pattern) for name in names):
+                raise GrowthError(f"no module matches {pattern!r}; the top level is {_children(trace.skeleton)}")
+    targets = {
+        space: round(space.width * factor)
+        for space, weights in trace.producers().items()
+        if not space.fixed
+        and (patterns is None or any(_inside(owner(w), pattern) for w in weights for pattern in patterns))
+    }
+    if not targets:
+        where = "" if patterns is None else f" in {', '.join(patterns)}"
+        reasons = {space.fixed for space in trace.producers() if space.fixed}
+        raise GrowthError(f"nothing can grow{where}: {'; '.join(sorted(reasons)) or 'no layer makes channels there'}")
+    return {space: width for space, width in targets.items() if width > space.width}
+
+
+def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
+    made = {}
+    for name, dim in trace.outputs:
+        made.setdefault(owner(name), (name, dim))
+    targets: dict[Space, tuple[int, str]] = {}
+    for module, width in widths.items():
+        if module not in made:
+            raise GrowthError(f"widths names {module!r}, which makes no channels; layers that do: {', '.join(made)}")
+        name, dim = made[module]
+        axis = resolve(trace.axes[name][dim] or ())
+        if isinstance(width, bool) or not isinstance(width, int):
+            raise GrowthError(f"the width of {module!r} must be a whole number of channels, got {width!r}")
+        current = sum(space.width * repeat for space, repeat in axis)
+        if width < current:
+            raise GrowthError(f"{module!r} has {current} channels already: cannot widen it to {width}")
+        if width == current:
+            continue
+        if len(axis) != 1 or axis[0][1] != 1:
+            parts = " + ".join(str(space.width * repeat) for space, repeat in axis)
+            raise GrowthError(f"the {current} channels of {module!r} are used in parts ({parts}): use factor=")
+        space = axis[0][0]
+        if space.fixed:
+            raise GrowthError(f"cannot widen {module!r}: {space.fixed}")
+        if targets.get(space, (width, ""))[0] != width:
+            other_width, other = targets[space]
+            raise GrowthError(
+                f"{module!r} ({width}) and {other!r} ({other_width}) share their channels: give both the same width"
+            )
+        targets[space] = (width, module)
+    return {space: width for space, (width, _) in targets.items()}
+
+
+def _draw(old: int, new: int, seed: int, name: str) -> torch.Tensor:
+    """The random map g of sec 2.3: the identity for the first `old` channels, then uniform with replacement."""
+    copies = torch.randint(old, (new - old,), generator=_generator(seed, "map", name))
+    return torch.cat([torch.arange(old), copies])
+
+
+def _generator(seed: int, purpose: str, name: str) -> torch.Generator:
+    """A generator of its own for each draw: asking for one more layer changes no other layer's draw."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _grows(axis: Axis, maps: Maps) -> bool:
+    return any(space in maps for space, _ in resolve(axis))
+
+
+def _axis_map(axis: Axis, maps: Maps) -> AxisMap:
+    """Put the maps of an axis' blocks one after the other, shifted by the old widths before them (sec 2.3)."""
+    index, copies, fresh, offset = [], [], [], 0
+    for space, repeat in resolve(axis):
+        g = maps.get(space)
+        if g is None:
+            g = torch.arange(space.width)
+        inner = torch.arange(repeat)
+        index.append((offset + g[:, None] * repeat + inner).flatten())
+        counts = torch.bincount(g, minlength=space.width)[g]
+        copies.append(counts.repeat_interleave(repeat))
+        fresh.append((torch.arange(len(g)) >= space.width).repeat_interleave(repeat))
+        offset += space.width * repeat
+    return AxisMap(torch.cat(index), torch.cat(copies), torch.cat(fresh))
+
+
+def _cut(model: nn.Module, trace: Trace, grown: dict[str, dict[int, AxisMap]]) -> nn.Module:
+    """The student: the trace's skeleton, with each parameter and buffer of the teacher indexed by its maps."""
+    student = trace.skeleton
+    data = {}
+    for name, tensor in _tensors(model):
+        new = tensor.detach()
+        for dim, axis in grown.get(name, {}).items():
+            new = new.index_select(dim, axis.index.to(new.device))
+        data[name] = new.clone() if new.data_ptr() == tensor.data_ptr() else new
+    replaced: dict[int, torch.Tensor] = {}
+    for name, empty in _tensors(student):
+        if isinstance(empty, nn.Parameter):
+            replaced[id(empty)] = nn.Parameter(data[name], requires_grad=empty.requires_grad)
+        else:
+            replaced[id(empty)] = data[name]
+    for module in student.modules():
+        for tensors in (module._parameters, module._buffers):
+            for key, empty in tensors.items():
+                if empty is not None:
+                    tensors[key] = replaced[id(empty)]
+        _note_widths(module)
+    for mine, theirs in zip(student.modules(), model.modules(), strict=True):
+        mine.training = theirs.training
+    return student
+
+
+def _note_widths(module: nn.Module) -> None:
+    """Bring a layer's own record of its widths up to date with its weight."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        for tensor in (weight, module.running_mean):
+            if tensor is not None:
+                module.num_features = len(tensor)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+
+
+def _perturb(weight: torch.Tensor, dim: int, fresh: torch.Tensor, noise: float, generator: torch.Generator) -> None:
+    """Add element-wise normal noise to the copied filters, relative to each filter's standard deviation."""
+    rows = weight.movedim(dim, 0)
+    copies = rows[fresh.to(weight.device)]
+    scale = copies.flatten(1).std(dim=1, correction=0).view(_along(0, copies.ndim))
+    draw = torch.randn(copies.shape, generator=generator, dtype=torch.float64).to(copies)
+    rows[fresh.to(weight.device)] = copies + noise * scale * draw
+
+
+def _reset(grown: dict[str, dict[int, AxisMap]]) -> Callable[[nn.Module], None]:
+    """Re-initialise each module by its own `reset_parameters`; refuse where a parameter that grew has none."""
+
+    def reset(module: nn.Module) -> None:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        elif own := [name for name, p in module.named_parameters(recurse=False) if p.requires_grad]:
+            raise GrowthError(
+                f"{type(module).__name__} holds the parameter {own[0]!r} and has no reset_parameters(): "
+                "pass init=, a function that initialises a module"
+            )
+
+    return reset
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _along(dim: int, ndim: int) -> list[int]:
+    """The shape in which a vector lies along dimension `dim` of a tensor with `ndim` dimensions."""
+    return [-1 if d == dim else 1 for d in range(ndim)]
+
+
+def owner(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _inside(module: str, pattern: str) -> bool:
+    """Whether a module matches the pattern, or lies inside one that does."""
+    parts = module.split(".")
+    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+
+
+def _children(model: nn.Module) -> str:
+    return ", ".join(name for name, _ in model.named_children()) or "a model without children"
+
+
+def remember(model: nn.Module, entry: dict[str, Any]) -> None:
+    """Append to the record of what was done to a model; see `history`."""
+    model.net2net_history = [*copy.deepcopy(history(model)), entry]
+
+
+def history(model: nn.Module) -> list[dict[str, Any]]:
+    """What this package did to a model, oldest first: a list of plain dicts that JSON can hold."""
+    return getattr(model, "net2net_history", [])

@@ -1,0 +1,270 @@
+"""The figures and their tables, from small CSV files written here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from figures.command import main
+from figures.curves import COLUMNS, read_arms
+from figures.fig4 import FIG4
+from figures.fig5 import FIG5
+from figures.fig6 import FIG6
+from figures.style import LOOK, draw
+from figures.tables import as_text, final_table, levels, steps_table
+
+REPO = Path(__file__).parents[1]
+PARTS = [".pdf", ".png", "_final.csv", "_steps.csv"]
+
+
+def write_run(folder, val, *, every=100, status="finished", scale="laptop", train=None):
+    """A run whose validation accuracies, in percent, are `val`: one evaluation every `every` steps."""
+    folder.mkdir(parents=True)
+    lines = [",".join(COLUMNS)]
+    for k, (seen, unseen) in enumerate(zip(train or val, val, strict=True)):
+        lines.append(f"{k * every},{k * every * 128},{k}.5,0.01,1.0,{seen / 100 if k else ''},1.0,{unseen / 100}")
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (folder / "run.json").write_text(json.dumps({"status": status, "config": {"scale": scale}}))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """One seed of every arm that Fig 4 and Fig 5 need; the numbers below are worked out by hand from these."""
+    root = tmp_path / "laptop"
+    write_run(root / "teacher_narrow/seed0", [10, 60, 80, 84, 85])
+    write_run(root / "standard/seed0", [10, 50, 80, 86, 88.7])
+    write_run(root / "wider/seed0", [84.5, 82, 87, 88, 89])
+    write_run(root / "random_pad/seed0", [30, 70, 84, 87, 88])
+    write_run(root / "deeper/seed0", [88, 87, 89, 90, 90])
+    write_run(root / "deeper_random_init/seed0", [10, 30, 60, 85, 87])
+    return root
+
+
+def cells(table, arm, column):
+    """One arm's column, with None for the empty cells."""
+    return [None if value != value else value for value in table[table.arm == arm][column]]
+
+
+def test_steps_and_ratios_by_hand(root):
+    arms = read_arms(FIG4, root)
+    # The top is the 88.7 of `standard` rounded down; 0.5 points apart would make 15 levels down to 85 - 4.
+    assert levels(FIG4, arms) == [81.5, 82.5, 83.5, 84.5, 85.5, 86.5, 87.5, 88.5]
+    table = steps_table(FIG4, arms)
+    assert cells(table, "standard", "steps") == [300, 300, 300, 300, 300, 400, 400, 400]
+    assert cells(table, "standard", "ratio") == [1] * 8
+    assert cells(table, "wider", "steps") == [0, 0, 0, 0, 200, 200, 300, 400]
+    assert cells(table, "wider", "at_start") == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert cells(table, "wider", "ratio") == [None, None, None, None, 1.5, 2, 1.333, 1]
+    assert cells(table, "random_pad", "steps") == [200, 200, 200, 300, 300, 300, 400, None]
+    assert cells(table, "random_pad", "reached") == [1] * 7 + [0]
+    text = as_text(FIG4, table, final_table(arms))
+    assert "at start" in text
+    assert "200 (1.5x)" in text
+    assert "not reached (0/1)" in text
+
+
+def test_a_level_counts_for_an_arm_only_when_all_its_seeds_reach_it(root):
+    write_run(root / "wider/seed1", [81.5, 82, 85, 86, 87])
+    write_run(root / "standard/seed1", [10, 50, 60, 80, 90])
+    table = steps_table(FIG4, read_arms(FIG4, root))
+    assert cells(table, "standard", "steps") == [350, 350, 350, 350, 350, 400, 400, 400]
+    assert cells(table, "wider", "steps") == [0, 100, 100, 100, 250, 300, None, None]
+    assert cells(table, "wider", "ratio") == [None, None, None, None, 1.4, 1.333, None, None]
+    assert cells(table, "wider", "at_start") == [2, 1, 1, 1, 0, 0, 0, 0]
+    assert cells(table, "wider", "reached") == [2, 2, 2, 2, 2, 2, 1, 1]
+    text = as_text(FIG4, table, final_table(read_arms(FIG4, root)))
+    assert "100 (1 at start)" in text
+    assert "not reached (1/2)" in text
+
+
+def test_a_percentage_is_reached_although_floats_round(tmp_path):
+    assert 100 * 0.57 < 57
+    for arm in FIG4.curves:
+        write_run(tmp_path / arm / "seed0", [10, 57])
+    arms = read_arms(FIG4, tmp_path)
+    assert levels(FIG4, arms)[-1] == 57
+    assert cells(steps_table(FIG4, arms), "wider", "reached")[-1] == 1
+
+
+def test_starts_and_ends(root):
+    write_run(root / "wider/seed1", [83.5, 80, 85, 86, 88])
+    finals = final_table(read_arms(FIG4, root)).set_index("arm")
+    wider = finals.loc["wider"]
+    assert (wider.seeds, wider.finished, wider.steps) == (2, 2, 400)
+    assert (wider.val_start, wider.val_lowest, wider.val_best, wider.val_final) == (84, 81, 88.5, 88.5)
+    assert wider.val_final_std == 0.707
+    assert finals.val_final_std.isna()["standard"]
+
+
+def test_files_appear_whole_and_are_the_same_in_another_process_without_torch(root, tmp_path):
+    out = tmp_path / "out"
+    assert main(FIG5, argv=[str(root), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [f"fig5{part}" for part in PARTS]
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['fig5.py', {str(root)!r}, '--out', {str(tmp_path / 'again')!r}]\n"
+        "try: runpy.run_path('figures/fig5.py', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "assert not loaded & {'torch', 'net2net', 'training', 'replicate'}, loaded\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"  # it would pick a backend of its own
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONHASHSEED": "7", "MPLBACKEND": "svg"}
+    subprocess.run([sys.executable, "-c", script], cwd=REPO, env=environment, check=True, capture_output=True)
+    assert b"atplotlib" not in (out / "fig5.png").read_bytes() + (out / "fig5.pdf").read_bytes()  # no version
+    for part in PARTS:
+        assert (out / f"fig5{part}").read_bytes() == (tmp_path / f"again/fig5{part}").read_bytes()
+
+
+def test_a_band_from_three_seeds_on_and_lines_below(root):
+    for seed in (1, 2):
+        write_run(root / f"wider/seed{seed}", [84.5, 82, 87, 88, 89 + seed])
+    write_run(root / "random_pad/seed1", [31, 71, 85, 86, 87])
+    figure = draw(FIG4, read_arms(FIG4, root), smoke=False)
+    validation = figure.axes[1]
+    assert len(validation.collections) == 1
+    (band,) = validation.collections
+    assert band.get_paths()[0].get_extents().ymax == 91
+    by_colour = {arm: [line for line in validation.lines if line.get_color() == LOOK[arm][0]] for arm in FIG4.curves}
+    (mean,) = by_colour["wider"]
+    assert list(mean.get_ydata()) == [84.5, 82, 87, 88, 90]
+    assert len(by_colour["random_pad"]) == 2
+    assert len(by_colour["teacher_narrow"]) == 2  # its curve and its last accuracy
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[:2] == ["Net2WiderNet student, n = 3", "Random pad student, n = 2"]
+    assert "minimum to maximum" in figure.legends[0].get_title().get_text()
+    assert len(figure.axes[0].texts) == 0
+
+
+def test_every_net2net_student_is_seen_whole(root):
+    for axes in draw(FIG4, read_arms(FIG4, root), smoke=False).axes:
+        bottom, top = axes.get_ylim()
+        assert bottom == 70  # 15 points below 89, down to a multiple of 5
+        assert 89 < top < 91
+
+
+def test_an_unfinished_run_says_so(root, capsys):
+    write_run(root / "wider/seed1", [84.5, 82, 87], status="running")
+    write_run(root / "wider/seed2", [84.5])  # has only just begun
+    write_run(root / "wider/seed3", [84.5, 82, 87, 88, 89])
+    arms = read_arms(FIG4, root)
+    figure = draw(FIG4, arms, smoke=False)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [label for label in labels if "(unfinished)" in label] == ["Net2WiderNet student, n = 3 (unfinished)"]
+    (mean,) = [line for line in figure.axes[1].lines if line.get_color() == LOOK["wider"][0]]
+    assert list(mean.get_xdata()) == [0, 100, 200]  # no mean of fewer seeds than the legend says
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f'warning: {root}/wider/seed1 is unfinished (its status is "running")'
+    assert second == f"warning: {root}/wider/seed2 has no evaluation after step 0 yet and is left out"
+    assert final_table(arms).set_index("arm").finished["wider"] == 2
+
+
+@pytest.mark.parametrize(("folder", "scale"), [("smoke", "laptop"), ("anything", "smoke")])
+def test_a_smoke_test_is_marked_in_both_panels(folder, scale, tmp_path, monkeypatch):
+    for arm in FIG5.curves | {"standard": ""}:
+        write_run(tmp_path / folder / arm / "seed0", [10, 20], scale=scale)
+    drawn = []
+    monkeypatch.setattr("figures.command.draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    assert main(FIG5, argv=[str(tmp_path / folder), "--out", str(tmp_path / "out")]) == 0
+    for axes in drawn[0].axes:
+        assert [text.get_text() for text in axes.texts] == ["smoke test: not a result"]
+
+
+def test_nobodys_own_matplotlib_settings_show(root):
+    with matplotlib.rc_context({"lines.linestyle": ":", "font.size": 30, "figure.facecolor": "black"}):
+        figure = draw(FIG5, read_arms(FIG5, root), smoke=False)
+    assert figure.get_facecolor() == (1, 1, 1, 1)
+    assert figure.axes[0].xaxis.label.get_size() == 8
+
+
+def failure(root, out, capsys, plot=FIG4):
+    """The one sentence on stderr; nothing may have been written."""
+    assert main(plot, argv=[str(root), "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert not out.is_dir()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith((".", "?"))
+    return line
+
+
+def test_no_root(tmp_path, capsys):
+    line = failure(tmp_path / "nowhere", tmp_path / "out", capsys)
+    assert str(tmp_path / "nowhere") in line
+    assert "`make figures`" in line
+    assert "`make redraw`" in line
+
+
+def test_no_arm(root, tmp_path, capsys):
+    line = failure(root, tmp_path / "out", capsys, FIG6)
+    assert str(root / "wider_sqrt2") in line
+    assert "`python replicate/fig6.py --scale laptop`" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: "", "is empty or cannot be read"),
+        (lambda text: "\0\xff\n1,2,3\n", "cannot be read"),
+        (lambda text: text.splitlines()[0] + "\n", "has no rows"),
+        (lambda text: text.replace("val_top1", "accuracy"), "lacks val_top1"),
+        (lambda text: text + "500,1,1", "line 7"),  # cut off in the middle of a row
+        (lambda text: text + text, "line 7"),  # a second header
+        (lambda text: text.replace(",0.87", ",87"), "line 4"),  # percent
+        (lambda text: text.replace("\n200,", "\n100,"), "step 100 twice"),
+        (lambda text: text.replace("\n0,", "\n50,").replace(",,", ",0.1,"), "begins at step 50"),
+    ],
+)
+def test_bad_metrics(change, says, root, tmp_path, capsys):
+    file = root / "wider/seed0/metrics.csv"
+    file.write_text(change(file.read_text()), encoding="latin-1")
+    line = failure(root, tmp_path / "out", capsys)
+    assert f"{file}" in line
+    assert says in line
+    if "step" not in says:
+        assert "step,images,wall_s,lr,train_loss,train_top1,val_loss,val_top1" in line
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_bad_run_json(content, root, tmp_path, capsys):
+    file = root / "wider/seed0/run.json"
+    file.unlink() if content is None else file.write_text(content)
+    assert str(file) in failure(root, tmp_path / "out", capsys)
+
+
+def test_seeds_of_different_lengths_have_no_mean(root, tmp_path, capsys):
+    write_run(root / "wider/seed1", [84.5, 82, 87])
+    assert "200 and 400" in failure(root, tmp_path / "out", capsys)
+
+
+def test_out_cannot_be_written(root, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.write_text("a file, not a folder")
+    assert str(out) in failure(root, out, capsys, FIG5)
+
+
+def test_a_failing_write_leaves_the_old_files_alone(root, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert main(FIG5, argv=[str(root), "--out", str(out)]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write_run(root / "deeper/seed1", [88, 87, 89, 90, 91])
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
+    capsys.readouterr()
+    assert main(FIG5, argv=[str(root), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: Cannot write into {out}: No space left on device.\n"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_one_missing_figure_does_not_keep_the_others_from_being_drawn(root, tmp_path, capsys):
+    assert main(FIG5, FIG6, argv=[str(root), "--out", str(tmp_path / "out")]) == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"fig5{part}" for part in PARTS]
+    assert "wider_sqrt2" in capsys.readouterr().err

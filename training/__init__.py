@@ -1,0 +1,1 @@
+"""Training: data, loops and what they write."""

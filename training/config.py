@@ -1,0 +1,214 @@
+"""What a run is: the YAML files under configs/, merged along `extends:`, overridden by `--set`, validated.
+
+Every key of every file is a field below; an unknown key or a wrong value is a `ConfigError` that names file and key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(Exception):
+    """A config file or an override is wrong; the message names it, the key, what was expected and what was found."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Model(Section):
+    name: Literal["inception_bn", "inception_bn_28", "inception_bn_2015"]
+    width: float = Field(gt=0)  # scales the channels inside the Inception modules only
+    extra_pairs: int = Field(ge=0)  # vertical-horizontal pairs added after every pair
+    bn_momentum: float = Field(gt=0, le=1)
+
+
+class Growth(Section):
+    teacher: str  # an arm of the same scale and seed, or the path of a checkpoint
+    method: Literal["net2wider", "random_pad", "net2deeper"]
+    noise: float = Field(ge=0)  # net2wider: of each filter's standard deviation, on copies only
+    calibration_batches: int = Field(gt=0)  # net2deeper: mini-batches for the batch-norm statistics
+
+
+class Data(Section):
+    name: Literal["fashion_mnist", "generated"]
+    root: str
+    validation: Literal["test", "held_out"]  # held_out: the last 10,000 training images, to make choices on
+    val_images: int = Field(gt=0)  # the first so many of them
+    flip: bool
+
+
+class Optimizer(Section):
+    lr: float = Field(gt=0)  # initial rate of training from scratch
+    lr_scale: float = Field(gt=0)  # a student's initial rate as a fraction of it (appendix A)
+    decay: float = Field(ge=0, lt=1)  # of RMSProp's mean square
+    momentum: float = Field(ge=0, lt=1)
+    eps: float = Field(gt=0)  # inside the square root
+    weight_decay: float = Field(ge=0)
+    clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
+
+
+class Schedule(Section):
+    name: Literal["cosine", "exponential"]
+    warmup_steps: int = Field(ge=0)
+    decay_rate: float = Field(gt=0, le=1)  # exponential: the rate is multiplied by this ...
+    decay_steps: int = Field(gt=0)  # ... every so many steps, smoothly
+
+
+class Training(Section):
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=1)  # global, whatever the number of processes
+    eval_every: int = Field(gt=0)
+    label_smoothing: float = Field(ge=0, lt=1)
+    ema_decay: float = Field(ge=0, lt=1)  # average of the weights for evaluation; 0: off
+
+
+class Wandb(Section):
+    mode: Literal["disabled", "offline", "online"]
+    project: str
+
+
+class Config(Section):
+    seed: int = Field(ge=0)
+    model: Model
+    growth: Growth | None
+    data: Data
+    optimizer: Optimizer
+    schedule: Schedule
+    training: Training
+    wandb: Wandb
+
+
+# What may differ between two calls that train the same run.
+OPERATIONAL = ("data.root", "wandb.mode", "wandb.project")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with two gaps closed: 1e-3 is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The validated config of a file; `overrides` are "a.b=value" strings, their values written as in YAML."""
+    values: dict[str, Any] = {}  # dotted key -> value
+    origin: dict[str, str] = {}  # dotted key -> the file or override that set it
+    _collect(Path(path), values, origin, ())
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set {override}: expected key=value, e.g. --set optimizer.lr=0.01")
+        _put(values, origin, key, _parse(text, f"--set {override}"), f"--set {override}")
+    try:
+        return Config.model_validate(_nested(values))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e, origin, str(path)) for e in error.errors())) from None
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The config as dotted keys."""
+    flat: dict[str, Any] = {}
+    _put(flat, {}, "", config.model_dump(), "")
+    return flat
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Dotted keys in which two flat configs would train different runs."""
+    return [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in OPERATIONAL]
+
+
+def _collect(path: Path, values: dict[str, Any], origin: dict[str, str], above: tuple[Path, ...]) -> None:
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: extends itself")
+    try:
+        text = path.read_text()
+    except OSError as error:
+        by = f" (named by extends: in {above[-1].name})" if above else ""
+        raise ConfigError(f"{path}: cannot read this config{by}: {error.strerror}") from None
+    content = _parse(text, str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(content).__name__}")
+    parents = content.pop("extends", [])
+    for parent in [parents] if isinstance(parents, str) else parents:
+        _collect(path.parent / parent, values, origin, (*above, path.resolve()))
+    _put(values, origin, "", content, str(path))
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark and "\n" in text else ""
+        raise ConfigError(f"{where}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _put(values: dict[str, Any], origin: dict[str, str], key: str, value: Any, where: str) -> None:
+    """Set a value; a mapping sets its keys one by one, so that `extends` merges section by section."""
+    if isinstance(value, dict) and (value or not key):
+        for inner, item in value.items():
+            _put(values, origin, f"{key}.{inner}" if key else str(inner), item, where)
+        return
+    for other in list(values):  # a section replaced by a plain value (growth: null), or the other way round
+        if other.startswith(f"{key}.") or key.startswith(f"{other}."):
+            del values[other]
+    values[key] = value
+    origin[key] = where
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return tree
+
+
+def _keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key that a config can have."""
+    keys = []
+    for name, field in model.model_fields.items():
+        sections = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(t, type)]
+        inner = next((t for t in sections if issubclass(t, BaseModel)), None)
+        keys += _keys(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return keys
+
+
+def _explain(error: Any, origin: dict[str, str], path: str) -> str:
+    key = ".".join(map(str, error["loc"]))
+    where = origin.get(key) or next((o for k, o in origin.items() if k.startswith(f"{key}.")), path)
+    if error["type"] == "extra_forbidden":
+        known = _keys()
+        leaf = {k.rpartition(".")[2]: k for k in known}
+        near = difflib.get_close_matches(key, known, 1, 0.6) or [
+            leaf[m] for m in difflib.get_close_matches(key.rpartition(".")[2], leaf, 1, 0.6)
+        ]
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
+        return f"{where}: unknown key {key!r}; {hint}"
+    if error["type"] == "missing":
+        return f"{where}: the key {key!r} is missing"
+    message = error["msg"].replace("Input should be", "expected").replace("a valid ", "a ")
+    value = error["input"]
+    return f"{where}: {key}: {message}, got {value!r} ({type(value).__name__})"

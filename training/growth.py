@@ -1,0 +1,96 @@
+"""From a teacher's checkpoint to a student of the config's architecture: what the arms of the figures start from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import net2net
+from net2net.inception_bn import InceptionBN, inception_bn
+from training.config import Config
+from training.config import Model as ModelConfig
+from training.data import NUM_CLASSES, Data
+from training.run import CheckpointError, load_checkpoint
+
+PAIR = ((3, 1), (1, 3))
+
+
+def build(model: ModelConfig) -> InceptionBN:
+    return inception_bn(
+        model.name,
+        width=model.width,
+        extra_pairs=model.extra_pairs,
+        num_classes=NUM_CLASSES,
+        in_channels=1,
+        bn_momentum=model.bn_momentum,
+    )
+
+
+def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> tuple[nn.Module, dict[str, Any]]:
+    """The student grown from the teacher in `checkpoint`, and the record of it for `run.json`.
+
+    `reference` is the student's architecture, as built for training from scratch: it says how wide each layer becomes,
+    and the student must come out with exactly its parameters. The record holds the teacher's checksum, what was done,
+    and the certificates: of the growth as it was (with its noise), and without noise, where it has to be exact.
+    """
+    growth = config.growth
+    saved = load_checkpoint(checkpoint, "teacher")
+    if saved["step"] != saved["config"]["training.steps"]:
+        raise CheckpointError(
+            f"the teacher {checkpoint} is not finished (step {saved['step']} of {saved['config']['training.steps']}): "
+            "train it to its end first"
+        )
+    was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
+    teacher = build(was)
+    teacher.load_state_dict(saved["ema"] or saved["model"])
+    batches = [data.batch(step)[0].cpu() for step in range(growth.calibration_batches)]
+    example = batches[0][:64]
+
+    def student(noise: float) -> nn.Module:
+        if growth.method == "net2deeper":
+            pairs = PAIR * (config.model.extra_pairs - was.extra_pairs)
+            sites = {"inception.*.middle.2": pairs, "inception.*.long.3": pairs}
+            return net2net.deepen(teacher, example, sites, calibration=batches)
+        widths = {
+            name: module.out_channels
+            for name, module in reference.named_modules()
+            if isinstance(module, nn.Conv2d) and name.startswith("inception.")
+        }
+        if growth.method == "random_pad":
+            return net2net.random_pad(teacher, example, widths=widths, seed=config.seed)
+        return net2net.widen(teacher, example, widths=widths, noise=noise, seed=config.seed)
+
+    try:
+        grown = student(growth.noise)
+        _same_architecture(grown, reference)
+    except net2net.GrowthError as error:
+        raise CheckpointError(f"the teacher {checkpoint} cannot be grown into this model: {error}") from None
+    record = {
+        "teacher": str(checkpoint),
+        "teacher_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "teacher_val_top1": saved["rows"][-1]["val_top1"],
+        "method": growth.method,
+        "history": net2net.history(grown),
+        "error": _certificates(teacher, grown, example),
+    }
+    if growth.method == "net2wider":
+        record["error_without_noise"] = _certificates(teacher, student(0.0), example)
+    return grown, record
+
+
+def _certificates(teacher: nn.Module, student: nn.Module, example: torch.Tensor) -> list[dict[str, Any]]:
+    return [net2net.verify(teacher, student, example, train=train)._asdict() for train in (False, True)]
+
+
+def _same_architecture(grown: nn.Module, reference: nn.Module) -> None:
+    ours, wanted = ({k: tuple(t.shape) for k, t in m.state_dict().items()} for m in (grown, reference))
+    for key in [*wanted, *ours]:
+        if ours.get(key) != wanted.get(key):
+            raise net2net.GrowthError(
+                f"{key} would have shape {ours.get(key)}, the config's model has {wanted.get(key)} "
+                "(None: no such parameter); is it the right teacher?"
+            )
