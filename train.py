@@ -56,7 +56,7 @@ def train(config: Config, run: Run, teacher: Path | None, stop: Callable[[], boo
         run.start()
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(config, model)
-    ema = ModelEmaV3(model, decay=options.ema_decay, foreach=False) if options.ema_decay else None
+    ema = ModelEmaV3(model, decay=options.ema_decay) if options.ema_decay else None
     mirror = Mirror(config, run, state["wandb_id"] if state else None)
 
     step, rows = 0, []
@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: F
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        if asked:  # a second time: at once
+        if number in asked:  # a second time: at once
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         asked.append(number)

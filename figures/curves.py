@@ -100,4 +100,4 @@ def _read_run(folder: Path) -> Run:
         raise Problem(f'{folder}/run.json is missing or has no "status": is the run finished?') from error
     if status != "finished":
         print(f'warning: {folder} is unfinished (its status is "{status}")', file=sys.stderr)
-    return Run(rows, status == "finished", isinstance(config, dict) and config.get("scale") == "smoke")
+    return Run(rows, status == "finished", isinstance(config, dict) and config.get("data.name") == "generated")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from net2net.errors import GrowthError
-from net2net.spaces import as_arguments
+from net2net.spaces import NoDropout, as_arguments
 
 
 class Certificate(NamedTuple):
@@ -55,10 +55,13 @@ def verify(
     """
     ours, theirs = (_outputs(model, inputs, train, dtype) for model in (teacher, student))
     shapes = [[tuple(t.shape) for t in outputs] for outputs in (ours, theirs)]
-    if shapes[0] != shapes[1] or not ours:
+    if shapes[0] != shapes[1]:
         raise GrowthError(f"teacher and student return different shapes: {shapes[0]} and {shapes[1]}")
-    max_abs = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
-    scale = max(float(a.abs().max()) for a in ours)
+    if not any(t.numel() for t in ours):
+        raise GrowthError("the models return no numbers to compare: give inputs with at least one example")
+    # As one vector, so that a NaN anywhere makes the errors NaN.
+    a, b = (torch.cat([t.flatten().double() for t in outputs]) for outputs in (ours, theirs))
+    max_abs, scale = float((a - b).abs().max()), float(a.abs().max())
     relative = max_abs / scale if scale else (0.0 if max_abs == 0 else float("inf"))
     a, b = ours[0], theirs[0]
     agreement = float((a.argmax(-1) == b.argmax(-1)).double().mean()) if a.ndim else float(a == b)
@@ -67,15 +70,10 @@ def verify(
 
 def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype) -> list[torch.Tensor]:
     model = copy.deepcopy(model).to(dtype).train(train)
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     args, kwargs = as_arguments(
-        pytree.tree_map_only(
-            torch.Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else None), inputs
-        )
+        pytree.tree_map_only(torch.Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else None), inputs)
     )
-    with torch.no_grad():
+    with torch.no_grad(), NoDropout():
         output = model(*args, **kwargs)
     return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]

@@ -10,22 +10,22 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
 from net2net.errors import GrowthError
-from net2net.spaces import Call, Trace, as_arguments
-from net2net.wider import remember
+from net2net.spaces import Call, NoDropout, Trace, as_arguments
+from net2net.wider import matches, remember
 
 Kernel = int | tuple[int, ...]
 
 IDEMPOTENT = ("relu", "relu6", "hardtanh")
 # What else is asked for often, and why it is refused.
 NOT_IDEMPOTENT = (
-    "sigmoid tanh gelu silu mish elu selu celu leaky_relu prelu rrelu hardswish hardsigmoid softplus softsign".split()
+    *("sigmoid", "tanh", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu"),
+    *("hardswish", "hardsigmoid", "softplus", "softsign"),
 )
 CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -40,19 +40,20 @@ def deepen(
     """A deeper model that computes the same function: Net2DeeperNet (paper sec 2.4).
 
     Each site `m` becomes `nn.Sequential(m, layer, layer, …)`, one new layer per kernel: an identity convolution (an
-    identity `nn.Linear` where the site's output is [N, C]), batch normalisation if the site has it, the site's activation.
+    identity `nn.Linear` where the site's output is [N, C]), batch normalisation if the site has it right before its
+    activation, and that activation.
 
     model           any `nn.Module`; it is left untouched
     example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
     sites           kernels to insert, by module name or glob ("*" stops at dots, "**" does not), e.g.
-                    {"layer1.*.relu": [3, (1, 3)]}. A kernel is an odd size or one per spatial dimension; 1 for [N, C].
+                    {"layer1.*": [3, (1, 3)]}. A kernel is an odd size or one per spatial dimension; 1 for [N, C].
                     The site's output must come straight from a ReLU, ReLU6 or hardtanh.
-    calibration     batches of training inputs, each as `example_inputs`, to measure the batch-norm statistics on; needed
-                    if the sites have batch normalisation
+    calibration     batches of training inputs, each as `example_inputs`, to measure the batch-norm statistics on;
+                    needed if the sites have batch normalisation
 
     Returns a new model of the same class on the same device. The function is preserved exactly in evaluation mode; in
-    training mode on a single calibration batch up to the precision of its statistics. No noise is needed. An optimizer of
-    the old model does not know the new parameters: build a new one. Raises `GrowthError` for a site that cannot be
+    training mode on a single calibration batch up to the precision of its statistics. No noise is needed. An optimizer
+    of the old model does not know the new parameters: build a new one. Raises `GrowthError` for a site that cannot be
     deepened, with the reason.
     """
     trace = Trace(model, example_inputs)
@@ -66,16 +67,43 @@ def deepen(
             raise GrowthError(
                 f"the site {normalised[0]!r} has batch normalisation: pass calibration=, batches of training inputs"
             )
+        if isinstance(calibration, (torch.Tensor, Mapping)):
+            raise GrowthError(f"calibration= is one {type(calibration).__name__}: pass batches, e.g. [batch]")
         moments = _measure(model, normalised, calibration)
+    added: list[tuple[str, nn.Module]] = []
     for name, site in blocks.items():
         old = student.get_submodule(name)
         tensor = next(old.parameters(), next(student.parameters(), torch.empty(0)))
         layers = [site.layer(kernel, old, tensor, moments.get(name)) for kernel in site.kernels]
-        parent, _, leaf = name.rpartition(".")
-        grown = nn.Sequential(old, *layers).train(old.training)
-        setattr(student.get_submodule(parent), leaf, grown)
-    remember(student, {"op": "deepen", "sites": {name: [list(k) for k in site.kernels] for name, site in blocks.items()}})
+        # A module can have several names: put the deeper one under each of them.
+        places = [(m, key) for m in student.modules() for key, child in m._modules.items() if child is old]
+        grown = nn.Sequential(old, *(layer.train(old.training) for layer in layers))
+        grown.training = old.training  # and what is inside `old` keeps its own
+        for parent, key in places:
+            parent._modules[key] = grown
+        added += [(name, layer) for layer in layers]
+    remember(
+        student, {"op": "deepen", "sites": {name: [list(k) for k in site.kernels] for name, site in blocks.items()}}
+    )
+    _confirm(student, example_inputs, added)
     return student
+
+
+def _confirm(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.Module]]) -> None:
+    """Refuse a student whose forward pass goes around the new layers, e.g. by reaching into the module they follow."""
+    reason = "code outside it uses it otherwise than by calling it"
+    try:
+        sites = Trace(student, example_inputs).sites
+    except GrowthError as error:
+        raise GrowthError(
+            f"the deeper model does not run, as if {reason.replace('it', 'a site', 1)}: {error}"
+        ) from error
+    names = {module: name for name, module in student.named_modules()}
+    for site, layer in added:
+        if len(sites.get(names[layer], [])) != 1:
+            raise GrowthError(
+                f"cannot deepen after {site!r}: the forward pass does not reach the new layers ({reason})"
+            )
 
 
 class _Site:
@@ -100,14 +128,28 @@ class _Site:
                 + (", and applying that twice is not applying it once" if known else ", not from an activation")
                 + f"; a site must end in {', '.join(IDEMPOTENT)}"
             )
-        self.channels, self.ndim = (value.tensor.shape[1] if value.tensor.ndim > 1 else 0), value.tensor.ndim
-        if self.ndim not in NORMS:
+        shape = tuple(value.tensor.shape)
+        channels = [dim for dim, axis in enumerate(value.axes) if axis is not None]
+        if len(shape) not in NORMS or channels not in ([], [1]):
+            where = f", channels along dimension {', '.join(map(str, channels))}" if channels else ""
             raise GrowthError(
-                f"cannot deepen after {name!r}: its output has shape {tuple(value.tensor.shape)}, "
+                f"cannot deepen after {name!r}: its output has shape {shape}{where}; "
                 "expected [N, C] or [N, C, …] with one to three spatial dimensions"
             )
+        self.channels, self.ndim = shape[1], len(shape)
         before = self.call.inputs[0].call
         self.norm = before if before is not None and before.name == "batch_norm" else None
+        if self.norm is not None:
+            module = trace.skeleton.get_submodule(self.norm.module)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                # As configured: what the call passes in evaluation mode stands for momentum=None, too.
+                self.eps, self.momentum = module.eps, module.momentum
+            else:
+                self.eps, self.momentum = self.norm.get(7, "eps", 1e-5), self.norm.get(6, "momentum", 0.1)
+        if isinstance(kernels, (int, str)) or not kernels:
+            raise GrowthError(
+                f"the site {name!r} asks for {kernels!r}: expected a list of kernels, e.g. [3] or [(1, 3)]"
+            )
         self.kernels = [self._kernel(kernel) for kernel in kernels]
 
     def _kernel(self, kernel: Kernel) -> tuple[int, ...]:
@@ -144,14 +186,13 @@ class _Site:
             if linear.bias is not None:
                 linear.bias.zero_()
             if self.norm is not None and moments is not None:
-                eps = self.norm.get(7, "eps", 1e-5)
-                norm = NORMS[self.ndim](channels, eps, self.norm.get(6, "momentum", 0.1), device=like.device)
+                norm = NORMS[self.ndim](channels, self.eps, self.momentum, device=like.device)
                 mean, var = moments
                 norm.to(like.dtype)
                 norm.running_mean.copy_(mean)
                 norm.running_var.copy_(var)
                 # From the stored variance, so that rounding it cancels: (x - mean) / sqrt(var + eps) is undone exactly.
-                norm.weight.copy_((norm.running_var.double() + eps).sqrt())
+                norm.weight.copy_((norm.running_var.double() + self.eps).sqrt())
                 norm.bias.copy_(norm.running_mean)
                 parts["bn"] = norm
         parts["relu" if self.call.name.startswith("relu") else "act"] = self._activation()
@@ -164,26 +205,21 @@ class _Site:
 
 
 def _choose(trace: Trace, sites: Mapping[str, Sequence[Kernel]]) -> dict[str, Sequence[Kernel]]:
+    if not sites:
+        raise GrowthError("sites= is empty: name at least one module, e.g. {'layer1.*': [3]}")
     names = [name for name, _ in trace.skeleton.named_modules() if name]
     chosen: dict[str, Sequence[Kernel]] = {}
     for pattern, kernels in sites.items():
-        matched = [name for name in names if _matches(name.split("."), pattern.split("."))]
+        matched = [name for name in names if matches(name.split("."), pattern.split("."))]
         if not matched:
-            raise GrowthError(f"no module matches the site {pattern!r}")
+            top = ", ".join(name for name in names if "." not in name)
+            raise GrowthError(f"no module matches the site {pattern!r}; the top level is {top}")
         for name in matched:
             if name in chosen:
                 raise GrowthError(f"two site patterns match {name!r}: {pattern!r} and one before it")
             chosen[name] = kernels
     # A site inside another is wrapped first, so that the names of both stay valid.
     return dict(sorted(chosen.items(), key=lambda item: -item[0].count(".")))
-
-
-def _matches(parts: list[str], pattern: list[str]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _measure(
@@ -195,9 +231,6 @@ def _measure(
     identity too; dropout is off.
     """
     model = copy.deepcopy(model).train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
     count = dict.fromkeys(names, 0)
     mean: dict[str, torch.Tensor] = {}
     square: dict[str, torch.Tensor] = {}  # summed squared deviations from the mean
@@ -220,10 +253,15 @@ def _measure(
 
     for name in names:
         model.get_submodule(name).register_forward_hook(look(name))
-    with torch.no_grad():
+    batches = 0
+    with torch.no_grad(), NoDropout():
         for batch in calibration:
             args, kwargs = as_arguments(batch)
             model(*args, **kwargs)
-    if not mean:
+            batches += 1
+    if not batches:
         raise GrowthError("calibration= has no batches: pass at least one batch of training inputs")
+    for name in names:
+        if name not in mean:
+            raise GrowthError(f"cannot measure the statistics of {name!r}: it is not called in training mode")
     return {name: (mean[name], square[name] / count[name]) for name in names}

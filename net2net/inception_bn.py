@@ -1,10 +1,10 @@
 """The paper's network, from its channel tables.
 
-The paper (appendix B) describes its Inception as 3 convolution layers and 11 modules, each "a convolution layer followed
-by three forked paths, the shortest of which involves only one more convolution and the longest of which involves three
-more": 25 weight layers on the shortest path from input to output and 47 on the longest. `INCEPTION_BN` is a network with
-exactly this shape, in the channel widths of Ioffe & Szegedy (2015). `INCEPTION_BN_2015` is the network of that table as
-published (10 modules with pooling branches), for comparison with published accuracies.
+The paper (appendix B) describes its Inception as 3 convolution layers and 11 modules, each "a convolution layer
+followed by three forked paths, the shortest of which involves only one more convolution and the longest of which
+involves three more": 25 weight layers on the shortest path from input to output and 47 on the longest. `INCEPTION_BN`
+is a network with exactly this shape, in the channel widths of Ioffe & Szegedy (2015). `INCEPTION_BN_2015` is the
+network of that table as published (10 modules with pooling branches), for comparison with published accuracies.
 
     path      layers                                                                 weight layers
     short     1x1 entry -> 3x3                                                       2
@@ -122,6 +122,17 @@ TABLES = {
     "inception_bn_28": INCEPTION_BN_28,
     "inception_bn_2015": INCEPTION_BN_2015,
 }
+
+
+def init_weights(module: nn.Module) -> None:
+    """The random initialisation of these networks, for `nn.Module.apply`: He et al. (2015) for ReLU nets.
+
+    The paper does not name its own. `net2net.random_pad` takes this as `init=`.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    elif isinstance(module, nn.Linear | nn.BatchNorm2d):
+        module.reset_parameters()
 
 
 class ConvBNReLU(nn.Sequential):
@@ -243,6 +254,7 @@ class InceptionBN(nn.Module):
         self.inception = nn.Sequential(modules)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, num_classes)
+        self.apply(init_weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.inception(self.stem(x))

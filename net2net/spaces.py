@@ -1,12 +1,12 @@
 """Remapping inference: one forward pass on the meta device finds the channel spaces of a model (sec 2.3).
 
-The paper asks for "a remapping inference algorithm that makes a forward pass through the graph, querying each operation in
-the graph about how to make the remapping functions consistent". This is it, in three notions:
+The paper asks for "a remapping inference algorithm that makes a forward pass through the graph, querying each operation
+in the graph about how to make the remapping functions consistent". This is it, in three notions:
 
 space     an unknown map g from new channels to old ones. Everything that must be remapped alike shares one space.
-axis      one dimension of one tensor, written as a sequence of blocks (space, repeat): the space's channels in order, each
-          repeated `repeat` times in a row. A convolution's output is [(s, 1)], a concatenation [(s, 1), (t, 1)], its
-          flattening over H x W positions [(s, HW), (t, HW)]. `None` stands for a dimension that is never remapped.
+axis      one dimension of one tensor, written as a sequence of blocks (space, repeat): the space's channels in order,
+          each repeated `repeat` times in a row. A convolution's output is [(s, 1)], a concatenation [(s, 1), (t, 1)],
+          its flattening over H x W positions [(s, HW), (t, HW)]. `None` stands for a dimension that is never remapped.
 tie       two axes that must be remapped alike, solved as a term unification: spaces are merged, and split where the
           blocks of the two axes end at different places.
 
@@ -134,6 +134,7 @@ class Call:
     module: str
     inputs: list[Value] = field(default_factory=list)
     out: Any = None
+    weights: list[str] = field(default_factory=list)
 
     def get(self, position: int | None, keyword: str, default: Any = None) -> Any:
         """An argument by position (None: keyword only) or keyword."""
@@ -143,11 +144,7 @@ class Call:
 
     @property
     def where(self) -> str:
-        return f"{self.name!r} in {self.module_name}"
-
-    @property
-    def module_name(self) -> str:
-        return f"module {self.module!r}" if self.module else "the model's own forward"
+        return f"{self.name!r} in {place(self.module)}"
 
     def unsupported(self, why: str) -> UnsupportedOperation:
         return UnsupportedOperation(f"cannot follow the channels through {self.where}: {why}")
@@ -158,7 +155,8 @@ class Trace(TorchFunctionMode):
 
     After construction: `axes[name]` are the axes of each parameter and buffer; `outputs` the (name, dim) along which a
     weight makes channels; `contracted` those along which it sums over them; `sites[name]` the value that each
-    call of a module returned; `skeleton` a copy of the model whose parameters and buffers are on the meta device.
+    call of a module returned; `steps` what the forward pass did, operation by operation; `skeleton` a copy of the model
+    whose parameters and buffers are on the meta device.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any):
@@ -172,11 +170,19 @@ class Trace(TorchFunctionMode):
         self.outputs: list[tuple[str, int]] = []
         self.contracted: set[tuple[str, int]] = set()
         self.sites: dict[str, list[Value | None]] = {}
+        self.steps: list[tuple] = []
+        self._used: set[str] = set()  # parameters and buffers that some operation read
+        self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
         self._values: dict[int, Value] = {}
         self._stack: list[str] = []
         for name, tensor in self._tensors():
             self.names.setdefault(id(tensor), name)
         self._run(example_inputs)
+
+    @property
+    def module(self) -> str:
+        """The name of the module whose forward is running."""
+        return self._stack[-1] if self._stack else ""
 
     def _tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
         yield from self.skeleton.named_parameters()
@@ -187,6 +193,10 @@ class Trace(TorchFunctionMode):
         args, kwargs = as_arguments(
             pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), example_inputs)
         )
+        for tensor in pytree.tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._values[id(tensor)] = Value(tensor, [None] * tensor.ndim)
+        training = False
 
         def enter(module: nn.Module, inputs: Any) -> None:
             self._stack.append(modules.get(id(module), "?"))
@@ -200,45 +210,71 @@ class Trace(TorchFunctionMode):
             nn.modules.module.register_module_forward_hook(leave),
         ]
         try:
-            # Evaluation first. Parts that only training reaches (auxiliary classifiers) must grow along, so a model that
-            # left parameters untouched runs once more in training mode; the sites are those of the evaluation pass.
+            # Evaluation first. Parts that only training reaches (auxiliary classifiers) must grow along, so a model
+            # that left parameters unused runs once more in training mode; sites and steps are of the evaluation pass.
             for training in (False, True):
                 self.skeleton.train(training)
                 self._stack.clear()
-                sites = self.sites
-                self.sites = {} if training else sites
+                sites, steps = self.sites, self.steps
+                if training:
+                    self.sites, self.steps = {}, []
                 with torch.no_grad(), torch.device("meta"), self:
                     output = self.skeleton(*args, **kwargs)
-                self.sites = sites
-                for tensor in pytree.tree_leaves(output):
-                    if isinstance(tensor, torch.Tensor):
-                        for axis in self.axes_of(tensor):
-                            fix(axis, "they are the network's output")
-                if all(name in self.axes for name, _ in self.skeleton.named_parameters()):
+                self._return(output)
+                self.sites, self.steps = sites, steps
+                if self._used.issuperset(name for name, _ in self.skeleton.named_parameters()):
                     break
         except GrowthError:
             raise
         except Exception as error:
-            where = f"module {self._stack[-1]!r}" if self._stack and self._stack[-1] else "the model's own forward"
+            where = place(self.module) + (" in training mode" if training else "")
             raise GrowthError(
-                f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {error} "
-                "(check the example inputs; a branch that depends on data cannot be followed)"
+                f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {error} (check the "
+                "example inputs; a branch that depends on data cannot be followed; constant tensors must be buffers)"
             ) from error
         finally:
             for hook in hooks:
                 hook.remove()
             self.skeleton.train(False)
+        # One tensor cannot be divided for one use and whole for another.
+        for name, dim in self.contracted:
+            if name in self._copied or (name, dim) in self.outputs:
+                fix(self.axes[name][dim], f"{name!r} sums over them in one place and is used otherwise in another")
+
+    def _return(self, output: Any) -> None:
+        """Forbid the network's output to grow."""
+        shapes = []
+        for leaf in pytree.tree_leaves(output):
+            if isinstance(leaf, torch.Tensor):
+                shapes.append(tuple(leaf.shape))
+                for axis in self.axes_of(leaf):
+                    fix(axis, "they are the network's output")
+            elif not isinstance(leaf, (int, float, complex, str, type(None))):
+                raise GrowthError(
+                    f"the model returns a {type(leaf).__name__}, in which its output tensors cannot be found: return "
+                    "tensors, or tuples, lists and dicts of them"
+                )
+        if not shapes:
+            raise GrowthError("the model returns no tensor: there is no function to preserve")
+        self.steps.append(("return", "", shapes))
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
         # In-place operations change what is known of their argument, so look before the call.
         inputs = [self.value_of(t) for t in tensors]
         out = func(*args, **kwargs)
         results = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+        call = Call(function_name(func), args, kwargs, self.module, inputs, out)
         if not results:
+            if call.name in ("__setitem__", "__set__") and any(value.tracked for value in inputs):
+                raise call.unsupported("it overwrites a part of a tensor")
             return out
-        call = Call(function_name(func), args, kwargs, self._stack[-1] if self._stack else "", inputs, out)
+        numbers = [repr(x) for x in leaves if isinstance(x, (int, float, complex, str))]
+        self.steps.append((call.name, call.module, [] if call.name in ("view", "reshape") else numbers))
+        read = [self.names[id(t)] for t in tensors if t is not out and id(t) in self.names]
+        self._used.update(read)
         if not any(value.tracked for value in inputs):
             for tensor in results:
                 self._set(tensor, [None] * tensor.ndim, call)
@@ -247,9 +283,11 @@ class Trace(TorchFunctionMode):
         if rule is None:
             raise UnsupportedOperation(
                 f"no rule says how channels pass through {call.where} "
-                f"(shapes {', '.join(str(tuple(t.shape)) for t in tensors)}): the model was left as it is"
+                f"(shapes {', '.join(str(tuple(t.shape)) for t in tensors)}): the model was left as it is; "
+                "write it in other operations, or add a rule to net2net.rules"
             )
         self._set(out, rule(self, call), call)
+        self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
         return out
 
     def _set(self, tensor: torch.Tensor, axes: list[Axis | None], call: Call) -> None:
@@ -261,6 +299,11 @@ class Trace(TorchFunctionMode):
         value = self._values.get(id(tensor))
         if value is None:
             name = self.names.get(id(tensor))
+            if name is None and tensor.is_meta:
+                raise UnsupportedOperation(
+                    f"a tensor of shape {tuple(tensor.shape)} in {place(self.module)} comes from code that cannot be "
+                    "followed, e.g. a scripted or custom autograd function: write it in plain torch operations"
+                )
             axes: list[Axis | None] = [None] * tensor.ndim
             if name is not None:
                 axes = [((Space(n), 1),) for n in tensor.shape]
@@ -279,6 +322,7 @@ class Trace(TorchFunctionMode):
         if (name, output) not in self.outputs:
             self.outputs.append((name, output))
         self.contracted.add((name, contracted))
+        call.weights.append(name)
         axes = self.axes_of(tensor)
         for dim, axis in enumerate(axes):
             if dim not in (output, contracted):
@@ -294,6 +338,10 @@ class Trace(TorchFunctionMode):
         return found
 
 
+def place(module: str) -> str:
+    return f"module {module!r}" if module else "the model's own forward"
+
+
 def function_name(func: Callable) -> str:
     """The name of a torch function; `relu`, `relu_`, `Tensor.relu` and `functional.relu` are one operation."""
     name = getattr(func, "__name__", str(func))
@@ -302,6 +350,16 @@ def function_name(func: Callable) -> str:
     if name.startswith("__"):
         return name
     return name.removesuffix("_")
+
+
+class NoDropout(TorchFunctionMode):
+    """Switches every dropout off, in modules and in calls of `functional.dropout`, whatever mode the model is in."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if "dropout" in function_name(func):
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
 
 
 def as_arguments(example_inputs: Any) -> tuple[tuple, dict]:

@@ -1,8 +1,8 @@
 """Net2WiderNet (sec 2.3), and its baseline "random pad" (sec 3.1).
 
-Widening is three steps. The channel spaces are found (`net2net.spaces`). For each space that grows, a map g from its new
-channels to its old ones is drawn. Then every parameter and buffer is filled by the maps of its axes. Net2WiderNet and its
-baseline differ in the fill alone:
+Widening is three steps. The channel spaces are found (`net2net.spaces`). For each space that grows, a map g from its
+new channels to its old ones is drawn. Then every parameter and buffer is filled by the maps of its axes. Net2WiderNet
+and its baseline differ in the fill alone:
 
 replicate   new entries are copies; what a layer sums over is divided by the replica counts; noise on the copies
 random pad  old entries stay where they are; new rows and columns keep the student's own random initialisation
@@ -14,13 +14,15 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import zip_longest
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from net2net.errors import GrowthError
-from net2net.spaces import Axis, Space, Trace, resolve
+from net2net.spaces import Axis, Space, Trace, place, resolve, skeleton
 
 Maps = dict[Space, torch.Tensor]
 
@@ -50,19 +52,20 @@ def widen(
 ) -> nn.Module:
     """A wider model that computes the same function: Net2WiderNet (paper sec 2.3).
 
-    The first n channels of a widened layer are the old ones; each further one copies an old channel drawn at random with
-    replacement. Every consumer divides its incoming weights by the number of copies. Layers that must share a map (by
-    batch norm, addition, concatenation, several consumers) are found by running the model once on the meta device.
+    The first n channels of a widened layer are the old ones; each further one copies an old channel drawn at random
+    with replacement. Every consumer divides its incoming weights by the number of copies. Layers that must share a map
+    (by batch norm, addition, concatenation, several consumers) are found by running the model once on the meta device.
     Input and output of the network keep their width.
 
     model           any `nn.Module`; it is left untouched
     example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
     factor          multiplies the width of every layer that can grow (rounded to whole channels), or
     widths          the new number of channels of some layers, by module name, e.g. {"layer1.conv1": 96}
-    modules         restricts `factor` to modules that match a glob pattern, and all that is inside them
-    noise           standard deviation of the normal noise added to the weights of the copies (never to the first), as a
-                    fraction of the filter's own standard deviation. With 0 the function is preserved exactly, but copies
-                    only diverge if training treats them differently, e.g. by dropout.
+    modules         restricts `factor` to modules that match a glob pattern ("*" stops at dots, "**" does not), and all
+                    that is inside them; layers that share their channels with one of those grow along
+    noise           standard deviation of the normal noise added to the weights of the copies (never to the first), as
+                    a fraction of the filter's own standard deviation. With 0 the function is preserved exactly, but
+                    copies only diverge if training treats them differently, e.g. by dropout.
     seed            of the maps and the noise. Each layer's draw depends on the seed and its name only.
 
     Returns a new model of the same class on the same device. An optimizer of the old model does not know the new
@@ -75,14 +78,14 @@ def widen(
         for name, tensor in _tensors(student):
             for dim, axis in grown.get(name, {}).items():
                 if (name, dim) in trace.contracted:
-                    tensor.div_(axis.copies.to(tensor.dtype).view(_along(dim, tensor.ndim)))
+                    tensor.div_(axis.copies.to(tensor).view(_along(dim, tensor.ndim)))
         if noise:
             for name, tensor in _tensors(student):
                 for dim, axis in grown.get(name, {}).items():
                     if (name, dim) in makes:
                         _perturb(tensor, dim, axis.fresh, noise, _generator(seed, "noise", name))
 
-    if noise < 0:
+    if not noise >= 0:
         raise GrowthError(f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise}")
     return _grow(model, example_inputs, factor, widths, modules, seed, replicate, {"op": "widen", "noise": noise})
 
@@ -102,18 +105,29 @@ def random_pad(
     Old weights stay as they are; new rows and columns come from a random initialisation of the *wider* model (fan-in of
     the new shape), new batch-norm channels are weight 1, bias 0, mean 0, variance 1. The function is not preserved.
 
-    init    is applied to every module of the wider model, as by `nn.Module.apply`, and gives the random values; by
-            default each module's own `reset_parameters`.
+    init    is applied to every module of the wider model, as by `nn.Module.apply`, after each module's own
+            `reset_parameters` where it has one; only the new rows and columns of what it does are kept.
 
     The other arguments, the result and the errors are those of `widen`.
     """
 
     def pad(student: nn.Module, grown: dict[str, dict[int, AxisMap]], trace: Trace) -> None:
         kept = {name: tensor.clone() for name, tensor in _tensors(student)}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_generator(seed, "init", "").initial_seed())
-            student.apply(init or _reset(grown))
         for name, tensor in _tensors(student):
+            if grown.get(name) and tensor.is_floating_point():
+                tensor.fill_(torch.nan)  # what stays so has no initialisation
+        with torch.random.fork_rng(devices={tensor.device for tensor in kept.values() if tensor.is_cuda}):
+            torch.manual_seed(_generator(seed, "init", "").initial_seed())
+            student.apply(_reset)
+            if init is not None:
+                student.apply(init)
+        for name, tensor in _tensors(student):
+            if grown.get(name) and tensor.isnan().any():
+                module = student.get_submodule(owner(name))
+                raise GrowthError(
+                    f"nothing initialises {name!r}: {type(module).__name__} has no reset_parameters() that does; "
+                    "pass init=, a function that initialises a module"
+                )
             old = torch.ones((), dtype=torch.bool, device=tensor.device)
             for dim, axis in grown.get(name, {}).items():
                 old = old & ~axis.fresh.to(tensor.device).view(_along(dim, tensor.ndim))
@@ -148,7 +162,27 @@ def _grow(
         for space, g in maps.items()
     ]
     remember(student, {**record, "seed": seed, "spaces": spaces})
+    _confirm(student, example_inputs, trace)
     return student
+
+
+def _confirm(student: nn.Module, example_inputs: Any, trace: Trace) -> None:
+    """Refuse a student that does not repeat its teacher's forward pass, the same operations with the same numbers: a
+    model can look at its widths in ways that no map can follow, e.g. `x / x.shape[1]`, `view(-1, 64)`, or a branch.
+    """
+    try:
+        steps = Trace(student, example_inputs).steps
+    except GrowthError as error:
+        raise GrowthError(f"the wider model does not run, as if its code counted on the old widths: {error}") from error
+    for both in zip_longest(trace.steps, steps, fillvalue=("nothing", "", [])):
+        if both[0] != both[1]:
+            before, after = (
+                f"{name!r} ({', '.join(map(str, numbers))}) in {place(module)}" for name, module, numbers in both
+            )
+            raise GrowthError(
+                f"the forward pass of the wider model is not its teacher's: {before} became {after}, so it depends on "
+                "the width of channels in a way that no map can follow"
+            )
 
 
 def _targets(
@@ -164,8 +198,8 @@ def _targets(
         if modules is not None:
             raise GrowthError("modules= restricts factor=; widths= names its modules itself")
         return _named_targets(trace, widths)
-    if not factor >= 1:
-        raise GrowthError(f"factor must be at least 1, got {factor}: this package only grows models")
+    if not 1 <= factor < inf:
+        raise GrowthError(f"factor must be at least 1 and finite, got {factor}: this package only grows models")
     patterns = [modules] if isinstance(modules, str) else modules
     if patterns is not None:
         names = [name for name, _ in trace.skeleton.named_modules()]
@@ -182,11 +216,17 @@ def _targets(
         where = "" if patterns is None else f" in {', '.join(patterns)}"
         reasons = {space.fixed for space in trace.producers() if space.fixed}
         raise GrowthError(f"nothing can grow{where}: {'; '.join(sorted(reasons)) or 'no layer makes channels there'}")
-    return {space: width for space, width in targets.items() if width > space.width}
+    grown = {space: width for space, width in targets.items() if width > space.width}
+    if factor > 1 and not grown:
+        widest = max(space.width for space in targets)
+        raise GrowthError(f"factor {factor} adds no whole channel to any layer: the widest has {widest}")
+    return grown
 
 
 def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
-    made = {}
+    if not widths:
+        raise GrowthError("widths= is empty: name at least one layer, e.g. {'layer1.conv1': 96}")
+    made: dict[str, tuple[str, int]] = {}
     for name, dim in trace.outputs:
         made.setdefault(owner(name), (name, dim))
     targets: dict[Space, tuple[int, str]] = {}
@@ -200,21 +240,25 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
         current = sum(space.width * repeat for space, repeat in axis)
         if width < current:
             raise GrowthError(f"{module!r} has {current} channels already: cannot widen it to {width}")
-        if width == current:
-            continue
         if len(axis) != 1 or axis[0][1] != 1:
-            parts = " + ".join(str(space.width * repeat) for space, repeat in axis)
-            raise GrowthError(f"the {current} channels of {module!r} are used in parts ({parts}): use factor=")
+            if width == current:
+                continue
+            parts = " + ".join(
+                f"{space.width} × {repeat}" if repeat > 1 else str(space.width) for space, repeat in axis
+            )
+            raise GrowthError(
+                f"the {current} channels of {module!r} follow other layers' ({parts}): widen those, or use factor="
+            )
         space = axis[0][0]
-        if space.fixed:
-            raise GrowthError(f"cannot widen {module!r}: {space.fixed}")
+        if space.fixed and width > current:
+            raise GrowthError(f"cannot widen {module!r}: its channels have to stay as they are, {space.fixed}")
         if targets.get(space, (width, ""))[0] != width:
             other_width, other = targets[space]
             raise GrowthError(
                 f"{module!r} ({width}) and {other!r} ({other_width}) share their channels: give both the same width"
             )
         targets[space] = (width, module)
-    return {space: width for space, (width, _) in targets.items()}
+    return {space: width for space, (width, _) in targets.items() if width > space.width}
 
 
 def _draw(old: int, new: int, seed: int, name: str) -> torch.Tensor:
@@ -250,8 +294,8 @@ def _axis_map(axis: Axis, maps: Maps) -> AxisMap:
 
 
 def _cut(model: nn.Module, trace: Trace, grown: dict[str, dict[int, AxisMap]]) -> nn.Module:
-    """The student: the trace's skeleton, with each parameter and buffer of the teacher indexed by its maps."""
-    student = trace.skeleton
+    """The student: a copy of the model with each parameter and buffer indexed by its maps."""
+    student = skeleton(model)
     data = {}
     for name, tensor in _tensors(model):
         new = tensor.detach()
@@ -270,8 +314,6 @@ def _cut(model: nn.Module, trace: Trace, grown: dict[str, dict[int, AxisMap]]) -
                 if empty is not None:
                     tensors[key] = replaced[id(empty)]
         _note_widths(module)
-    for mine, theirs in zip(student.modules(), model.modules(), strict=True):
-        mine.training = theirs.training
     return student
 
 
@@ -296,24 +338,17 @@ def _perturb(weight: torch.Tensor, dim: int, fresh: torch.Tensor, noise: float, 
     """Add element-wise normal noise to the copied filters, relative to each filter's standard deviation."""
     rows = weight.movedim(dim, 0)
     copies = rows[fresh.to(weight.device)]
-    scale = copies.flatten(1).std(dim=1, correction=0).view(_along(0, copies.ndim))
+    filters = copies.flatten(1)
+    # A filter of a single weight has no deviation: its size stands in.
+    scale = filters.std(dim=1, correction=0) if filters.shape[1] > 1 else filters[:, 0].abs()
+    scale = scale.view(_along(0, copies.ndim))
     draw = torch.randn(copies.shape, generator=generator, dtype=torch.float64).to(copies)
     rows[fresh.to(weight.device)] = copies + noise * scale * draw
 
 
-def _reset(grown: dict[str, dict[int, AxisMap]]) -> Callable[[nn.Module], None]:
-    """Re-initialise each module by its own `reset_parameters`; refuse where a parameter that grew has none."""
-
-    def reset(module: nn.Module) -> None:
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        elif own := [name for name, p in module.named_parameters(recurse=False) if p.requires_grad]:
-            raise GrowthError(
-                f"{type(module).__name__} holds the parameter {own[0]!r} and has no reset_parameters(): "
-                "pass init=, a function that initialises a module"
-            )
-
-    return reset
+def _reset(module: nn.Module) -> None:
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -329,10 +364,19 @@ def owner(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
+def matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a module's name matches a glob, both split at their dots; "**" stands for any number of parts."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
+
+
 def _inside(module: str, pattern: str) -> bool:
     """Whether a module matches the pattern, or lies inside one that does."""
     parts = module.split(".")
-    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+    return any(matches(parts[:n], pattern.split(".")) for n in range(1, len(parts) + 1))
 
 
 def _children(model: nn.Module) -> str:

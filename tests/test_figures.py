@@ -21,14 +21,14 @@ REPO = Path(__file__).parents[1]
 PARTS = [".pdf", ".png", "_final.csv", "_steps.csv"]
 
 
-def write_run(folder, val, *, every=100, status="finished", scale="laptop", train=None):
+def write_run(folder, val, *, every=100, status="finished", data="fashion_mnist", train=None):
     """A run whose validation accuracies, in percent, are `val`: one evaluation every `every` steps."""
     folder.mkdir(parents=True)
     lines = [",".join(COLUMNS)]
     for k, (seen, unseen) in enumerate(zip(train or val, val, strict=True)):
         lines.append(f"{k * every},{k * every * 128},{k}.5,0.01,1.0,{seen / 100 if k else ''},1.0,{unseen / 100}")
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    (folder / "run.json").write_text(json.dumps({"status": status, "config": {"scale": scale}}))
+    (folder / "run.json").write_text(json.dumps({"status": status, "config": {"data.name": data}}))
 
 
 @pytest.fixture
@@ -163,10 +163,10 @@ def test_an_unfinished_run_says_so(root, capsys):
     assert final_table(arms).set_index("arm").finished["wider"] == 2
 
 
-@pytest.mark.parametrize(("folder", "scale"), [("smoke", "laptop"), ("anything", "smoke")])
-def test_a_smoke_test_is_marked_in_both_panels(folder, scale, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("folder", "data"), [("smoke", "fashion_mnist"), ("anything", "generated")])
+def test_a_smoke_test_is_marked_in_both_panels(folder, data, tmp_path, monkeypatch):
     for arm in FIG5.curves | {"standard": ""}:
-        write_run(tmp_path / folder / arm / "seed0", [10, 20], scale=scale)
+        write_run(tmp_path / folder / arm / "seed0", [10, 20], data=data)
     drawn = []
     monkeypatch.setattr("figures.command.draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     assert main(FIG5, argv=[str(tmp_path / folder), "--out", str(tmp_path / "out")]) == 0

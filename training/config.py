@@ -34,7 +34,7 @@ class Growth(Section):
     teacher: str  # an arm of the same scale and seed, or the path of a checkpoint
     method: Literal["net2wider", "random_pad", "net2deeper"]
     noise: float = Field(ge=0)  # net2wider: of each filter's standard deviation, on copies only
-    calibration_batches: int = Field(gt=0)  # net2deeper: mini-batches for the batch-norm statistics
+    calibration_images: int = Field(gt=1)  # net2deeper: the batch that the batch-norm statistics are measured on
 
 
 class Data(Section):

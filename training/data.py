@@ -6,6 +6,7 @@ drawn before, so a resumed run goes on with exactly the batches it would have ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,11 @@ class Data:
             flipped = self._flipped[index].to(images.device)
             images[flipped] = transforms.horizontal_flip(images[flipped])
         return images, labels
+
+    def first(self, n: int) -> torch.Tensor:
+        """The first `n` training images in the order of the first epoch."""
+        batches = range(min(math.ceil(n / self.batch_size), self.per_epoch))
+        return torch.cat([self.batch(step)[0] for step in batches])[:n]
 
     def validation(self, batch_size: int = 500) -> Iterator[Batch]:
         """Every validation image exactly once, in order."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import net2net
-from net2net.inception_bn import InceptionBN, inception_bn
+from net2net.inception_bn import InceptionBN, inception_bn, init_weights
 from training.config import Config
 from training.config import Model as ModelConfig
 from training.data import NUM_CLASSES, Data
@@ -47,22 +47,21 @@ def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> 
     was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
     teacher = build(was)
     teacher.load_state_dict(saved["ema"] or saved["model"])
-    batches = [data.batch(step)[0].cpu() for step in range(growth.calibration_batches)]
-    example = batches[0][:64]
+    batch = data.first(growth.calibration_images).cpu()
 
     def student(noise: float) -> nn.Module:
         if growth.method == "net2deeper":
             pairs = PAIR * (config.model.extra_pairs - was.extra_pairs)
             sites = {"inception.*.middle.2": pairs, "inception.*.long.3": pairs}
-            return net2net.deepen(teacher, example, sites, calibration=batches)
+            return net2net.deepen(teacher, batch, sites, calibration=[batch])
         widths = {
             name: module.out_channels
             for name, module in reference.named_modules()
             if isinstance(module, nn.Conv2d) and name.startswith("inception.")
         }
         if growth.method == "random_pad":
-            return net2net.random_pad(teacher, example, widths=widths, seed=config.seed)
-        return net2net.widen(teacher, example, widths=widths, noise=noise, seed=config.seed)
+            return net2net.random_pad(teacher, batch, widths=widths, init=init_weights, seed=config.seed)
+        return net2net.widen(teacher, batch, widths=widths, noise=noise, seed=config.seed)
 
     try:
         grown = student(growth.noise)
@@ -75,15 +74,15 @@ def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> 
         "teacher_val_top1": saved["rows"][-1]["val_top1"],
         "method": growth.method,
         "history": net2net.history(grown),
-        "error": _certificates(teacher, grown, example),
+        "error": _certificates(teacher, grown, batch),
     }
     if growth.method == "net2wider":
-        record["error_without_noise"] = _certificates(teacher, student(0.0), example)
+        record["error_without_noise"] = _certificates(teacher, student(0.0), batch)
     return grown, record
 
 
-def _certificates(teacher: nn.Module, student: nn.Module, example: torch.Tensor) -> list[dict[str, Any]]:
-    return [net2net.verify(teacher, student, example, train=train)._asdict() for train in (False, True)]
+def _certificates(teacher: nn.Module, student: nn.Module, batch: torch.Tensor) -> list[dict[str, Any]]:
+    return [net2net.verify(teacher, student, batch, train=train)._asdict() for train in (False, True)]
 
 
 def _same_architecture(grown: nn.Module, reference: nn.Module) -> None:

@@ -49,18 +49,25 @@ class Run:
         except OSError as error:
             raise RunError(f"cannot write into {folder}: {error.strerror}; choose another folder with --out") from None
         try:
+            self._take_lock()
+            self._open_manifest()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _take_lock(self) -> None:
+        try:
             # The kernel frees it when the process ends, however it ends: no stale locks.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
             raise RunError(
-                f"another process (pid {self._lock.read().strip() or 'unknown'}) is training in {folder}: "
+                f"another process (pid {self._lock.read().strip() or 'unknown'}) is training in {self.folder}: "
                 "wait for it, or choose another folder with --out"
             ) from None
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
-        self._open_manifest()
 
     def __enter__(self) -> Run:
         return self
@@ -92,16 +99,16 @@ class Run:
 
     def start(self, **facts: Any) -> None:
         """Write the manifest of a run that begins or goes on."""
+        known = {key: self.manifest[key] for key in ("parameters", "growth") if key in self.manifest}
         self.manifest = {
             "status": "running",
             "config": flatten(self.config),
             "versions": versions(),
             "git": git_state(),
             "threads": torch.get_num_threads(),
-            **{k: v for k, v in self.manifest.items() if k not in ("status", "config", "versions", "git", "threads")},
-            **facts,
+            **known,
         }
-        self.note()
+        self.note(**facts)
 
     def note(self, **facts: Any) -> None:
         self.manifest.update(facts)

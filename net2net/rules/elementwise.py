@@ -46,7 +46,7 @@ def softmax(trace: Trace, call: Call) -> list[Axis | None]:
     axes = list(call.inputs[0].axes)
     dim = call.get(1, "dim")
     if not isinstance(dim, int):
-        raise call.unsupported("its dim is not given")
+        raise call.unsupported("give its dim")
     fix(axes[dim], f"{call.where} normalises over them")
     axes[dim] = None
     return axes
@@ -57,11 +57,11 @@ def reduction(trace: Trace, call: Call) -> list[Axis | None]:
     value = call.inputs[0]
     if not isinstance(call.out, torch.Tensor):
         raise call.unsupported("it returns several tensors; use amax or amin")
-    dims = call.get(1, "dim")
-    if dims is None or isinstance(dims, torch.dtype):
+    dims = call.get(1, "dim", call.kwargs.get("axis"))
+    if isinstance(dims, int):
+        dims = (dims,)
+    elif not isinstance(dims, (tuple, list)) or not dims:  # none, or a dtype in their place
         dims = range(value.tensor.ndim)
-    elif isinstance(dims, int):
-        dims = call.args[1:] if len(call.args) > 1 and all(type(d) is int for d in call.args[1:]) else (dims,)
     dims = {d % value.tensor.ndim for d in dims}
     for dim in dims:
         fix(value.axes[dim], f"{call.where} reduces over them")
@@ -72,13 +72,13 @@ def reduction(trace: Trace, call: Call) -> list[Axis | None]:
 
 UNARY = """
 relu relu6 hardtanh hardswish hardsigmoid silu mish gelu sigmoid tanh elu selu celu leaky_relu rrelu softplus softsign
-logsigmoid threshold hardshrink softshrink tanhshrink clamp clip clamp_min clamp_max neg abs exp expm1 log log1p sqrt rsqrt
-square reciprocal sign erf sin cos floor ceil round dropout dropout1d dropout2d dropout3d alpha_dropout
+log_sigmoid threshold hardshrink softshrink tanhshrink clamp clip clamp_min clamp_max neg abs exp expm1 log log1p sqrt
+rsqrt square reciprocal sign erf sin cos floor ceil round dropout dropout1d dropout2d dropout3d alpha_dropout
 feature_alpha_dropout bernoulli nan_to_num
 """
 BINARY = """
-add sub subtract mul multiply div divide true_divide __radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ rsub maximum minimum
-pow __rpow__ addcmul lerp where
+add sub subtract mul multiply div divide true_divide __radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ rsub maximum
+minimum pow __rpow__ addcmul lerp where
 """
 COPIES = "contiguous clone detach to float half double bfloat16 type type_as cpu cuda requires_grad"
 

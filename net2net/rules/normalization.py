@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from net2net.spaces import Axis, Call, Trace, tie
+from net2net.spaces import Axis, Call, Trace, fix, tie
 
 
 def batch_norm(trace: Trace, call: Call) -> list[Axis | None]:
     axes = call.inputs[0].axes
+    for axis in (axes[0], *axes[2:]):
+        fix(axis, f"{call.where} averages over them")
     arguments = ("running_mean", "running_var", "weight", "bias")
     for position, keyword in enumerate(arguments, start=1):
         tensor = call.get(position, keyword)

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from net2net.spaces import Axis, Call, Trace, fix
 
 
-def spatial(trace: Trace, call: Call) -> list[Axis | None]:
+def _mix(call: Call, dims: Iterable[int], how: str) -> list[Axis | None]:
+    """The axes of a result that is computed along `dims`: whatever lies there cannot grow."""
     if not isinstance(call.out, torch.Tensor):
         raise call.unsupported("it returns several tensors")
-    value = call.inputs[0]
-    out: list[Axis | None] = []
-    for dim, axis in enumerate(value.axes):
-        if axis is not None and call.out.shape[dim] != value.tensor.shape[dim]:
-            fix(axis, f"{call.where} resizes them")
-            axis = None
-        out.append(axis)
+    out = list(call.inputs[0].axes)
+    for dim in dims:
+        fix(out[dim], f"{call.where} {how} them")
+        out[dim] = None
     return out
 
 
-NAMES = ["interpolate", "upsample", "pad"]
-NAMES += [f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2, 3)]
+def pool(trace: Trace, call: Call) -> list[Axis | None]:
+    return _mix(call, range(-int(call.name[-2]), 0), "pools over")
 
-RULES = dict.fromkeys(NAMES, spatial)
+
+def interpolate(trace: Trace, call: Call) -> list[Axis | None]:
+    return _mix(call, range(2, call.inputs[0].tensor.ndim), "resamples")
+
+
+def pad(trace: Trace, call: Call) -> list[Axis | None]:
+    sizes = call.get(1, "pad")  # (before, after) of the last dimension, then of the one before it, …
+    return _mix(call, [-1 - i // 2 for i, size in enumerate(sizes) if size], "pads")
+
+
+POOLS = [f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2, 3)]
+
+RULES = {**dict.fromkeys(POOLS, pool), "interpolate": interpolate, "upsample": interpolate, "pad": pad}

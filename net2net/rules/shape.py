@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-
-from net2net.spaces import Axis, Call, Space, Trace, tie
+from net2net.spaces import Axis, Call, Space, Trace, fix, tie
 
 
 def concatenate(trace: Trace, call: Call) -> list[Axis | None]:
@@ -40,16 +39,13 @@ def _merge(call: Call, dims: list[tuple[int, Axis | None]]) -> Axis | None:
 def reshape(trace: Trace, call: Call) -> list[Axis | None]:
     """Dimensions kept or merged with their neighbours. Splitting a dimension that holds channels is an error."""
     value, new = call.inputs[0], list(call.out.shape)
-    # Dimensions of size 1 carry no order: they are set aside, unless they hold a single channel.
-    old = [(n, axis) for n, axis in zip(value.tensor.shape, value.axes, strict=True) if n != 1 or axis is not None]
+    old = list(zip(value.tensor.shape, value.axes, strict=True))
     out: list[Axis | None] = []
     i = 0
     for n in new:
-        if n == 1 and not (i < len(old) and old[i][0] == 1):
-            out.append(None)
-            continue
-        group = [old[i]] if i < len(old) else []
-        i += 1
+        # A size of 1 is one that was there, or a new one; others gather dimensions until their sizes multiply to it.
+        group = [old[i]] if i < len(old) and (n != 1 or old[i][0] == 1) else []
+        i += len(group)
         while prod(size for size, _ in group) < n and i < len(old):
             group.append(old[i])
             i += 1
@@ -57,11 +53,20 @@ def reshape(trace: Trace, call: Call) -> list[Axis | None]:
             out.append(_merge(call, group))
             continue
         if any(axis is not None for _, axis in old):
-            raise call.unsupported(f"it turns shape {tuple(value.tensor.shape)} into {tuple(new)}, splitting a dimension")
+            raise call.unsupported(
+                f"it turns shape {tuple(value.tensor.shape)} into {tuple(new)}, splitting a dimension"
+            )
         return [None] * len(new)
-    if any(axis is not None for _, axis in old[i:]):
-        raise call.unsupported(f"it turns shape {tuple(value.tensor.shape)} into {tuple(new)}")
+    for _, axis in old[i:]:
+        fix(axis, f"{call.where} drops the dimension of their single channel")
     return out
+
+
+def flatten(trace: Trace, call: Call) -> list[Axis | None]:
+    value = call.inputs[0]
+    dims = list(zip(value.tensor.shape, value.axes, strict=True))
+    start, end = (d % len(dims) for d in (call.get(1, "start_dim", 0), call.get(2, "end_dim", -1)))
+    return [*value.axes[:start], _merge(call, dims[start : end + 1]), *value.axes[end + 1 :]]
 
 
 def permute(trace: Trace, call: Call) -> list[Axis | None]:
@@ -82,8 +87,8 @@ def squeeze(trace: Trace, call: Call) -> list[Axis | None]:
     every = range(value.tensor.ndim)
     chosen = every if dims is None else [dims] if isinstance(dims, int) else dims
     gone = {d % value.tensor.ndim for d in chosen if value.tensor.shape[d] == 1}
-    if any(value.axes[d] is not None for d in gone):
-        raise call.unsupported("it drops a dimension that holds a single channel")
+    for d in gone:
+        fix(value.axes[d], f"{call.where} drops the dimension of their single channel")
     return [axis for d, axis in enumerate(value.axes) if d not in gone]
 
 
@@ -95,7 +100,8 @@ def unsqueeze(trace: Trace, call: Call) -> list[Axis | None]:
 
 RULES = {
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
-    **dict.fromkeys(("flatten", "view", "reshape"), reshape),
+    "flatten": flatten,
+    **dict.fromkeys(("view", "reshape"), reshape),
     **dict.fromkeys(("permute", "transpose"), permute),
     "squeeze": squeeze,
     "unsqueeze": unsqueeze,

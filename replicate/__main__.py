@@ -1,0 +1,13 @@
+"""All runs of Figures 4, 5 and 6; the standard net from scratch is shared by the three.
+
+python -m replicate                            # laptop scale: Fashion-MNIST, CPU
+python -m replicate --scale smoke              # a few steps of everything
+"""
+
+import sys
+
+from replicate import fig4, fig5, fig6
+from replicate.runner import main
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))))

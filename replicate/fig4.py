@@ -1,0 +1,17 @@
+"""Figure 4, Net2WiderNet (sec 3.2): widen a narrow teacher to the standard net.
+
+    python replicate/fig4.py                       # laptop scale: Fashion-MNIST, CPU
+    python replicate/fig4.py --seeds 0 1 2 --dry-run
+
+The teacher has sqrt(0.3) of the standard net's channels in its Inception modules. Against the student stand the same
+net padded with random weights ("random pad"), and the standard net from random initialisation.
+"""
+
+import sys
+
+from replicate.runner import main
+
+ARMS = ("teacher_narrow", "standard", "wider", "random_pad")
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, ARMS))

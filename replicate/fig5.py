@@ -1,0 +1,16 @@
+"""Figure 5, Net2DeeperNet (sec 3.3): two more vertical-horizontal pairs after every pair of the standard net.
+
+    python replicate/fig5.py                       # laptop scale: Fashion-MNIST, CPU
+    python replicate/fig5.py --seeds 0 1 2 --dry-run
+
+The teacher is the standard net; against the student stands the same deep net from random initialisation.
+"""
+
+import sys
+
+from replicate.runner import main
+
+ARMS = ("standard", "deeper", "deeper_random_init")
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, ARMS))

@@ -1,0 +1,16 @@
+"""Figure 6, exploring the design space (sec 3.4): sqrt(2) wider, and four more pairs, both grown from the standard net.
+
+    python replicate/fig6.py                       # laptop scale: Fashion-MNIST, CPU
+    python replicate/fig6.py --seeds 0 1 2 --dry-run
+
+As in the paper the larger nets are not trained from scratch; the standard net from scratch is shown for reference.
+"""
+
+import sys
+
+from replicate.runner import main
+
+ARMS = ("standard", "wider_sqrt2", "deeper_4pairs")
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, ARMS))

@@ -1,0 +1,144 @@
+"""The YAML files under configs/: that they say what the paper's arms are, and what a wrong one is answered with."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from net2net.inception_bn import TABLES
+from replicate import fig4, fig5, fig6
+from training.config import ConfigError, Model, _keys, differences, flatten, load
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS = dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS)
+
+
+def laptop(arm, *overrides):
+    return flatten(load(ROOT / "configs" / "laptop" / f"{arm}.yaml", overrides))
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A function that writes a config extending the standard arm, and loads it."""
+
+    def load_text(text, *overrides):
+        return load(write(tmp_path / "arm.yaml", f"extends: {ROOT}/configs/laptop/standard.yaml\n{text}"), overrides)
+
+    return load_text
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_file_loads_and_says_what_it_is(file):
+    text = file.read_text()
+    assert text.startswith("# ")
+    if file.stem in ARMS:
+        load(file)
+        assert f"python train.py configs/{file.parent.name}/{file.stem}.yaml" in text
+    if file.stem in ARMS and file.parent.name != "smoke":
+        comment = text.split("\nextends")[0]
+        assert "sec" in comment
+        assert "Expected" in comment
+
+
+# What the paper's arms differ in, against the arm they are compared with, and nothing else.
+@pytest.mark.parametrize(
+    ("arm", "other", "keys"),
+    [
+        ("teacher_narrow", "standard", {"model.width"}),
+        ("random_pad", "wider", {"growth.method", "growth.noise"}),
+        ("deeper", "wider_sqrt2", {"model.width", "model.extra_pairs", "growth.method", "growth.noise"}),
+        ("deeper_4pairs", "deeper", {"model.extra_pairs"}),
+        ("deeper_random_init", "standard", {"model.extra_pairs", "training.steps"}),
+        ("wider_sqrt2", "wider", {"model.width", "growth.teacher"}),
+    ],
+)
+def test_arms_differ_in_what_the_papers_arms_differ_in(arm, other, keys):
+    a, b = laptop(arm), laptop(other)
+    assert set(differences(a, b)) <= keys | {"optimizer.lr_scale", "training.steps"}
+    assert keys <= set(differences(a, b)) | {"training.steps", "growth.noise"}
+
+
+def test_students_differ_from_scratch_in_their_growth_their_rate_and_their_length():
+    keys = set(differences(laptop("wider"), laptop("standard")))
+    assert {k.split(".")[0] for k in keys} == {"growth", "optimizer", "training"}
+    assert keys - {"optimizer.lr_scale", "training.steps"} == {k for k in keys if k.startswith("growth")}
+
+
+def test_the_paper_s_numbers():
+    assert laptop("teacher_narrow")["model.width"] == pytest.approx(0.3**0.5, abs=1e-4)
+    assert laptop("wider_sqrt2")["model.width"] == pytest.approx(2**0.5, abs=1e-4)
+    assert (laptop("deeper")["model.extra_pairs"], laptop("deeper_4pairs")["model.extra_pairs"]) == (2, 4)
+
+
+def test_the_config_knows_the_networks_there_are():
+    assert set(Model.model_fields["name"].annotation.__args__) == set(TABLES)
+
+
+def test_every_key_is_read_by_something():
+    """A key counts as read where `.section.key` (or `.key` of a variable holding the section) stands in the code."""
+    read = set()
+    for file in [ROOT / "train.py", *(ROOT / "training").glob("*.py"), *(ROOT / "replicate").glob("*.py")]:
+        if file.name == "config.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                holder = node.value
+                read.add((getattr(holder, "attr", getattr(holder, "id", "")), node.attr))
+    aliases = {"optimizer": {"optimizer", "o"}, "training": {"training", "options"}}
+    for key in _keys():
+        section, _, leaf = key.rpartition(".")
+        holders = aliases.get(section, {section}) if section else {"config"}
+        assert any((holder, leaf) in read for holder in holders), f"nothing reads {key}"
+
+
+def test_overrides_come_last_and_are_typed(config):
+    assert config("", "optimizer.lr=1e-4").optimizer.lr == 1e-4
+    assert config("seed: 3", "seed=4").seed == 4
+
+
+def test_extends_merges_section_by_section(config):
+    merged = config("optimizer: {lr: 2e-3}")
+    assert merged.optimizer.lr == 2e-3
+    assert merged.optimizer.momentum == laptop("standard")["optimizer.momentum"]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("optimizer: {lr_scal: 0.1}", [], ["arm.yaml", "'optimizer.lr_scal'", "did you mean 'optimizer.lr_scale'"]),
+        ("lr_scale: 0.1", [], ["'lr_scale'", "did you mean 'optimizer.lr_scale'"]),
+        ("", ["trainin.steps=3"], ["--set trainin.steps=3", "did you mean 'training.steps'"]),
+        ("zzz: 1", [], ["unknown key 'zzz'", "valid keys"]),
+        ("optimizer: {lr: fast}", [], ["arm.yaml", "optimizer.lr", "number", "'fast' (str)"]),
+        ("training: {steps: 1.5}", [], ["training.steps", "integer", "1.5 (float)"]),
+        ("training: {steps: 0}", [], ["training.steps", "greater than 0", "0 (int)"]),
+        ("data: {validation: train}", [], ["data.validation", "'test' or 'held_out'", "'train'"]),
+        ("model: {name: resnet}", [], ["model.name", "inception_bn_28", "'resnet'"]),
+        ("growth: {method: net2wider}", [], ["growth.teacher", "missing"]),
+        ("", ["optimizer.lr"], ["--set optimizer.lr", "key=value"]),
+        ("", ["optimizer.lr=[1"], ["--set optimizer.lr=[1", "not valid YAML"]),
+        ("seed: 1\nseed: 2", [], ["arm.yaml", "line 3", "'seed' is given twice"]),
+        ("model: [", [], ["arm.yaml", "not valid YAML"]),
+    ],
+)
+def test_a_wrong_config_is_answered_with_file_key_and_what_was_expected(config, text, overrides, words):
+    with pytest.raises(ConfigError) as error:
+        config(text, *overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_missing_file_and_a_file_that_extends_itself(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot read"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot read this config \(named by extends: in a\.yaml\)"):
+        load(write(tmp_path / "a.yaml", "extends: none.yaml"))
+    with pytest.raises(ConfigError, match="extends itself"):
+        load(write(tmp_path / "b.yaml", "extends: b.yaml"))
+    with pytest.raises(ConfigError, match="expected keys and values, got list"):
+        load(write(tmp_path / "c.yaml", "- 1"))

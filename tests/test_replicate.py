@@ -1,0 +1,119 @@
+"""The scripts that run the stages of the figures: what they run, in which order, and what they do not run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from replicate import fig4, fig5, fig6, record
+from replicate.runner import main, plan
+
+ROOT = Path(__file__).resolve().parents[1]
+ALL = tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """All eight stages at smoke scale, run once."""
+    folder = tmp_path_factory.mktemp("replicate")
+    assert main("", ALL, ["--smoke", "--runs", str(folder), "--jobs", "2"]) == 0
+    return folder
+
+
+def test_the_eight_runs_are_there_and_finished(smoke):
+    manifests = [json.loads(path.read_text()) for path in sorted(smoke.glob("smoke/*/seed0/run.json"))]
+    assert len(manifests) == 8
+    assert all(manifest["status"] == "finished" for manifest in manifests)
+
+
+def test_a_second_call_runs_nothing(smoke, capsys):
+    before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*")}
+    assert main("", ALL, ["--smoke", "--runs", str(smoke)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*")} == before
+    assert "starts" not in capsys.readouterr().out
+
+
+def test_the_plan_puts_teachers_first_and_shares_the_standard_net():
+    stages = [stage.name for stage in plan("smoke", ALL, [0, 1], Path("nowhere"))]
+    assert len(stages) == len(set(stages)) == 16
+    for seed in (0, 1):
+        assert stages.index(f"standard/seed{seed}") < stages.index(f"deeper_4pairs/seed{seed}")
+        assert stages.index(f"teacher_narrow/seed{seed}") < stages.index(f"wider/seed{seed}")
+
+
+def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path, capsys):
+    assert main("", fig5.ARMS, ["--smoke", "--runs", str(tmp_path / "runs"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "deeper/seed0" in out
+    assert "to run after standard/seed0" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_record_copies_the_small_files_of_finished_runs_only(smoke, tmp_path, capsys):
+    unfinished = smoke / "smoke" / "wider" / "seed9"
+    unfinished.mkdir()
+    (unfinished / "run.json").write_text('{"status": "running"}')
+    try:
+        assert record.main(["--scale", "smoke", "--runs", str(smoke), "--results", str(tmp_path)]) == 0
+    finally:
+        (unfinished / "run.json").unlink()
+        unfinished.rmdir()
+    assert sorted(p.name for p in (tmp_path / "smoke" / "wider" / "seed0").iterdir()) == ["metrics.csv", "run.json"]
+    assert not (tmp_path / "smoke" / "wider" / "seed9").exists()
+    assert "wider/seed9: not finished" in capsys.readouterr().err
+    assert record.main(["--scale", "none", "--runs", str(smoke), "--results", str(tmp_path)]) == 1
+
+
+def test_a_failed_stage_is_named_and_holds_up_only_its_students(smoke, tmp_path, capsys):
+    """The folder of the narrow teacher holds a run of another config."""
+    folder = tmp_path / "smoke" / "teacher_narrow" / "seed0"
+    folder.mkdir(parents=True)
+    manifest = json.loads((smoke / "smoke" / "teacher_narrow" / "seed0" / "run.json").read_text())
+    manifest["config"]["optimizer.lr"] = 0.5
+    (folder / "run.json").write_text(json.dumps(manifest))
+    assert main("", ("teacher_narrow", "standard", "wider"), ["--smoke", "--runs", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "standard/seed0: finished" in captured.out
+    assert "teacher_narrow/seed0 failed:" in captured.err
+    assert "holds a run of another config: optimizer.lr (0.5 there" in captured.err
+    assert "not run for want of their teachers: wider/seed0" in captured.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_call_that_is_stopped_goes_on_later(tmp_path, number):
+    """Ctrl-C stops the runs too; after kill -9 they notice that nobody waits for them, save and stop."""
+    command = [sys.executable, str(ROOT / "replicate" / "fig5.py"), "--smoke", "--runs", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("smoke/*/seed0/checkpoint.pt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    deadline = time.monotonic() + 60
+    while any(stage.locked for stage in plan("smoke", fig5.ARMS, [0], tmp_path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert main("", fig5.ARMS, ["--smoke", "--runs", str(tmp_path)]) == 0
+
+
+def test_wrong_arguments_are_refused_in_a_sentence(capsys):
+    for arguments, words in (
+        (["--scale", "huge"], "there is no configs/huge; there are laptop, smoke"),
+        (["--jobs", "0"], "--jobs: expected at least 1"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            main("", ALL, arguments)
+        assert error.value.code == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_figures_of_a_smoke_run_are_drawn(smoke, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "figures", str(smoke / "smoke"), "--out", str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+    assert {f"fig{n}.{end}" for n in (4, 5, 6) for end in ("png", "pdf")} <= {p.name for p in tmp_path.iterdir()}

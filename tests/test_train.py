@@ -1,0 +1,373 @@
+"""train.py end to end on generated images: what it writes, that a resume is exact, what goes wrong and how it is said."""
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from training import growth, run
+from training.config import load
+from training.data import Data
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["train"])
+
+
+def config_file(arm):
+    return ROOT / "configs" / "smoke" / f"{arm}.yaml"
+
+
+def call(arm, out, *overrides):
+    """train.py in this process; returns its exit code."""
+    return train.main([str(config_file(arm)), "--out", str(out), *(w for o in overrides for w in ("--set", o))])
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def final_state(folder):
+    """Everything a run ends with, but for the seconds it took."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state.pop("wall_s")
+    state["rows"] = [{k: v for k, v in row.items() if k != "wall_s"} for row in state["rows"]]
+    return state
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The smoke scale's teachers, trained once, as <runs>/<arm>/seed0."""
+    folder = tmp_path_factory.mktemp("runs")
+    for arm in ("teacher_narrow", "standard"):
+        assert call(arm, folder / arm / "seed0") == 0
+    return folder
+
+
+# ---- what it writes
+
+
+def test_metrics_begin_at_step_0_and_end_at_the_last(runs):
+    table = rows(runs / "standard" / "seed0")
+    assert list(table[0]) == list(run.COLUMNS)
+    assert [int(row["step"]) for row in table] == [0, 2, 4, 6]
+    assert [int(row["images"]) for row in table] == [0, 64, 128, 192]
+    assert all(0 <= float(row[key]) <= 1 for row in table for key in ("train_top1", "val_top1"))
+
+
+def test_the_manifest_tells_what_was_run(runs):
+    manifest = json.loads((runs / "standard" / "seed0" / "run.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["config"]["training.steps"] == 6
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["result"]["val_images"] == 200
+    assert manifest["result"]["val_top1"] == pytest.approx(float(rows(runs / "standard" / "seed0")[-1]["val_top1"]))
+
+
+def test_a_finished_run_is_not_repeated(runs, capsys):
+    before = (runs / "standard" / "seed0" / "checkpoint.pt").stat().st_mtime_ns
+    assert call("standard", runs / "standard" / "seed0") == 0
+    assert (runs / "standard" / "seed0" / "checkpoint.pt").stat().st_mtime_ns == before
+    assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arm", ["wider", "deeper", "wider_sqrt2", "deeper_4pairs"])
+def test_a_student_starts_where_its_teacher_ended(runs, arm):
+    assert call(arm, runs / arm / "seed0", "growth.noise=0.0") == 0
+    manifest = json.loads((runs / arm / "seed0" / "run.json").read_text())
+    teacher = Path(manifest["growth"]["teacher"]).parent
+    assert float(rows(runs / arm / "seed0")[0]["val_top1"]) == float(rows(teacher)[-1]["val_top1"])
+    for error in manifest["growth"]["error"]:  # evaluation and training mode, on a float32 teacher
+        assert error["relative"] < 1e-5
+    sha = manifest["growth"]["teacher_sha256"]
+    assert len(sha) == 64
+    assert manifest["growth"]["history"][0]["op"] == ("deepen" if "deeper" in arm else "widen")
+
+
+def test_noise_moves_the_student_a_little_and_is_certified_apart(runs, tmp_path):
+    assert call("wider", runs / "wider_noisy" / "seed0", "growth.noise=0.05") == 0
+    record = json.loads((runs / "wider_noisy" / "seed0" / "run.json").read_text())["growth"]
+    assert all(error["relative"] < 1e-5 for error in record["error_without_noise"])
+    assert all(1e-4 < error["relative"] < 0.5 for error in record["error"])
+
+
+def test_random_pad_has_the_students_shape_and_not_its_function(runs):
+    assert call("random_pad", runs / "random_pad" / "seed0") == 0
+    record = json.loads((runs / "random_pad" / "seed0" / "run.json").read_text())["growth"]
+    assert record["error"][0]["relative"] > 0.01
+
+
+def test_averaged_weights_are_what_is_evaluated_and_handed_on(runs):
+    state = torch.load(runs / "teacher_narrow" / "seed0" / "checkpoint.pt", weights_only=True)
+    assert not same(state["model"], state["ema"])
+    config = load(config_file("wider"))
+    data = Data(config.data, 0, 32, CPU)
+    model = growth.build(load(config_file("teacher_narrow")).model)
+    model.load_state_dict(state["ema"])
+    assert train.evaluate(model, data)[1] == state["rows"][-1]["val_top1"]
+
+
+# ---- order, schedule
+
+
+def test_every_image_comes_once_an_epoch_and_the_order_is_a_function_of_seed_and_epoch():
+    data = load(config_file("standard")).data
+    a, b = Data(data, 0, 32, CPU), Data(data, 0, 32, CPU)
+    later = [b.batch(step) for step in (400, 3, 800)]  # asked for out of order: the same batches
+    for step, batch in zip((400, 3, 800), later, strict=True):
+        assert same(a.batch(step), batch)
+    assert not same(Data(data, 1, 32, CPU).batch(3), later[1])
+    seen = torch.cat([a._order[i * 32 : (i + 1) * 32] for i in range(a.per_epoch)])
+    assert len(seen.unique()) == len(seen) == 12_000
+
+
+def test_flips_follow_the_seed_the_epoch_and_the_image():
+    on = Data(load(config_file("standard")).data, 0, 32, CPU)
+    off = Data(load(config_file("standard"), ["data.flip=false"]).data, 0, 32, CPU)
+    images, plain = on.batch(0)[0], off.batch(0)[0]
+    flipped = [not torch.equal(a, b) for a, b in zip(images, plain, strict=True)]
+    assert 0 < sum(flipped) < 32
+    assert all(torch.equal(a, b.flip(-1) if f else b) for a, b, f in zip(images, plain, flipped, strict=True))
+
+
+def test_validation_sees_every_image_once_at_any_batch_size():
+    data = Data(load(config_file("standard")).data, 0, 32, CPU)
+    whole = torch.cat([labels for _, labels in data.validation(200)])
+    assert same(whole, torch.cat([labels for _, labels in data.validation(77)]))
+    assert len(whole) == 200
+
+
+def test_held_out_images_are_not_trained_on():
+    data = Data(load(config_file("standard"), ["data.validation=held_out"]).data, 0, 32, CPU)
+    assert len(data.images) == 2_000
+
+
+def test_the_schedules():
+    base = ["optimizer.lr=0.2", "optimizer.lr_scale=0.1", "training.steps=100", "schedule.warmup_steps=10"]
+    cosine = load(config_file("standard"), [*base, "schedule.name=cosine"])
+    assert train.learning_rate(cosine, 0) == pytest.approx(0.002)
+    assert train.learning_rate(cosine, 10) == pytest.approx(0.02)
+    assert train.learning_rate(cosine, 55) == pytest.approx(0.01)
+    exponential = load(config_file("standard"), [*base, "schedule.decay_rate=0.5", "schedule.decay_steps=30"])
+    assert train.learning_rate(exponential, 40) == pytest.approx(0.01)
+    assert train.learning_rate(exponential, 70) == pytest.approx(0.005)
+
+
+# ---- interruption
+
+
+def _child(arguments, log, room):
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(fd, 2)
+    if room is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit is then an error, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    os._exit(train.main(arguments))
+
+
+def start(arm, out, *overrides, room=None):
+    """train.py in a process of its own, its errors in <out>.log; files may grow to `room` bytes."""
+    words = [str(config_file(arm)), "--out", str(out), *(w for o in overrides for w in ("--set", o))]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    process = context.Process(target=_child, args=(words, f"{out}.log", room))
+    process.start()
+    return process
+
+
+def errors(out):
+    return Path(f"{out}.log").read_text()
+
+
+LONG = ("training.steps=40", "training.eval_every=5")
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(runs, tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    (folder / "teacher_narrow").symlink_to(runs / "teacher_narrow")
+    start("standard", tmp_path / "warm_up").join()  # the first process waits until torch and timm are imported
+    began = time.monotonic()
+    whole = start("wider", folder / "whole" / "seed0", *LONG)
+    whole.join()
+    duration = time.monotonic() - began
+    assert whole.exitcode == 0
+
+    moments, killed = random.Random(0), 0
+    out = folder / "killed" / "seed0"
+    for _ in range(30):
+        process = start("wider", out, *LONG)
+        if killed < 5:
+            process.join(duration * moments.uniform(0.05, 0.4))
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+        process.join()
+        if process.exitcode == 0:
+            break
+    assert killed >= 3
+    assert same(final_state(out), final_state(folder / "whole" / "seed0"))
+    ours, theirs = rows(out), rows(folder / "whole" / "seed0")
+    assert [{**row, "wall_s": ""} for row in ours] == [{**row, "wall_s": ""} for row in theirs]
+    assert json.loads((out / "run.json").read_text())["growth"]["history"]  # written by the first, killed process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path, number):
+    process = start("standard", tmp_path / "run", *LONG)
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 128 + number
+    error = errors(tmp_path / "run")
+    assert "run the same command again to go on" in error
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert f"saved at step {saved['step']};" in error
+    assert saved["step"] < 40
+    assert call("standard", tmp_path / "run", *LONG) == 0
+    assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(0, 41, 5))
+
+
+# ---- what goes wrong
+
+
+def refused(arm, out, capsys, *overrides):
+    """The one sentence with which train.py ends."""
+    assert call(arm, out, *overrides) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: ")
+    assert "Traceback" not in error
+    return error
+
+
+def test_the_teacher_is_missing(tmp_path, capsys):
+    error = refused("wider", tmp_path / "wider" / "seed0", capsys)
+    assert "teacher_narrow/seed0/checkpoint.pt does not exist: train it first" in error
+
+
+def test_the_teacher_is_truncated_or_no_checkpoint(runs, tmp_path, capsys):
+    content = (runs / "teacher_narrow" / "seed0" / "checkpoint.pt").read_bytes()
+    for broken in (content[: len(content) // 2], b"", b"hello", content[:-100]):
+        (tmp_path / "broken.pt").write_bytes(broken)
+        error = refused("wider", tmp_path / "out", capsys, f"growth.teacher={tmp_path / 'broken.pt'}")
+        assert "broken.pt cannot be read, it is truncated or not a checkpoint" in error
+    torch.save({"a": 1}, tmp_path / "other.pt")
+    error = refused("wider", tmp_path / "out2", capsys, f"growth.teacher={tmp_path / 'other.pt'}")
+    assert "was not written by this version of train.py" in error
+
+
+@pytest.mark.parametrize(
+    ("arm", "teacher", "words"),
+    [
+        ("deeper", "teacher_narrow", ["cannot be grown into this model", "would have shape", "is it the right teacher?"]),
+        ("teacher_narrow", "standard", ["cannot be grown into this model", "already"]),
+    ],
+)
+def test_the_teacher_is_of_another_architecture(runs, tmp_path, capsys, arm, teacher, words):
+    path = runs / teacher / "seed0" / "checkpoint.pt"
+    extra = ["growth.method=net2wider", "growth.noise=0.0", "growth.calibration_images=32"]
+    error = refused(arm, tmp_path / "out", capsys, f"growth.teacher={path}", *(extra if arm == "teacher_narrow" else []))
+    for word in [str(path), *words]:
+        assert word in error
+
+
+def test_the_teacher_is_not_finished(tmp_path, capsys):
+    process = start("teacher_narrow", tmp_path / "teacher_narrow" / "seed0", *LONG)
+    while not (tmp_path / "teacher_narrow" / "seed0" / "metrics.csv").exists():
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    error = refused("wider", tmp_path / "wider" / "seed0", capsys)
+    assert "is not finished (step" in error
+
+
+def test_the_folder_holds_a_run_of_another_config(runs, capsys):
+    folder = runs / "standard" / "seed0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+    error = refused("standard", folder, capsys, "optimizer.lr=0.5", "training.steps=7")
+    assert f"{folder} holds a run of another config" in error
+    assert "training.steps (6 there, 7 now)" in error
+    assert "optimizer.lr" in error
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+
+
+def test_another_process_trains_in_the_folder(tmp_path, capsys):
+    config = load(config_file("standard"))
+    with run.Run(tmp_path, config):
+        error = refused("standard", tmp_path, capsys)
+    assert f"another process (pid {os.getpid()}) is training in {tmp_path}" in error
+
+
+def test_the_run_s_own_checkpoint_is_truncated(runs, tmp_path, capsys):
+    assert call("standard", tmp_path / "run") == 0
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK\x03\x04")
+    assert "cannot be read, it is truncated" in refused("standard", tmp_path / "run", capsys)
+
+
+def test_the_output_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    error = refused("standard", tmp_path / "file" / "run", capsys)
+    assert f"cannot write into {tmp_path / 'file' / 'run'}" in error
+    assert "--out" in error
+
+
+def test_the_disk_is_full(tmp_path):
+    whole = tmp_path / "run"
+    process = start("standard", whole, *LONG)
+    while not (whole / "checkpoint.pt").exists():
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    before = final_state(whole)
+    process = start("standard", whole, *LONG, room=50_000)
+    process.join()
+    assert process.exitcode == 2
+    error = errors(whole)
+    assert f"cannot write {whole / 'checkpoint.pt'}: File too large" in error
+    assert "previous version of the file is intact" in error
+    assert same(before, final_state(whole))
+    assert not list(whole.glob(".*.tmp"))
+    assert call("standard", whole, *LONG) == 0
+
+
+def test_the_loss_is_not_a_number(tmp_path, capsys):
+    error = refused("standard", tmp_path / "run", capsys, *LONG, "optimizer.lr=1e30")
+    assert "the training loss is not a number at step" in error
+    assert "the checkpoint of step 0 is kept" in error
+    assert final_state(tmp_path / "run")["step"] == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_the_data_is_damaged(tmp_path, capsys):
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"not the data")
+    error = refused("standard", tmp_path / "run", capsys, "data.name=fashion_mnist", f"data.root={tmp_path / 'data'}")
+    assert "train-images-idx3-ubyte.gz is damaged" in error
+
+
+def test_more_images_are_asked_for_than_there_are(tmp_path, capsys):
+    assert "data.val_images: 9999 asked for" in refused("standard", tmp_path / "a", capsys, "data.val_images=9999")
+    assert "training.batch_size: 99999" in refused("standard", tmp_path / "b", capsys, "training.batch_size=99999")
