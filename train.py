@@ -1,7 +1,7 @@
 """Train one arm of the experiments (paper, section 3): a teacher, a student grown from it, or a baseline.
 
     python train.py configs/laptop/standard.yaml                      # from scratch: teacher, baseline and reference
-    python train.py configs/laptop/wider.yaml                         # Net2WiderNet student of runs/laptop/teacher_narrow/seed0
+    python train.py configs/laptop/wider.yaml                         # Net2WiderNet student of teacher_narrow
     python train.py configs/laptop/wider.yaml --seed 3 --set optimizer.lr_scale=0.5 --out runs/try/wider
 
 Reads a config, writes metrics.csv, run.json and checkpoint.pt into runs/<scale>/<arm>/seed<k>/. Ctrl-C or SIGTERM saves
@@ -250,16 +250,19 @@ class Mirror:
         import wandb
 
         scale, arm, seed = run.folder.parts[-3:] if len(run.folder.parts) >= 3 else ("", "", run.folder.name)
-        self.wandb = wandb.init(
-            project=config.wandb.project,
-            mode=config.wandb.mode,
-            dir=run.folder,
-            id=run_id,
-            resume="allow",
-            name=f"{arm}-{seed}",
-            group=scale,
-            config=run.manifest["config"],
-        )
+        try:
+            self.wandb = wandb.init(
+                project=config.wandb.project,
+                mode=config.wandb.mode,
+                dir=run.folder,
+                id=run_id,
+                resume="allow",
+                name=f"{arm}-{seed}",
+                group=scale,
+                config=run.manifest["config"],
+            )
+        except wandb.Error as error:
+            raise RunError(f"wandb does not start: {error}; use --set wandb.mode=offline or disabled") from None
         self.id = self.wandb.id
 
     def log(self, rows: list[dict[str, Any]]) -> None:

@@ -63,7 +63,7 @@ def verify(
     a, b = (torch.cat([t.flatten().double() for t in outputs]) for outputs in (ours, theirs))
     max_abs, scale = float((a - b).abs().max()), float(a.abs().max())
     relative = max_abs / scale if scale else (0.0 if max_abs == 0 else float("inf"))
-    a, b = ours[0], theirs[0]
+    a, b = ours[0].double(), theirs[0].double()
     agreement = float((a.argmax(-1) == b.argmax(-1)).double().mean()) if a.ndim else float(a == b)
     return Certificate(max_abs, relative, agreement, "train" if train else "eval", str(dtype).removeprefix("torch."))
 

@@ -172,11 +172,12 @@ class _Site:
         options = {"bias": self.norm is None, "device": like.device, "dtype": like.dtype}
         channels = self.channels
         linear: nn.Module
+        # Without their own random initialisation: it would be overwritten, and move the caller's generator on.
         if self.ndim == 2:
-            linear = nn.Linear(channels, channels, **options)
+            linear = nn.utils.skip_init(nn.Linear, channels, channels, **options)
         else:
-            padding = tuple(k // 2 for k in kernel)
-            linear = CONVOLUTIONS[self.ndim](channels, channels, kernel, padding=padding, **options)
+            options["padding"] = tuple(k // 2 for k in kernel)
+            linear = nn.utils.skip_init(CONVOLUTIONS[self.ndim], channels, channels, kernel, **options)
         parts = OrderedDict([("linear" if self.ndim == 2 else "conv", linear)])
         with torch.no_grad():
             linear.weight.zero_()

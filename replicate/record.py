@@ -1,6 +1,6 @@
 """Copy the small files of finished runs into results/, which git holds and every published figure is drawn from.
 
-    python -m replicate.record --scale laptop
+python -m replicate.record --scale laptop
 """
 
 import argparse

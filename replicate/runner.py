@@ -1,7 +1,7 @@
 """Runs stages: each one a call of train.py, in a process of its own, as soon as its teacher is finished.
 
-A stage whose result is there is not run again, and an unfinished one goes on from its checkpoint: running a script again
-*is* the resume.
+A stage whose result is there is not run again, and an unfinished one goes on from its checkpoint: running a script
+again *is* the resume.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Runner:
         self.running: dict[str, tuple[Stage, BaseProcess]] = {}
         self.failed: dict[str, str] = {}
         self.stopping = False
-        # The processes are forked from a server that has imported torch and timm once: importing them takes ten seconds.
+        # Forked from a server that has imported torch and timm once: that alone takes ten seconds.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["train", "training.fashion_mnist"])
         self.bar = tqdm(total=sum(s.steps for s in stages), unit="step", disable=None, smoothing=0.05)
@@ -205,7 +205,9 @@ class Runner:
         del self.running[stage.name]
         if stage.finished:
             result = stage.manifest()["result"]
-            self._say(f"{stage.name}: finished, validation accuracy {result['val_top1']:.2%} ({result['wall_s']:.0f} s)")
+            self._say(
+                f"{stage.name}: finished, validation accuracy {result['val_top1']:.2%} ({result['wall_s']:.0f} s)"
+            )
         elif not self.stopping:
             lines = (stage.folder / "log.txt").read_text().strip().splitlines() or [f"exit code {process.exitcode}"]
             self.failed[stage.name] = lines[-1].removeprefix("train.py: ")

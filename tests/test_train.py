@@ -1,4 +1,4 @@
-"""train.py end to end on generated images: what it writes, that a resume is exact, what goes wrong and how it is said."""
+"""train.py end to end on generated images: what it writes, that a resume is exact, and what is said when it fails."""
 
 import csv
 import json
@@ -279,14 +279,20 @@ def test_the_teacher_is_truncated_or_no_checkpoint(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arm", "teacher", "words"),
     [
-        ("deeper", "teacher_narrow", ["cannot be grown into this model", "would have shape", "is it the right teacher?"]),
+        (
+            "deeper",
+            "teacher_narrow",
+            ["cannot be grown into this model", "would have shape", "is it the right teacher?"],
+        ),
         ("teacher_narrow", "standard", ["cannot be grown into this model", "already"]),
     ],
 )
 def test_the_teacher_is_of_another_architecture(runs, tmp_path, capsys, arm, teacher, words):
     path = runs / teacher / "seed0" / "checkpoint.pt"
     extra = ["growth.method=net2wider", "growth.noise=0.0", "growth.calibration_images=32"]
-    error = refused(arm, tmp_path / "out", capsys, f"growth.teacher={path}", *(extra if arm == "teacher_narrow" else []))
+    error = refused(
+        arm, tmp_path / "out", capsys, f"growth.teacher={path}", *(extra if arm == "teacher_narrow" else [])
+    )
     for word in [str(path), *words]:
         assert word in error
 

@@ -1,7 +1,7 @@
 """Training and validation images in memory, and the order in which they come.
 
-Which images are in mini-batch `step`, and how they are augmented, depends on (seed, epoch, index) alone: not on what was
-drawn before, so a resumed run goes on with exactly the batches it would have had.
+Which images are in mini-batch `step`, and how they are augmented, depends on (seed, epoch, index) alone, not on what
+was drawn before: so a resumed run goes on with exactly the batches it would have had.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class Data:
 
     def validation(self, batch_size: int = 500) -> Iterator[Batch]:
         """Every validation image exactly once, in order."""
-        for images, labels in zip(
-            self.val_images.split(batch_size), self.val_labels.split(batch_size), strict=True
-        ):
+        for images, labels in zip(self.val_images.split(batch_size), self.val_labels.split(batch_size), strict=True):
             yield _normalise(images), labels
 
 

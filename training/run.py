@@ -1,13 +1,14 @@
 """A run's folder: who may write in it, its checkpoint, its metrics, its manifest. Every file is replaced whole.
 
-    run.json        what was run: config, seeds, versions, teacher, growth, and how it ended
-    metrics.csv     one row per evaluation
-    checkpoint.pt   everything needed to go on; it holds the rows too, so that metrics and weights never disagree
-    progress.json   step and rate, for whoever watches
+run.json        what was run: config, seeds, versions, teacher, growth, and how it ended
+metrics.csv     one row per evaluation
+checkpoint.pt   everything needed to go on; it holds the rows too, so that metrics and weights never disagree
+progress.json   step and rate, for whoever watches
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -166,7 +167,7 @@ def load_checkpoint(path: Path, role: str) -> dict[str, Any]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace a file in one step: after a kill or a full disk there is the old one or the new one, never half of one."""
+    """Replace a file in one step: after a kill or a full disk there is the old one or the new one, no half of one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -180,10 +181,8 @@ def write(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        try:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass  # the first error is the one to tell
         raise RunError(
             f"cannot write {path}: {error.strerror}. The previous version of the file is intact; "
             "make room or give access, then run the same command again"

@@ -1,0 +1,122 @@
+"""Verification: it sees every difference, and changes nothing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from net2net import Certificate, GrowthError, verify
+
+
+class Net(nn.Module):
+    def __init__(self, run, **parts):
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *args, **kwargs):
+        return self.run(self, *args, **kwargs)
+
+
+def plus(*offsets):
+    """The identity, with an offset added to each output."""
+    return Net(lambda m, x: tuple(x + torch.tensor(offset) for offset in offsets))
+
+
+X = torch.tensor([[1.0, 2.0, 4.0], [0.0, -8.0, 3.0]])
+
+
+def test_measures_the_largest_error_and_relates_it_to_the_largest_output():
+    certificate = verify(plus(0.0), plus([0.0, 0.5, -2.0]), X)
+    assert certificate == Certificate(2.0, 0.25, 0.5, "eval", "float64")
+    assert str(certificate) == "max-abs error 2.00e+00, relative 2.50e-01, top-1 agreement 50.00% (eval mode, float64)"
+    assert verify(plus(0.0), plus(0.0), X)[:3] == (0.0, 0.0, 1.0)
+
+
+def test_differences_that_cancel_are_seen():
+    assert verify(plus(0.0), plus([1.0, -1.0, 0.0]), X).max_abs == 1
+
+
+def test_every_output_counts():
+    assert verify(plus(0.0, 0.0), plus(0.0, 1.0), X).max_abs == 1
+    assert verify(plus(0.0, 0.0), plus(0.0, 1.0), X).top1_agreement == 1
+
+
+@pytest.mark.parametrize("outputs", [(0.0, float("nan")), (float("nan"), 0.0), (0.0, [0.0, float("nan"), 0.0])])
+def test_nan_never_passes(outputs):
+    certificate = verify(plus(0.0, 0.0), plus(*outputs), X)
+    assert not certificate.max_abs < 1e9
+    assert not certificate.relative < 1e9
+
+
+def test_a_teacher_of_zeros_has_no_scale():
+    zero = Net(lambda m, x: x * 0)
+    assert verify(zero, zero, X).relative == 0
+    assert verify(zero, plus(1.0), X).relative == float("inf")
+
+
+def test_precision_is_the_one_asked_for():
+    teacher, student = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        teacher.weight.copy_(torch.eye(3))
+        student.weight.copy_(torch.eye(3) * (1 + 2**-20))
+    assert verify(teacher, student, X).relative == 2**-20
+    assert verify(teacher, student, X, dtype=torch.bfloat16) == Certificate(0.0, 0.0, 1.0, "eval", "bfloat16")
+    assert teacher.weight.dtype == torch.float32
+
+
+def test_training_mode_normalises_by_the_batch_and_keeps_dropout_off():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    other.load_state_dict(model.state_dict())
+    other[1].running_mean += 1
+    assert verify(model, other, X, train=True)[:2] == (0.0, 0.0)
+    assert verify(model, other, X, train=True).mode == "train"
+    assert verify(model, other, X).max_abs > 0
+    functional = Net(lambda m, x: F.dropout(x, 0.5, m.training) + F.dropout2d(x[..., None], 0.5, m.training)[..., 0])
+    assert verify(functional, functional, X, train=True).max_abs == 0
+
+
+def test_neither_model_changes():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train()
+    model[1].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    verify(model, model, X, train=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert (model.training, model[1].training) == (True, False)
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+
+
+def test_inputs_are_a_tensor_a_tuple_or_keywords():
+    model = Net(lambda m, a, b, scale=1: (a - b) * scale)
+    for inputs in ((X, X * 2), {"a": X, "b": X * 2, "scale": 3}):
+        assert verify(model, model, inputs).max_abs == 0
+    indices = Net(lambda m, i: m.table(i), table=nn.Embedding(4, 3))
+    assert verify(indices, indices, torch.tensor([0, 3])).max_abs == 0  # whole numbers stay so
+
+
+def test_whole_numbers_and_single_numbers_can_be_compared():
+    assert verify(Net(lambda m, x: x.argmax(-1)), Net(lambda m, x: x.argmax(-1) * 0), X).max_abs == 2
+    assert verify(Net(lambda m, x: x > 0), Net(lambda m, x: x > 0), X).max_abs == 0
+    assert verify(Net(lambda m, x: x.sum()), Net(lambda m, x: x.sum() + 1), X)[::2] == (1.0, 0.0, "float64")
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (Net(lambda m, x: x[:, :2]), r"different shapes: \[\(2, 3\)\] and \[\(2, 2\)\]"),
+        (plus(0.0, 0.0), r"different shapes: \[\(2, 3\)\] and \[\(2, 3\), \(2, 3\)\]"),
+    ],
+)
+def test_refuses_outputs_that_do_not_compare(student, message):
+    with pytest.raises(GrowthError, match=message):
+        verify(plus(0.0), student, X)
+
+
+def test_refuses_to_certify_nothing():
+    nothing = Net(lambda m, x: None)
+    with pytest.raises(GrowthError, match="no numbers to compare"):
+        verify(nothing, nothing, X)
+    with pytest.raises(GrowthError, match="at least one example"):
+        verify(plus(0.0), plus(0.0), X[:0])
