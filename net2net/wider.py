@@ -112,26 +112,27 @@ def random_pad(
     """
 
     def pad(student: nn.Module, grown: dict[str, dict[int, AxisMap]], trace: Trace) -> None:
-        kept = {name: tensor.clone() for name, tensor in _tensors(student)}
-        for name, tensor in _tensors(student):
+        # On the CPU, with its generator alone: the draw depends on no device and disturbs no generator of one.
+        fresh = copy.deepcopy(student).cpu()
+        for name, tensor in _tensors(fresh):
             if grown.get(name) and tensor.is_floating_point():
                 tensor.fill_(torch.nan)  # what stays so has no initialisation
-        with torch.random.fork_rng(devices={tensor.device for tensor in kept.values() if tensor.is_cuda}):
-            torch.manual_seed(_generator(seed, "init", "").initial_seed())
-            student.apply(_reset)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_generator(seed, "init", "").initial_seed())
+            fresh.apply(_reset)
             if init is not None:
-                student.apply(init)
-        for name, tensor in _tensors(student):
-            if grown.get(name) and tensor.isnan().any():
+                fresh.apply(init)
+        for (name, tensor), (_, random) in zip(_tensors(student), _tensors(fresh), strict=True):
+            if grown.get(name) and random.isnan().any():
                 module = student.get_submodule(owner(name))
                 raise GrowthError(
                     f"nothing initialises {name!r}: {type(module).__name__} has no reset_parameters() that does; "
                     "pass init=, a function that initialises a module"
                 )
-            old = torch.ones((), dtype=torch.bool, device=tensor.device)
+            old = torch.ones((), dtype=torch.bool)
             for dim, axis in grown.get(name, {}).items():
-                old = old & ~axis.fresh.to(tensor.device).view(_along(dim, tensor.ndim))
-            tensor.copy_(torch.where(old, kept[name], tensor))
+                old = old & ~axis.fresh.view(_along(dim, tensor.ndim))
+            tensor.copy_(torch.where(old.to(tensor.device), tensor, random.to(tensor.device)))
 
     return _grow(model, example_inputs, factor, widths, modules, seed, pad, {"op": "random_pad"})
 

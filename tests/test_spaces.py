@@ -237,6 +237,19 @@ def test_channels_that_are_mixed_cannot_grow(between, reason):
     assert reason in axis_of(trace, "a.weight", 0)[0][0].fixed
 
 
+def test_a_convolution_over_channels_as_positions_fixes_them():
+    class Across(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(6, 6, 3, padding=1)
+
+        def forward(self, x):
+            return self.b(self.a(x).transpose(1, 2))
+
+    trace = Trace(Across(), IMAGE)
+    assert axis_of(trace, "a.weight", 0)[0][0].fixed == "'conv2d' in module 'b' slides along them"
+
+
 def test_parts_that_only_training_reaches_are_traced_too():
     trace = trace_of(lambda m, x: (m.a(x), m.b(m.a(x))) if m.training else m.a(x))
     assert axis_of(trace, "b.weight", 1) == axis_of(trace, "a.weight", 0)
@@ -245,7 +258,11 @@ def test_parts_that_only_training_reaches_are_traced_too():
 
 
 def test_looking_at_a_parameter_is_not_using_it():
-    trace = trace_of(lambda m, x: m.b(m.a(x)) if m.training else m.a(x.to(m.b.weight.dtype)))
+    def forward(m, x):
+        assert {p.dtype for p in m.parameters()} == {x.dtype}
+        return m.b(m.a(x)) if m.training else m.a(x)
+
+    trace = trace_of(forward)
     assert axis_of(trace, "b.weight", 1) == axis_of(trace, "a.weight", 0)
 
 

@@ -113,7 +113,7 @@ def concatenated_images():
 
     def run(m, x):
         h = F.relu(m.d(torch.cat([m.a(x), m.b(x)], dim=-1)))
-        return head(m, torch.cat([h, m.c(x)]))
+        return head(m, torch.cat([h, m.c(torch.cat([x, x], -1))]))
 
     return Net(run, a=conv(3, 4), b=conv(3, 4), c=conv(3, 5), d=conv(4, 5), fc=nn.Linear(5, 3))
 
