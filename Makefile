@@ -23,8 +23,9 @@ figures: .venv/.installed ## train the laptop scale into runs/ and draw its figu
 redraw: .venv/.installed ## draw the figures from the committed results/, no training
 	$(PY) -m figures results/laptop
 
-record: .venv/.installed ## copy the finished runs/laptop into results/, to be committed
+record: .venv/.installed ## copy the finished runs/laptop and their figures into results/, to be committed
 	$(PY) -m replicate.record --scale laptop
+	$(PY) -m figures results/laptop --out results/figures
 
 smoke: .venv/.installed ## every experiment for a few steps, with its figures
 	$(PY) -m replicate --scale smoke
