@@ -59,7 +59,7 @@ def deepen(
     trace = Trace(model, example_inputs)
     chosen = _choose(trace, sites)
     student = copy.deepcopy(model)
-    blocks = {name: _Site(trace, name, kernels) for name, kernels in chosen.items()}
+    blocks = {name: Site(trace, name, kernels) for name, kernels in chosen.items()}
     normalised = [name for name, site in blocks.items() if site.norm is not None]
     moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     if normalised:
@@ -106,7 +106,7 @@ def _confirm(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.
             )
 
 
-class _Site:
+class Site:
     """A place to insert layers after: checked, with what a layer there needs to look like."""
 
     def __init__(self, trace: Trace, name: str, kernels: Sequence[Kernel]):

@@ -4,6 +4,8 @@
 class GrowthError(ValueError):
     """The model cannot be grown as asked."""
 
+    steps_done = 0  # operations of the forward pass that were followed before it
+
 
 class UnsupportedOperation(GrowthError):
     """The forward pass uses an operation through which the channels cannot be followed."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -38,6 +38,9 @@ class Space:
         self.alias: Axis | None = None
         self.fixed = fixed
 
+
+# Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
+SIZED = ("view", "reshape", "unflatten", "split", "split_with_sizes", "chunk", "narrow", "expand", "__getitem__")
 
 Block = tuple[Space, int]
 Axis = tuple[Block, ...]
@@ -69,6 +72,28 @@ def fix(axis: Axis | None, reason: str) -> None:
 def split(space: Space, at: int) -> None:
     """Make an unaliased space two: its first `at` channels, and the rest."""
     space.alias = ((Space(at, space.fixed), 1), (Space(space.width - at, space.fixed), 1))
+
+
+def cut(axis: Axis, sizes: Iterable[int], reason: str) -> list[Axis]:
+    """The axis in consecutive parts; `reason` is given where a part would end inside a repeated channel."""
+    blocks, parts = list(resolve(axis)), []
+    for size in sizes:
+        part: list[Block] = []
+        while size > 0:
+            space, repeat = blocks[0]
+            if space.width * repeat <= size:
+                part.append(blocks.pop(0))
+                size -= space.width * repeat
+            elif size % repeat == 0:
+                split(space, size // repeat)
+                blocks = list(resolve(tuple(blocks)))
+            else:
+                fix(axis, reason)
+                part.append((Space(size, reason), 1))
+                blocks[0] = (Space(space.width * repeat - size, reason), 1)
+                size = 0
+        parts.append(tuple(part))
+    return parts
 
 
 def _alias(space: Space, axis: Axis) -> None:
@@ -150,6 +175,17 @@ class Call:
         return UnsupportedOperation(f"cannot follow the channels through {self.where}: {why}")
 
 
+class Step(NamedTuple):
+    """One operation of a forward pass, as far as a grown model has to repeat it."""
+
+    name: str
+    module: str
+    numbers: list[str]  # the numbers it was given, but for sizes, which grow
+    shapes: list[tuple[int, ...]]  # of its results
+    axes: list[list[Axis | None]]  # of its results
+    inputs: list[Value]
+
+
 class Trace(TorchFunctionMode):
     """The channel spaces of a model, found by running it once on the meta device (no data, no computation).
 
@@ -170,7 +206,7 @@ class Trace(TorchFunctionMode):
         self.outputs: list[tuple[str, int]] = []
         self.contracted: set[tuple[str, int]] = set()
         self.sites: dict[str, list[Value | None]] = {}
-        self.steps: list[tuple] = []
+        self.steps: list[Step] = []
         self._used: set[str] = set()  # parameters and buffers that some operation read
         self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
         self._values: dict[int, Value] = {}
@@ -224,14 +260,17 @@ class Trace(TorchFunctionMode):
                 self.sites, self.steps = sites, steps
                 if self._used.issuperset(name for name, _ in self.skeleton.named_parameters()):
                     break
-        except GrowthError:
+        except GrowthError as error:
+            error.steps_done = len(self.steps)
             raise
         except Exception as error:
             where = place(self.module) + (" in training mode" if training else "")
-            raise GrowthError(
+            failure = GrowthError(
                 f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {error} (check the "
                 "example inputs; a branch that depends on data cannot be followed; constant tensors must be buffers)"
-            ) from error
+            )
+            failure.steps_done = len(self.steps)
+            raise failure from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -256,7 +295,7 @@ class Trace(TorchFunctionMode):
                 )
         if not shapes:
             raise GrowthError("the model returns no tensor: there is no function to preserve")
-        self.steps.append(("return", "", shapes))
+        self.steps.append(Step("return", "", [], shapes, [[None] * len(shape) for shape in shapes], []))
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -271,13 +310,18 @@ class Trace(TorchFunctionMode):
             if call.name in ("__setitem__", "__set__") and any(value.tracked for value in inputs):
                 raise call.unsupported("it overwrites a part of a tensor")
             return out
-        numbers = [repr(x) for x in leaves if isinstance(x, (int, float, complex, str))]
-        self.steps.append((call.name, call.module, [] if call.name in ("view", "reshape") else numbers))
         read = [self.names[id(t)] for t in tensors if t is not out and id(t) in self.names]
         self._used.update(read)
+        numbers = _numbers(call)
+
+        def finish(axes: list[list[Axis | None]]) -> None:
+            for tensor, its in zip(results, axes, strict=True):
+                self._set(tensor, its, call)
+            shapes = [tuple(tensor.shape) for tensor in results]
+            self.steps.append(Step(call.name, call.module, numbers, shapes, axes, inputs))
+
         if not any(value.tracked for value in inputs):
-            for tensor in results:
-                self._set(tensor, [None] * tensor.ndim, call)
+            finish([[None] * tensor.ndim for tensor in results])
             return out
         rule = self._rules.get(call.name)
         if rule is None:
@@ -286,7 +330,8 @@ class Trace(TorchFunctionMode):
                 f"(shapes {', '.join(str(tuple(t.shape)) for t in tensors)}): the model was left as it is; "
                 "write it in other operations, or add a rule to net2net.rules"
             )
-        self._set(out, rule(self, call), call)
+        axes = rule(self, call)
+        finish(axes if isinstance(out, (tuple, list)) else [axes])
         self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
         return out
 
@@ -336,6 +381,17 @@ class Trace(TorchFunctionMode):
             for space, _ in resolve(self.axes[name][dim] or ()):
                 found.setdefault(space, []).append(name)
         return found
+
+
+def _numbers(call: Call) -> list[str]:
+    """The numbers that a call was given, but for sizes and the groups of a convolution, which may grow."""
+    if call.name in SIZED:
+        return []
+    args, kwargs = call.args, dict(call.kwargs)
+    if call.name.startswith("conv"):
+        args = args[:6] + args[7:]
+        kwargs.pop("groups", None)
+    return [repr(x) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, (int, float, complex, str))]
 
 
 def place(module: str) -> str:

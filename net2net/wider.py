@@ -14,7 +14,6 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import zip_longest
 from math import inf
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 from net2net.errors import GrowthError
-from net2net.spaces import Axis, Space, Trace, place, resolve, skeleton
+from net2net.spaces import Axis, Space, Step, Trace, fix, place, resolve, skeleton
 
 Maps = dict[Space, torch.Tensor]
 
@@ -148,14 +147,17 @@ def _grow(
     record: dict[str, Any],
 ) -> nn.Module:
     trace = Trace(model, example_inputs)
-    targets = _targets(trace, factor, widths, modules)
-    producers = trace.producers()
-    maps = {space: _draw(space.width, width, seed, producers[space][0]) for space, width in targets.items()}
-    grown = {
-        name: {dim: _axis_map(axis, maps) for dim, axis in enumerate(axes) if axis is not None and _grows(axis, maps)}
-        for name, axes in trace.axes.items()
-    }
-    student = _cut(model, trace, grown)
+    while True:
+        targets = _targets(trace, factor, widths, modules)
+        producers = trace.producers()
+        maps = {space: _draw(space.width, width, seed, producers[space][0]) for space, width in targets.items()}
+        grown = {
+            name: {dim: _axis_map(axis, maps) for dim, axis in enumerate(axes) if axis is not None and _grows(axis, maps)}
+            for name, axes in trace.axes.items()
+        }
+        if _repeats(_cut(trace.skeleton, grown), example_inputs, trace, maps):
+            break
+    student = _cut(model, grown)
     with torch.no_grad():
         fill(student, grown, trace)
     spaces = [
@@ -163,27 +165,41 @@ def _grow(
         for space, g in maps.items()
     ]
     remember(student, {**record, "seed": seed, "spaces": spaces})
-    _confirm(student, example_inputs, trace)
     return student
 
 
-def _confirm(student: nn.Module, example_inputs: Any, trace: Trace) -> None:
-    """Refuse a student that does not repeat its teacher's forward pass, the same operations with the same numbers: a
-    model can look at its widths in ways that no map can follow, e.g. `x / x.shape[1]`, `view(-1, 64)`, or a branch.
+def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) -> bool:
+    """Whether a student (without data) repeats its teacher's forward pass: the same operations, with the same numbers, on
+    tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
+    `x / x.shape[1]`, `view(-1, 64)`, or a branch. The channels at the first such place are then fixed, for another try.
     """
+    why = "its numbers or shapes do not grow along"
     try:
         steps = Trace(student, example_inputs).steps
     except GrowthError as error:
-        raise GrowthError(f"the wider model does not run, as if its code counted on the old widths: {error}") from error
-    for both in zip_longest(trace.steps, steps, fillvalue=("nothing", "", [])):
-        if both[0] != both[1]:
-            before, after = (
-                f"{name!r} ({', '.join(map(str, numbers))}) in {place(module)}" for name, module, numbers in both
-            )
-            raise GrowthError(
-                f"the forward pass of the wider model is not its teacher's: {before} became {after}, so it depends on "
-                "the width of channels in a way that no map can follow"
-            )
+        done, why = error.steps_done, str(error)
+    else:
+        same = [_expected(a, maps) == (b.name, b.module, b.numbers, b.shapes) for a, b in zip(trace.steps, steps)]
+        if all(same) and len(steps) == len(trace.steps):
+            return True
+        done = same.index(False) if False in same else min(len(steps), len(trace.steps)) - 1
+    step = trace.steps[min(done, len(trace.steps) - 1)]
+    reason = f"{step.name!r} in {place(step.module)} counts on their width"
+    axes = [axis for value in step.inputs for axis in value.axes] + [axis for each in step.axes for axis in each]
+    if not any(axis is not None and _grows(axis, maps) for axis in axes):
+        raise GrowthError(f"the wider model does not repeat its teacher's forward pass: at {step.name!r} in "
+                          f"{place(step.module)}, {why}")
+    for axis in axes:
+        fix(axis, reason)
+    return False
+
+
+def _expected(step: Step, maps: Maps) -> tuple:
+    def size(n: int, axis: Axis | None) -> int:
+        return n if axis is None else sum(len(maps.get(s, range(s.width))) * repeat for s, repeat in resolve(axis))
+
+    shapes = [tuple(map(size, shape, axes)) for shape, axes in zip(step.shapes, step.axes, strict=True)]
+    return step.name, step.module, step.numbers, shapes
 
 
 def _targets(
@@ -294,7 +310,7 @@ def _axis_map(axis: Axis, maps: Maps) -> AxisMap:
     return AxisMap(torch.cat(index), torch.cat(copies), torch.cat(fresh))
 
 
-def _cut(model: nn.Module, trace: Trace, grown: dict[str, dict[int, AxisMap]]) -> nn.Module:
+def _cut(model: nn.Module, grown: dict[str, dict[int, AxisMap]]) -> nn.Module:
     """The student: a copy of the model with each parameter and buffer indexed by its maps."""
     student = skeleton(model)
     data = {}
@@ -324,6 +340,8 @@ def _note_widths(module: nn.Module) -> None:
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group per channel
+            module.groups = weight.shape[0] // (module.out_channels // module.in_channels)
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from net2net.spaces import Axis, Call, Space, Trace, fix, tie
+from net2net.spaces import Axis, Call, Trace, cut, fix, length, tie
 
 
 def _layer(trace: Trace, call: Call, out_dim: int, in_dim: int, channels: int) -> list[Axis | None]:
@@ -25,19 +25,39 @@ def convolution(trace: Trace, call: Call) -> list[Axis | None]:
     channels = x.ndim - (weight.ndim - 1)  # an image without a batch dimension has its channels first
     for axis in trace.axes_of(x)[channels + 1 :]:
         fix(axis, f"{call.where} slides along them")
-    if groups != 1:
-        # Its input is read in groups: the spaces on both sides stay as they are.
-        out_dim, in_dim = (1, 0) if transposed else (0, 1)
-        reason = f"the grouped convolution {call.where} reads or makes them"
-        for axis in (trace.axes_of(x)[channels], *trace.weight(call, weight, out_dim, in_dim)):
-            fix(axis, reason)
-        if (bias := call.get(2, "bias")) is not None:
-            fix(trace.axes_of(bias)[0], reason)
-        out = list(trace.axes_of(x))
-        out[channels] = ((Space(call.out.shape[channels], reason), 1),)
-    else:
+    if groups == 1:
         out = _layer(trace, call, *((1, 0) if transposed else (0, 1)), channels)
+    elif transposed:
+        raise call.unsupported("a transposed convolution in groups has no rule")
+    else:
+        out = _grouped(trace, call, groups, channels)
     return [axis if dim <= channels else None for dim, axis in enumerate(out)]
+
+
+def _grouped(trace: Trace, call: Call, groups: int, channels: int) -> list[Axis | None]:
+    """A convolution in groups. Depthwise, it grows by more groups; else every group grows alike, by one shared map."""
+    x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
+    axes, w = trace.axes_of(x), trace.weight(call, weight, 0, 1)
+    reason = f"the grouped convolution {call.where} reads them in a way that cannot follow"
+    if weight.shape[1] == 1:
+        fix(w[1], "each group of a depthwise convolution reads a single channel")
+        multiplier = weight.shape[0] // groups
+        if axes[channels] is None:
+            fix(w[0], reason)
+        else:
+            tie(w[0], tuple((space, repeat * multiplier) for space, repeat in axes[channels]), reason)
+    else:
+        for axis, into in ((axes[channels], groups), (w[0], groups)):
+            if axis is not None:
+                first, *others = cut(axis, [length(axis) // into] * into, reason)
+                for other in others:
+                    tie(first, other, reason)
+        tie(w[1], cut(axes[channels], [weight.shape[1]], reason)[0] if axes[channels] is not None else None, reason)
+    if bias is not None:
+        tie(trace.axes_of(bias)[0], w[0], f"the bias of {call.where} cannot follow them")
+    out = list(axes)
+    out[channels] = w[0]
+    return out
 
 
 def linear(trace: Trace, call: Call) -> list[Axis | None]:

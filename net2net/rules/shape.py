@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from net2net.spaces import Axis, Call, Space, Trace, fix, tie
+import torch
+
+from net2net.spaces import Axis, Call, Space, Trace, cut, fix, resolve, tie
 
 
 def concatenate(trace: Trace, call: Call) -> list[Axis | None]:
@@ -29,34 +31,63 @@ def _merge(call: Call, dims: list[tuple[int, Axis | None]]) -> Axis | None:
     if not tracked:
         return None
     if len(tracked) > 1:
-        raise call.unsupported("it merges two dimensions that both hold channels")
+        for _, axis in dims:
+            fix(axis, f"{call.where} merges two dimensions that both hold channels")
+        return None
     (i,) = tracked
     outer, inner = (prod(n for n, _ in part) for part in (dims[:i], dims[i + 1 :]))
     axis = dims[i][1] or ()
     return tuple((space, repeat * inner) for space, repeat in axis) * outer
 
 
+def _separate(call: Call, axis: Axis, sizes: list[int]) -> list[Axis | None]:
+    """One dimension that holds channels, in several of the given sizes: one of them goes on holding the channels.
+
+    It is the first before which nothing but whole copies of the channels lies and after which nothing but their repeats:
+    [C * HW] -> [C, HW] undoes a flattening; [C] -> [G, C / G] makes G groups, which then share one map.
+    """
+    repeats = [repeat for _, repeat in resolve(axis)]
+    for place, size in enumerate(sizes):
+        outer, inner = prod(sizes[:place]), prod(sizes[place + 1 :])
+        if size == 1 or any(repeat % inner for repeat in repeats):
+            continue
+        reason = f"{call.where} takes them apart"
+        first, *others = cut(axis, [size * inner] * outer, reason)
+        for other in others:
+            tie(first, other, reason)
+        parts: list[Axis | None] = [None] * len(sizes)
+        parts[place] = tuple((space, repeat // inner) for space, repeat in resolve(first))
+        return parts
+    fix(axis, f"{call.where} takes them apart")
+    return [None] * len(sizes)
+
+
 def reshape(trace: Trace, call: Call) -> list[Axis | None]:
-    """Dimensions kept or merged with their neighbours. Splitting a dimension that holds channels is an error."""
+    """Dimensions kept, merged with their neighbours, or taken apart."""
     value, new = call.inputs[0], list(call.out.shape)
     old = list(zip(value.tensor.shape, value.axes, strict=True))
     out: list[Axis | None] = []
-    i = 0
-    for n in new:
-        # A size of 1 is one that was there, or a new one; others gather dimensions until their sizes multiply to it.
-        group = [old[i]] if i < len(old) and (n != 1 or old[i][0] == 1) else []
-        i += len(group)
-        while prod(size for size, _ in group) < n and i < len(old):
-            group.append(old[i])
-            i += 1
-        if prod(size for size, _ in group) == n:
+    i, j = 0, 0
+    while j < len(new):
+        # A size of 1 is one that was there, or a new one; others gather dimensions until both sides multiply to the same.
+        group = [old[i]] if i < len(old) and (new[j] != 1 or old[i][0] == 1) else []
+        sizes = [new[j]]
+        i, j = i + len(group), j + 1
+        while (a := prod(size for size, _ in group)) != (b := prod(sizes)):
+            if a < b:
+                group.append(old[i])
+                i += 1
+            else:
+                sizes.append(new[j])
+                j += 1
+        if len(sizes) == 1:
             out.append(_merge(call, group))
-            continue
-        if any(axis is not None for _, axis in old):
-            raise call.unsupported(
-                f"it turns shape {tuple(value.tensor.shape)} into {tuple(new)}, splitting a dimension"
-            )
-        return [None] * len(new)
+        elif len(group) == 1 and group[0][1] is not None:
+            out += _separate(call, group[0][1], sizes)
+        else:
+            for _, axis in group:
+                fix(axis, f"{call.where} takes them apart")
+            out += [None] * len(sizes)
     for _, axis in old[i:]:
         fix(axis, f"{call.where} drops the dimension of their single channel")
     return out
@@ -98,11 +129,120 @@ def unsqueeze(trace: Trace, call: Call) -> list[Axis | None]:
     return out
 
 
+def pieces(trace: Trace, call: Call) -> list[list[Axis | None]]:
+    """Consecutive parts along a dimension. Parts of one size grow alike, so that equal parts stay equal."""
+    value = call.inputs[0]
+    dim = call.get(2, "dim", 0) % value.tensor.ndim
+    sizes = [tensor.shape[dim] for tensor in call.out]
+    axis, parts = value.axes[dim], [None] * len(sizes)
+    if axis is not None:
+        reason = f"{call.where} takes them apart"
+        parts = cut(axis, sizes, reason)
+        first = {size: part for size, part in reversed(list(zip(sizes, parts, strict=True)))}
+        for size, part in zip(sizes, parts, strict=True):
+            if part is not first[size]:
+                tie(first[size], part, reason)
+    return [[part if d == dim else a for d, a in enumerate(value.axes)] for part in parts]
+
+
+def unbind(trace: Trace, call: Call) -> list[list[Axis | None]]:
+    value = call.inputs[0]
+    dim = call.get(1, "dim", 0) % value.tensor.ndim
+    fix(value.axes[dim], f"{call.where} takes them apart")
+    return [[axis for d, axis in enumerate(value.axes) if d != dim] for _ in call.out]
+
+
+def getitem(trace: Trace, call: Call) -> list[Axis | None]:
+    """Slices with step 1, whole numbers, None and `...`; other indices need every dimension as it is."""
+    value, index = call.inputs[0], call.args[1]
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(not (item is None or item is Ellipsis or type(item) in (int, slice)) for item in items):
+        return opaque(trace, call)
+    taken = sum(item is not None and item is not Ellipsis for item in items)
+    if Ellipsis not in items:
+        items.append(Ellipsis)
+    at = items.index(Ellipsis)
+    items[at : at + 1] = [slice(None)] * (value.tensor.ndim - taken)
+    out: list[Axis | None] = []
+    dims = iter(zip(value.tensor.shape, value.axes, strict=True))
+    for item in items:
+        if item is None:
+            out.append(None)
+            continue
+        size, axis = next(dims)
+        if isinstance(item, int):
+            fix(axis, f"{call.where} takes one of them")
+            continue
+        start, stop, step = item.indices(size)
+        if axis is not None and (start, stop, step) != (0, size, 1):
+            if step == 1 and start < stop:
+                axis = cut(axis, [start, stop - start, size - stop], f"{call.where} takes a part of them")[1]
+            else:
+                fix(axis, f"{call.where} takes some of them")
+                axis = None
+        out.append(axis)
+    return out
+
+
+def narrow(trace: Trace, call: Call) -> list[Axis | None]:
+    value, dim, start, size = call.inputs[0], call.get(1, "dim"), call.get(2, "start"), call.get(3, "length")
+    out, dim = list(value.axes), dim % value.tensor.ndim
+    if out[dim] is not None:
+        rest = value.tensor.shape[dim] - start - size
+        out[dim] = cut(out[dim], [start, size, rest], f"{call.where} takes a part of them")[1]
+    return out
+
+
+def expand(trace: Trace, call: Call) -> list[Axis | None]:
+    value = call.inputs[0]
+    new = call.out.ndim - value.tensor.ndim
+    out: list[Axis | None] = [None] * new
+    for size, wanted, axis in zip(value.tensor.shape, call.out.shape[new:], value.axes, strict=True):
+        if size != wanted:
+            fix(axis, f"{call.where} broadcasts them")
+        out.append(axis if size == wanted else None)
+    return out
+
+
+def stack(trace: Trace, call: Call) -> list[Axis | None]:
+    out = list(call.inputs[0].axes)
+    for value in call.inputs[1:]:
+        for d, axis in enumerate(value.axes):
+            if out[d] is not None or axis is not None:
+                tie(out[d], axis, f"{call.where} lines them up with a tensor that cannot follow")
+    out.insert(call.get(1, "dim", 0) % call.out.ndim, None)
+    return out
+
+
+def opaque(trace: Trace, call: Call) -> list:
+    """Operations that mix elements in ways of their own: whatever they read stays exactly as it is."""
+    for value in call.inputs:
+        for axis in value.axes:
+            fix(axis, f"{call.where} needs every one of them as it is")
+    if isinstance(call.out, (tuple, list)):
+        return [[None] * t.ndim for t in call.out if isinstance(t, torch.Tensor)]
+    return [None] * call.out.ndim
+
+
+OPAQUE = """
+matmul bmm baddbmm einsum __matmul__ __rmatmul__ mm addmm scaled_dot_product_attention multi_head_attention_forward
+layer_norm group_norm rms_norm local_response_norm normalize var std var_mean std_mean max min topk sort argmax
+cumsum roll flip pixel_shuffle pixel_unshuffle unfold fold grid_sample repeat repeat_interleave tile embedding
+index_select gather take_along_dim bilinear conv_tbc rot90 tril triu masked_fill outer cdist norm linalg_norm T mT
+"""
+
 RULES = {
+    **dict.fromkeys(OPAQUE.split(), opaque),
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
     "flatten": flatten,
-    **dict.fromkeys(("view", "reshape"), reshape),
+    **dict.fromkeys(("view", "reshape", "unflatten"), reshape),
     **dict.fromkeys(("permute", "transpose"), permute),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), pieces),
+    "unbind": unbind,
+    "__getitem__": getitem,
+    "narrow": narrow,
+    **dict.fromkeys(("expand", "expand_as"), expand),
+    "stack": stack,
     "squeeze": squeeze,
     "unsqueeze": unsqueeze,
 }

@@ -1,0 +1,71 @@
+"""What can grow in a model, and what cannot and why: how a user finds out what to ask for."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from net2net.deeper import Site
+from net2net.errors import GrowthError
+from net2net.spaces import Trace, resolve
+from net2net.wider import owner
+
+
+class SpaceRow(NamedTuple):
+    """One channel space: `fixed` says why it cannot grow, None if it can."""
+
+    width: int
+    made_by: list[str]
+    read_by: list[str]
+    fixed: str | None
+
+
+class Explanation(NamedTuple):
+    """The channel spaces of a model in the order of its forward pass, and the sites that `deepen` takes."""
+
+    spaces: list[SpaceRow]
+    sites: dict[str, str]
+
+    def __str__(self) -> str:
+        rows = [("width", "made by", "read by", "widen")]
+        rows += [(str(r.width), _few(r.made_by), _few(r.read_by), r.fixed or "yes") for r in self.spaces]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
+        lines += ["", "deepen after:", *(f"  {name}  {what}" for name, what in self.sites.items())]
+        return "\n".join(lines if self.sites else lines[:-1] + ["deepen after: nowhere, no site ends in ReLU, ReLU6 or hardtanh"])
+
+
+def explain(model: nn.Module, example_inputs: Any) -> Explanation:
+    """The channel spaces of a model (who makes them, who reads them, how wide, whether they can grow or why not), and
+    the sites at which it can be deepened. Printed, it is a table.
+
+    model           any `nn.Module`; it is left untouched
+    example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
+
+    Raises `GrowthError` as `widen` does, for an operation through which the channels cannot be followed.
+    """
+    trace = Trace(model, example_inputs)
+    readers: dict[Any, list[str]] = {}
+    for name, axes in trace.axes.items():
+        for dim, axis in enumerate(axes):
+            if (name, dim) in trace.contracted:
+                for space in dict.fromkeys(space for space, _ in resolve(axis or ())):
+                    readers.setdefault(space, []).append(owner(name))
+    spaces = [
+        SpaceRow(space.width, [owner(w) for w in dict.fromkeys(weights)], readers.get(space, []), space.fixed)
+        for space, weights in trace.producers().items()
+    ]
+    sites = {}
+    for name in trace.sites:
+        if name:
+            try:
+                site = Site(trace, name, [1])
+            except GrowthError:
+                continue
+            sites[name] = f"{site.channels} channels, {'batch norm, ' if site.norm else ''}{site.call.name}"
+    return Explanation(spaces, sites)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
