@@ -1,24 +1,31 @@
 """Net2Net: grow a trained network without losing what it learned (Chen, Goodfellow, Shlens, 2015).
 
-widen        Net2WiderNet, sec 2.3
-random_pad   its baseline, sec 3.1
-deepen       Net2DeeperNet, sec 2.4
-verify       is it still the same function?
-history      what was done to a model
+widen          Net2WiderNet, sec 2.3
+random_pad     its baseline, sec 3.1
+deepen         Net2DeeperNet, sec 2.4
+verify         is it still the same function?
+explain        what can grow in a model, and what cannot and why
+history        what was done to a model
+register_rule  how channels pass through an operation of one's own
 """
 
 from net2net.certificate import Certificate, verify
 from net2net.deeper import deepen
 from net2net.errors import GrowthError, UnsupportedOperation
+from net2net.explanation import Explanation, explain
+from net2net.rules import register_rule
 from net2net.wider import history, random_pad, widen
 
 __all__ = [
     "Certificate",
+    "Explanation",
     "GrowthError",
     "UnsupportedOperation",
     "deepen",
+    "explain",
     "history",
     "random_pad",
+    "register_rule",
     "verify",
     "widen",
 ]

@@ -68,6 +68,29 @@ def verify(
     return Certificate(max_abs, relative, agreement, "train" if train else "eval", str(dtype).removeprefix("torch."))
 
 
+# How far rounding may move the outputs of a deep network, relative to the largest, by the precision of its weights.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
+
+
+def confirm(teacher: nn.Module, student: nn.Module, example_inputs: Any) -> None:
+    """Raise `GrowthError`, with the numbers, if a student is further from its teacher than rounding explains.
+
+    In float32 first where the model is, which is fast; float64 decides where that is not enough.
+    """
+    if any(t.is_meta for t in pytree.tree_leaves(example_inputs) if isinstance(t, torch.Tensor)):
+        raise GrowthError("the example inputs are on the meta device and have no values to verify with: verify=False")
+    dtypes = [p.dtype for p in teacher.parameters() if p.dtype in ROUNDING] or [torch.float32]
+    own = max(dtypes, key=ROUNDING.__getitem__)
+    certificate = verify(teacher, student, example_inputs, dtype=own if own is torch.float32 else torch.float64)
+    if not certificate.relative <= ROUNDING[own]:
+        certificate = verify(teacher, student, example_inputs)
+    if not certificate.relative <= ROUNDING[own]:
+        raise GrowthError(
+            f"the grown model does not compute its teacher's function: {certificate}; expected a relative error of at "
+            f"most {ROUNDING[own]:g}. Please report the model; verify=False returns it all the same"
+        )
+
+
 def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype) -> list[torch.Tensor]:
     model = copy.deepcopy(model).to(dtype).train(train)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

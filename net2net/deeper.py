@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from net2net.certificate import confirm
 from net2net.errors import GrowthError
 from net2net.spaces import Call, NoDropout, Trace, as_arguments
 from net2net.wider import matches, remember
@@ -36,6 +37,8 @@ def deepen(
     example_inputs: Any,
     sites: Mapping[str, Sequence[Kernel]],
     calibration: Iterable[Any] | None = None,
+    *,
+    verify: bool = True,
 ) -> nn.Module:
     """A deeper model that computes the same function: Net2DeeperNet (paper sec 2.4).
 
@@ -50,6 +53,8 @@ def deepen(
                     The site's output must come straight from a ReLU, ReLU6 or hardtanh.
     calibration     batches of training inputs, each as `example_inputs`, to measure the batch-norm statistics on;
                     needed if the sites have batch normalisation
+    verify          compare both models on the example inputs and raise if the function has moved further than rounding
+                    explains
 
     Returns a new model of the same class on the same device. The function is preserved exactly in evaluation mode; in
     training mode on a single calibration batch up to the precision of its statistics. No noise is needed. An optimizer
@@ -85,11 +90,13 @@ def deepen(
     remember(
         student, {"op": "deepen", "sites": {name: [list(k) for k in site.kernels] for name, site in blocks.items()}}
     )
-    _confirm(student, example_inputs, added)
+    _reached(student, example_inputs, added)
+    if verify:
+        confirm(model, student, example_inputs)
     return student
 
 
-def _confirm(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.Module]]) -> None:
+def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.Module]]) -> None:
     """Refuse a student whose forward pass goes around the new layers, e.g. by reaching into the module they follow."""
     reason = "code outside it uses it otherwise than by calling it"
     try:

@@ -33,7 +33,9 @@ class Explanation(NamedTuple):
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
         lines += ["", "deepen after:", *(f"  {name}  {what}" for name, what in self.sites.items())]
-        return "\n".join(lines if self.sites else lines[:-1] + ["deepen after: nowhere, no site ends in ReLU, ReLU6 or hardtanh"])
+        return "\n".join(
+            lines if self.sites else [*lines[:-1], "deepen after: nowhere, no site ends in ReLU, ReLU6 or hardtanh"]
+        )
 
 
 def explain(model: nn.Module, example_inputs: Any) -> Explanation:

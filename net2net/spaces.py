@@ -328,7 +328,7 @@ class Trace(TorchFunctionMode):
             raise UnsupportedOperation(
                 f"no rule says how channels pass through {call.where} "
                 f"(shapes {', '.join(str(tuple(t.shape)) for t in tensors)}): the model was left as it is; "
-                "write it in other operations, or add a rule to net2net.rules"
+                "write it in other operations, or say how channels pass through it with net2net.register_rule"
             )
         axes = rule(self, call)
         finish(axes if isinstance(out, (tuple, list)) else [axes])
@@ -359,11 +359,13 @@ class Trace(TorchFunctionMode):
     def axes_of(self, tensor: torch.Tensor) -> list[Axis | None]:
         return self.value_of(tensor).axes
 
+    def is_parameter(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a parameter or buffer of the model, and not computed from one."""
+        return id(tensor) in self.names
+
     def weight(self, call: Call, tensor: torch.Tensor, output: int, contracted: int) -> list[Axis | None]:
         """Axes of a weight that sums over dimension `contracted` and makes channels along `output`."""
-        name = self.names.get(id(tensor))
-        if name is None:
-            raise call.unsupported("its weight is computed from other tensors instead of being a parameter")
+        name = self.names[id(tensor)]
         if (name, output) not in self.outputs:
             self.outputs.append((name, output))
         self.contracted.add((name, contracted))

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from net2net.certificate import confirm
 from net2net.errors import GrowthError
 from net2net.spaces import Axis, Space, Step, Trace, fix, place, resolve, skeleton
 
@@ -47,7 +48,9 @@ def widen(
     *,
     modules: str | Sequence[str] | None = None,
     noise: float = 0.0,
+    exact: bool = False,
     seed: int = 0,
+    verify: bool = True,
 ) -> nn.Module:
     """A wider model that computes the same function: Net2WiderNet (paper sec 2.3).
 
@@ -65,28 +68,41 @@ def widen(
     noise           standard deviation of the normal noise added to the weights of the copies (never to the first), as
                     a fraction of the filter's own standard deviation. With 0 the function is preserved exactly, but
                     copies only diverge if training treats them differently, e.g. by dropout.
+    exact           put the noise on the weights that read the copies instead, in amounts that cancel over the copies of
+                    each channel: the function is preserved to rounding, and the copies diverge once trained
     seed            of the maps and the noise. Each layer's draw depends on the seed and its name only.
+    verify          compare both models on the example inputs (without noise that is not exact), and raise if the
+                    function has moved further than rounding explains
 
     Returns a new model of the same class on the same device. An optimizer of the old model does not know the new
     parameters: build a new one. Raises `GrowthError` if what was asked cannot grow, and `UnsupportedOperation` for an
     operation through which the channels cannot be followed.
     """
 
-    def replicate(student: nn.Module, grown: dict[str, dict[int, AxisMap]], trace: Trace) -> None:
-        makes = set(trace.outputs)
-        for name, tensor in _tensors(student):
-            for dim, axis in grown.get(name, {}).items():
-                if (name, dim) in trace.contracted:
-                    tensor.div_(axis.copies.to(tensor).view(_along(dim, tensor.ndim)))
-        if noise:
+    if not 0 <= noise < inf:
+        raise GrowthError(f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise}")
+    record = {"op": "widen", "noise": noise, "exact": exact}
+    student, grown, trace = _grow(model, example_inputs, factor, widths, modules, seed, _divide, record)
+    if verify and not exact:
+        confirm(model, student, example_inputs)
+    if noise:
+        noisy, disturb = (trace.contracted, _disturb_readers) if exact else (set(trace.outputs), _disturb_copies)
+        with torch.no_grad():
             for name, tensor in _tensors(student):
                 for dim, axis in grown.get(name, {}).items():
-                    if (name, dim) in makes:
-                        _perturb(tensor, dim, axis.fresh, noise, _generator(seed, "noise", name))
+                    if (name, dim) in noisy:
+                        disturb(tensor, dim, axis, noise, _generator(seed, "noise", name))
+    if verify and exact:
+        confirm(model, student, example_inputs)
+    return student
 
-    if not noise >= 0:
-        raise GrowthError(f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise}")
-    return _grow(model, example_inputs, factor, widths, modules, seed, replicate, {"op": "widen", "noise": noise})
+
+def _divide(student: nn.Module, grown: dict[str, dict[int, AxisMap]], trace: Trace) -> None:
+    """Divide what a layer sums over by the replica counts, the first copy's share too."""
+    for name, tensor in _tensors(student):
+        for dim, axis in grown.get(name, {}).items():
+            if (name, dim) in trace.contracted:
+                tensor.div_(axis.copies.to(tensor).view(_along(dim, tensor.ndim)))
 
 
 def random_pad(
@@ -133,7 +149,7 @@ def random_pad(
                 old = old & ~axis.fresh.view(_along(dim, tensor.ndim))
             tensor.copy_(torch.where(old.to(tensor.device), tensor, random.to(tensor.device)))
 
-    return _grow(model, example_inputs, factor, widths, modules, seed, pad, {"op": "random_pad"})
+    return _grow(model, example_inputs, factor, widths, modules, seed, pad, {"op": "random_pad"})[0]
 
 
 def _grow(
@@ -145,14 +161,16 @@ def _grow(
     seed: int,
     fill: Callable[[nn.Module, dict[str, dict[int, AxisMap]], Trace], None],
     record: dict[str, Any],
-) -> nn.Module:
+) -> tuple[nn.Module, dict[str, dict[int, AxisMap]], Trace]:
     trace = Trace(model, example_inputs)
     while True:
         targets = _targets(trace, factor, widths, modules)
         producers = trace.producers()
         maps = {space: _draw(space.width, width, seed, producers[space][0]) for space, width in targets.items()}
         grown = {
-            name: {dim: _axis_map(axis, maps) for dim, axis in enumerate(axes) if axis is not None and _grows(axis, maps)}
+            name: {
+                dim: _axis_map(axis, maps) for dim, axis in enumerate(axes) if axis is not None and _grows(axis, maps)
+            }
             for name, axes in trace.axes.items()
         }
         if _repeats(_cut(trace.skeleton, grown), example_inputs, trace, maps):
@@ -165,12 +183,12 @@ def _grow(
         for space, g in maps.items()
     ]
     remember(student, {**record, "seed": seed, "spaces": spaces})
-    return student
+    return student, grown, trace
 
 
 def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) -> bool:
-    """Whether a student (without data) repeats its teacher's forward pass: the same operations, with the same numbers, on
-    tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
+    """Whether a student (without data) repeats its teacher's forward pass: the same operations, with the same numbers,
+    on tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
     `x / x.shape[1]`, `view(-1, 64)`, or a branch. The channels at the first such place are then fixed, for another try.
     """
     why = "its numbers or shapes do not grow along"
@@ -179,7 +197,10 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
     except GrowthError as error:
         done, why = error.steps_done, str(error)
     else:
-        same = [_expected(a, maps) == (b.name, b.module, b.numbers, b.shapes) for a, b in zip(trace.steps, steps)]
+        same = [
+            _expected(a, maps) == (b.name, b.module, b.numbers, b.shapes)
+            for a, b in zip(trace.steps, steps, strict=False)
+        ]
         if all(same) and len(steps) == len(trace.steps):
             return True
         done = same.index(False) if False in same else min(len(steps), len(trace.steps)) - 1
@@ -187,8 +208,10 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
     reason = f"{step.name!r} in {place(step.module)} counts on their width"
     axes = [axis for value in step.inputs for axis in value.axes] + [axis for each in step.axes for axis in each]
     if not any(axis is not None and _grows(axis, maps) for axis in axes):
-        raise GrowthError(f"the wider model does not repeat its teacher's forward pass: at {step.name!r} in "
-                          f"{place(step.module)}, {why}")
+        raise GrowthError(
+            f"the wider model does not repeat its teacher's forward pass: at {step.name!r} in "
+            f"{place(step.module)}, {why}"
+        )
     for axis in axes:
         fix(axis, reason)
     return False
@@ -353,16 +376,33 @@ def _note_widths(module: nn.Module) -> None:
         module.num_parameters = len(weight)
 
 
-def _perturb(weight: torch.Tensor, dim: int, fresh: torch.Tensor, noise: float, generator: torch.Generator) -> None:
-    """Add element-wise normal noise to the copied filters, relative to each filter's standard deviation."""
-    rows = weight.movedim(dim, 0)
-    copies = rows[fresh.to(weight.device)]
-    filters = copies.flatten(1)
-    # A filter of a single weight has no deviation: its size stands in.
-    scale = filters.std(dim=1, correction=0) if filters.shape[1] > 1 else filters[:, 0].abs()
-    scale = scale.view(_along(0, copies.ndim))
-    draw = torch.randn(copies.shape, generator=generator, dtype=torch.float64).to(copies)
-    rows[fresh.to(weight.device)] = copies + noise * scale * draw
+def _disturb_copies(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float, generator: torch.Generator) -> None:
+    """Add element-wise normal noise to the copied filters, relative to each filter's standard deviation (sec 2.3)."""
+    rows, fresh = weight.movedim(dim, 0), axis.fresh.to(weight.device)
+    rows[fresh] += noise * _spread(rows[fresh]) * _normal(rows[fresh], generator)
+
+
+def _disturb_readers(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float, generator: torch.Generator) -> None:
+    """Add noise along the dimension that a layer sums over, with mean zero over the copies of each channel.
+
+    What the layer computes stays the same as long as the copies are equal; each copy then gets a gradient of its own.
+    """
+    columns, index = weight.movedim(dim, 0), axis.index.to(weight.device)
+    scale = _spread(columns.transpose(0, 1)).transpose(0, 1)
+    draw = noise * scale * _normal(columns, generator)
+    sums = torch.zeros_like(draw).index_add_(0, index, draw)
+    columns += draw - sums[index] / axis.copies.to(draw).view(_along(0, draw.ndim))
+
+
+def _spread(filters: torch.Tensor) -> torch.Tensor:
+    """The standard deviation of each filter [n, …] -> [n, 1, …]; of a single weight, which has none, its size."""
+    flat = filters.flatten(1)
+    scale = flat.std(dim=1, correction=0) if flat.shape[1] > 1 else flat[:, 0].abs()
+    return scale.view(_along(0, filters.ndim))
+
+
+def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
 def _reset(module: nn.Module) -> None:

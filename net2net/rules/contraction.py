@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from net2net.rules.opaque import opaque
 from net2net.spaces import Axis, Call, Trace, cut, fix, length, tie
 
 
 def _layer(trace: Trace, call: Call, out_dim: int, in_dim: int, channels: int) -> list[Axis | None]:
     """A layer that sums its input over dimension `channels` with a weight of dimensions (`out_dim`, `in_dim`)."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
+    if not trace.is_parameter(weight):  # computed from others: how it would grow depends on how
+        return opaque(trace, call)
     axes, w = trace.axes_of(x), trace.weight(call, weight, out_dim, in_dim)
     channels %= x.ndim
     tie(axes[channels], w[in_dim], f"{call.where} reads them from the network's input or a tensor that cannot follow")
@@ -28,7 +31,7 @@ def convolution(trace: Trace, call: Call) -> list[Axis | None]:
     if groups == 1:
         out = _layer(trace, call, *((1, 0) if transposed else (0, 1)), channels)
     elif transposed:
-        raise call.unsupported("a transposed convolution in groups has no rule")
+        out = opaque(trace, call)
     else:
         out = _grouped(trace, call, groups, channels)
     return [axis if dim <= channels else None for dim, axis in enumerate(out)]
@@ -37,6 +40,8 @@ def convolution(trace: Trace, call: Call) -> list[Axis | None]:
 def _grouped(trace: Trace, call: Call, groups: int, channels: int) -> list[Axis | None]:
     """A convolution in groups. Depthwise, it grows by more groups; else every group grows alike, by one shared map."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
+    if not trace.is_parameter(weight):
+        return opaque(trace, call)
     axes, w = trace.axes_of(x), trace.weight(call, weight, 0, 1)
     reason = f"the grouped convolution {call.where} reads them in a way that cannot follow"
     if weight.shape[1] == 1:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
-
+from net2net.rules.opaque import opaque
 from net2net.spaces import Axis, Call, Space, Trace, cut, fix, resolve, tie
 
 
@@ -43,12 +42,12 @@ def _merge(call: Call, dims: list[tuple[int, Axis | None]]) -> Axis | None:
 def _separate(call: Call, axis: Axis, sizes: list[int]) -> list[Axis | None]:
     """One dimension that holds channels, in several of the given sizes: one of them goes on holding the channels.
 
-    It is the first before which nothing but whole copies of the channels lies and after which nothing but their repeats:
-    [C * HW] -> [C, HW] undoes a flattening; [C] -> [G, C / G] makes G groups, which then share one map.
+    It is the first after which nothing but repeats of the channels lies: [C * HW] -> [C, HW] undoes a flattening;
+    [C] -> [G, C / G] makes G groups, which then share one map.
     """
     repeats = [repeat for _, repeat in resolve(axis)]
-    for place, size in enumerate(sizes):
-        outer, inner = prod(sizes[:place]), prod(sizes[place + 1 :])
+    for at, size in enumerate(sizes):
+        outer, inner = prod(sizes[:at]), prod(sizes[at + 1 :])
         if size == 1 or any(repeat % inner for repeat in repeats):
             continue
         reason = f"{call.where} takes them apart"
@@ -56,7 +55,7 @@ def _separate(call: Call, axis: Axis, sizes: list[int]) -> list[Axis | None]:
         for other in others:
             tie(first, other, reason)
         parts: list[Axis | None] = [None] * len(sizes)
-        parts[place] = tuple((space, repeat // inner) for space, repeat in resolve(first))
+        parts[at] = tuple((space, repeat // inner) for space, repeat in resolve(first))
         return parts
     fix(axis, f"{call.where} takes them apart")
     return [None] * len(sizes)
@@ -69,7 +68,7 @@ def reshape(trace: Trace, call: Call) -> list[Axis | None]:
     out: list[Axis | None] = []
     i, j = 0, 0
     while j < len(new):
-        # A size of 1 is one that was there, or a new one; others gather dimensions until both sides multiply to the same.
+        # A size of 1 is one that was there, or a new one; others gather dimensions until both sides have one product.
         group = [old[i]] if i < len(old) and (new[j] != 1 or old[i][0] == 1) else []
         sizes = [new[j]]
         i, j = i + len(group), j + 1
@@ -138,7 +137,7 @@ def pieces(trace: Trace, call: Call) -> list[list[Axis | None]]:
     if axis is not None:
         reason = f"{call.where} takes them apart"
         parts = cut(axis, sizes, reason)
-        first = {size: part for size, part in reversed(list(zip(sizes, parts, strict=True)))}
+        first = dict(reversed(list(zip(sizes, parts, strict=True))))
         for size, part in zip(sizes, parts, strict=True):
             if part is not first[size]:
                 tie(first[size], part, reason)
@@ -214,25 +213,7 @@ def stack(trace: Trace, call: Call) -> list[Axis | None]:
     return out
 
 
-def opaque(trace: Trace, call: Call) -> list:
-    """Operations that mix elements in ways of their own: whatever they read stays exactly as it is."""
-    for value in call.inputs:
-        for axis in value.axes:
-            fix(axis, f"{call.where} needs every one of them as it is")
-    if isinstance(call.out, (tuple, list)):
-        return [[None] * t.ndim for t in call.out if isinstance(t, torch.Tensor)]
-    return [None] * call.out.ndim
-
-
-OPAQUE = """
-matmul bmm baddbmm einsum __matmul__ __rmatmul__ mm addmm scaled_dot_product_attention multi_head_attention_forward
-layer_norm group_norm rms_norm local_response_norm normalize var std var_mean std_mean max min topk sort argmax
-cumsum roll flip pixel_shuffle pixel_unshuffle unfold fold grid_sample repeat repeat_interleave tile embedding
-index_select gather take_along_dim bilinear conv_tbc rot90 tril triu masked_fill outer cdist norm linalg_norm T mT
-"""
-
 RULES = {
-    **dict.fromkeys(OPAQUE.split(), opaque),
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
     "flatten": flatten,
     **dict.fromkeys(("view", "reshape", "unflatten"), reshape),

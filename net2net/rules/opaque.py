@@ -1,0 +1,26 @@
+"""Operations that mix elements in ways of their own: whatever they read stays exactly as it is, which is always right."""
+
+from __future__ import annotations
+
+import torch
+
+from net2net.spaces import Call, Trace, fix
+
+
+def opaque(trace: Trace, call: Call) -> list:
+    for value in call.inputs:
+        for axis in value.axes:
+            fix(axis, f"{call.where} needs every one of them as it is")
+    if isinstance(call.out, (tuple, list)):
+        return [[None] * t.ndim for t in call.out if isinstance(t, torch.Tensor)]
+    return [None] * call.out.ndim
+
+
+NAMES = """
+matmul bmm baddbmm einsum __matmul__ __rmatmul__ mm addmm scaled_dot_product_attention multi_head_attention_forward
+layer_norm group_norm rms_norm local_response_norm normalize var std var_mean std_mean max min topk sort argmax
+cumsum roll flip pixel_shuffle pixel_unshuffle unfold fold grid_sample repeat repeat_interleave tile embedding
+index_select gather take_along_dim bilinear conv_tbc rot90 tril triu masked_fill outer cdist norm linalg_norm T mT
+"""
+
+RULES = dict.fromkeys(NAMES.split(), opaque)
