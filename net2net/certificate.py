@@ -97,6 +97,8 @@ def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype) -> 
     args, kwargs = as_arguments(
         pytree.tree_map_only(torch.Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else None), inputs)
     )
-    with torch.no_grad(), NoDropout():
+    # The same random numbers for both, where something else than dropout draws them, e.g. stochastic depth.
+    with torch.no_grad(), NoDropout(), torch.random.fork_rng(devices={device} if device.type == "cuda" else ()):
+        torch.manual_seed(0)
         output = model(*args, **kwargs)
     return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]

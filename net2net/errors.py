@@ -4,7 +4,7 @@
 class GrowthError(ValueError):
     """The model cannot be grown as asked."""
 
-    steps_done = 0  # operations of the forward pass that were followed before it
+    steps: tuple = ()  # the operations of the forward pass that were followed before it
 
 
 class UnsupportedOperation(GrowthError):

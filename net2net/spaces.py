@@ -40,7 +40,19 @@ class Space:
 
 
 # Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
-SIZED = ("view", "reshape", "unflatten", "split", "split_with_sizes", "chunk", "narrow", "expand", "__getitem__")
+SIZED = (
+    "view",
+    "reshape",
+    "reshape_as",
+    "view_as",
+    "unflatten",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "narrow",
+    "expand",
+    "__getitem__",
+)
 
 Block = tuple[Space, int]
 Axis = tuple[Block, ...]
@@ -261,7 +273,7 @@ class Trace(TorchFunctionMode):
                 if self._used.issuperset(name for name, _ in self.skeleton.named_parameters()):
                     break
         except GrowthError as error:
-            error.steps_done = len(self.steps)
+            error.steps = tuple(self.steps)
             raise
         except Exception as error:
             where = place(self.module) + (" in training mode" if training else "")
@@ -269,7 +281,7 @@ class Trace(TorchFunctionMode):
                 f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {error} (check the "
                 "example inputs; a branch that depends on data cannot be followed; constant tensors must be buffers)"
             )
-            failure.steps_done = len(self.steps)
+            failure.steps = tuple(self.steps)
             raise failure from error
         finally:
             for hook in hooks:

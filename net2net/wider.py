@@ -191,26 +191,28 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
     on tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
     `x / x.shape[1]`, `view(-1, 64)`, or a branch. The channels at the first such place are then fixed, for another try.
     """
-    why = "its numbers or shapes do not grow along"
+    why, broke = "its numbers or shapes do not grow along", False
     try:
-        steps = Trace(student, example_inputs).steps
+        steps: Sequence[Step] = Trace(student, example_inputs).steps
     except GrowthError as error:
-        done, why = error.steps_done, str(error)
-    else:
-        same = [
-            _expected(a, maps) == (b.name, b.module, b.numbers, b.shapes)
-            for a, b in zip(trace.steps, steps, strict=False)
-        ]
-        if all(same) and len(steps) == len(trace.steps):
-            return True
-        done = same.index(False) if False in same else min(len(steps), len(trace.steps)) - 1
+        steps, why, broke = error.steps, str(error), True
+    same = [
+        _expected(a, maps) == (b.name, b.module, b.numbers, b.shapes) for a, b in zip(trace.steps, steps, strict=False)
+    ]
+    if all(same) and len(steps) == len(trace.steps) and not broke:
+        return True
+    done = same.index(False) if False in same else len(same)
     step = trace.steps[min(done, len(trace.steps) - 1)]
     reason = f"{step.name!r} in {place(step.module)} counts on their width"
-    axes = [axis for value in step.inputs for axis in value.axes] + [axis for each in step.axes for axis in each]
-    if not any(axis is not None and _grows(axis, maps) for axis in axes):
+    # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
+    inside = [s for s in trace.steps if f"{s.module}.".startswith(f"{step.module}.")]
+    for steps in ([step], inside):
+        axes = [axis for s in steps for each in (*(v.axes for v in s.inputs), *s.axes) for axis in each]
+        if any(axis is not None and _grows(axis, maps) for axis in axes):
+            break
+    else:
         raise GrowthError(
-            f"the wider model does not repeat its teacher's forward pass: at {step.name!r} in "
-            f"{place(step.module)}, {why}"
+            f"the wider model's forward pass is not its teacher's: at {step.name!r} in {place(step.module)}, {why}"
         )
     for axis in axes:
         fix(axis, reason)

@@ -1,4 +1,4 @@
-"""Operations that mix elements in ways of their own: whatever they read stays exactly as it is, which is always right."""
+"""Operations that mix elements in ways of their own: whatever they read stays as it is, which is always right."""
 
 from __future__ import annotations
 

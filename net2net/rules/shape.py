@@ -186,6 +186,7 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
 def narrow(trace: Trace, call: Call) -> list[Axis | None]:
     value, dim, start, size = call.inputs[0], call.get(1, "dim"), call.get(2, "start"), call.get(3, "length")
     out, dim = list(value.axes), dim % value.tensor.ndim
+    start %= value.tensor.shape[dim] or 1
     if out[dim] is not None:
         rest = value.tensor.shape[dim] - start - size
         out[dim] = cut(out[dim], [start, size, rest], f"{call.where} takes a part of them")[1]
@@ -216,7 +217,7 @@ def stack(trace: Trace, call: Call) -> list[Axis | None]:
 RULES = {
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
     "flatten": flatten,
-    **dict.fromkeys(("view", "reshape", "unflatten"), reshape),
+    **dict.fromkeys(("view", "reshape", "reshape_as", "view_as", "unflatten"), reshape),
     **dict.fromkeys(("permute", "transpose"), permute),
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), pieces),
     "unbind": unbind,

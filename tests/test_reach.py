@@ -1,0 +1,334 @@
+"""What growth reaches beyond plain networks: groups, channels taken apart, and operations that only hold them back."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from net2net import verify, widen
+
+timm = pytest.importorskip("timm")
+
+
+class Net(nn.Module):
+    """Named parts under a forward pass `run(parts, x)`."""
+
+    def __init__(self, run, **parts):
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def conv(inputs, outputs, kernel=3, **options):
+    return nn.Conv2d(inputs, outputs, kernel, padding="same", **options)
+
+
+def between(run, inputs=8, **parts):
+    """`run` between a convolution of 8 channels and one that reads `inputs`, a ReLU and a classifier."""
+
+    def forward(m, x):
+        return m.fc(F.relu(m.bn(m.read(run(m, F.silu(m.make(x)))))).mean((2, 3)))
+
+    parts |= {"make": conv(3, 8), "read": conv(inputs, 5), "bn": nn.BatchNorm2d(5), "fc": nn.Linear(5, 3)}
+    return Net(forward, **parts)
+
+
+def images(*shape, batch=3, seed=1):
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def depthwise(multiplier):
+    n = 8 * multiplier
+    return between(lambda m, h: m.norm(m.dw(h)), n, dw=conv(8, n, groups=8), norm=nn.BatchNorm2d(n))
+
+
+def depthwise_of_depthwise():
+    return between(lambda m, h: m.b(m.a(h)) + m.b(h.repeat_interleave(2, 1)) if False else m.b(m.a(h)), 32,
+                   a=conv(8, 16, groups=8), b=conv(16, 32, groups=16))  # fmt: skip
+
+
+def inverted_residual():
+    def run(m, h):
+        return h + m.project(F.relu6(m.norm(m.dw(F.relu6(m.expand(h))))))
+
+    return between(run, expand=conv(8, 12, 1), dw=conv(12, 12, groups=12), norm=nn.BatchNorm2d(12),
+                   project=conv(12, 8, 1))  # fmt: skip
+
+
+def in_groups(groups):
+    return between(lambda m, h: m.grouped(h), 12, grouped=conv(8, 12, groups=groups))
+
+
+def groups_of_groups():
+    """4 groups after 2 after 3 of what an addition ties: the finest partition of all."""
+
+    def run(m, h):
+        h = m.up(h)
+        return m.four(F.relu(m.two(h) + m.three(h)))
+
+    return between(run, 8, up=conv(8, 12), two=conv(12, 12, groups=2), three=conv(12, 12, groups=3),
+                   four=conv(12, 8, groups=4))  # fmt: skip
+
+
+def resnext():
+    def run(m, h):
+        for stage in (m.first, m.second):
+            h = F.relu(h + stage(h))
+        return h
+
+    def block():
+        return nn.Sequential(conv(8, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU(), conv(12, 12, groups=4),
+                             nn.BatchNorm2d(12), nn.ReLU(), conv(12, 8, 1), nn.BatchNorm2d(8))  # fmt: skip
+
+    return between(run, first=block(), second=block())
+
+
+def squeeze_and_excite():
+    def run(m, h):
+        gate = m.up(F.relu(m.down(h.mean((2, 3))))).sigmoid()
+        return h * gate.view(*gate.shape, 1, 1).expand_as(h)
+
+    return between(run, down=nn.Linear(8, 3), up=nn.Linear(3, 8))
+
+
+def split_attention():
+    """Radix 2, as in ResNeSt: a softmax over two branches."""
+
+    def run(m, h):
+        n, c = h.shape[0], 6
+        h = m.branches(h)
+        c = h.shape[1] // 2
+        parts = h.view(n, 2, c, *h.shape[2:])
+        gate = m.gate(parts.sum(1).mean((2, 3))).view(n, 1, 2, -1).transpose(1, 2).softmax(1).reshape(n, -1)
+        return (h * gate[:, :, None, None]).view(n, 2, c, *h.shape[2:]).sum(1)
+
+    return between(run, 6, branches=conv(8, 12, groups=2), gate=nn.Linear(6, 12))
+
+
+def shuffle(h, groups):
+    n, c, *size = h.shape
+    return h.view(n, groups, c // groups, *size).transpose(1, 2).reshape(n, c, *size)
+
+
+def shuffled_groups():
+    def run(m, h):
+        return m.b(shuffle(m.a(h), 4))
+
+    return between(run, a=conv(8, 8, groups=2), b=conv(8, 8, groups=4))
+
+
+def shuffle_unit():
+    """ShuffleNet v2: one half passes, the other is transformed, and both are shuffled."""
+
+    def run(m, h):
+        for unit in (m.first, m.second):
+            kept, changed = h.chunk(2, dim=1)
+            h = shuffle(torch.cat((kept, unit(changed)), dim=1), 2)
+        return h
+
+    first, second = (nn.Sequential(conv(4, 4, 1), nn.ReLU(), conv(4, 4, groups=4)) for _ in range(2))
+    return between(run, first=first, second=second)
+
+
+def halves(h):
+    return h.shape[1] // 2
+
+
+# What holds the 8 channels of `make` back, if anything does; the 5 of `read` grow always.
+GROWS = {
+    "depthwise": lambda: depthwise(1),
+    "depthwise, 2 outputs each": lambda: depthwise(2),
+    "depthwise of depthwise": depthwise_of_depthwise,
+    "inverted residual": inverted_residual,
+    "2 groups": lambda: in_groups(2),
+    "4 groups": lambda: in_groups(4),
+    "groups of groups": groups_of_groups,
+    "resnext": resnext,
+    "squeeze and excite": squeeze_and_excite,
+    "split attention": split_attention,
+    "shuffle": lambda: between(lambda m, h: shuffle(h, 4)),
+    "shuffled groups": shuffled_groups,
+    "shuffle unit": shuffle_unit,
+    "unflatten": lambda: between(lambda m, h: h.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)),
+    "two groupings": lambda: between(lambda m, h: shuffle(shuffle(h, 2), 2)),
+    "heads": lambda: between(lambda m, h: h.view(h.shape[0], 2, 2, -1, *h.shape[2:]).transpose(1, 2).flatten(1, 3)),
+    "chunk": lambda: between(lambda m, h: torch.cat(h.chunk(4, 1)[::-1], 1)),
+    "chunk in unequal parts": lambda: between(lambda m, h: torch.cat(h.chunk(3, 1)[::-1], 1)),
+    "gated linear unit": lambda: between(lambda m, h: (lambda a, b: a * b.sigmoid())(*h.chunk(2, 1)), 4),
+    "split": lambda: between(lambda m, h: torch.cat(h.split(halves(h), 1)[::-1], 1)),
+    "split in unequal parts": lambda: between(
+        lambda m, h: torch.cat(h.split([halves(h) // 2, h.shape[1] - halves(h) // 2], dim=1)[::-1], 1)
+    ),
+    "slices": lambda: between(lambda m, h: torch.cat([h[:, halves(h) :].sin(), h[:, : halves(h)]], 1)),
+    "slices added": lambda: between(lambda m, h: h[:, halves(h) :].sin() - h[:, : halves(h)], 4),
+    "slices shifted by a quarter": lambda: between(lambda m, h: h[:, : -(halves(h) // 2)] * h[:, halves(h) // 2 :], 6),
+    "slices around": lambda: between(
+        lambda m, h: torch.cat([h[:, : halves(h) // 2].sin(), h[:, halves(h) // 2 : halves(h)], h[:, halves(h) :]], 1)
+    ),
+    "first channel": lambda: between(lambda m, h: h * h[:, :1] + h[:, -1:]),
+    "narrow": lambda: between(lambda m, h: h.narrow(1, halves(h), halves(h)) * h.narrow(1, 0, halves(h)).sin(), 4),
+    "stack and sum": lambda: between(lambda m, h: torch.stack([h, h.sin(), m.other(h)]).sum(0), other=conv(8, 8)),
+    "stack and flatten": lambda: between(lambda m, h: torch.stack([h, h.sin()], 2).flatten(1, 2), 16),
+    "repeat by expand": lambda: between(
+        lambda m, h: h.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(1, 2) * torch.cat([h.sin(), h], 1), 16
+    ),
+    "maxout": lambda: between(lambda m, h: torch.cat([h.view(h.shape[0], 2, -1, *h.shape[2:]).amax(1)] * 2, 1)),
+    "flattened and back": lambda: between(lambda m, h: m.lin(h.flatten(1)).view(h.shape) + h, lin=nn.Linear(96, 96)),
+}  # fmt: skip
+
+
+def overwrite_half(m, h):
+    h = h.clone()
+    h[:, : halves(h)].mul_(h[:, halves(h) :])
+    return h
+
+
+def add_to_a_view(m, h):
+    h = h.clone()
+    h[:, : halves(h)] += h[:, halves(h) // 2 : halves(h) // 2 * 3].sin()
+    return h
+
+
+def overwrite_four(m, h):
+    h = h.clone()
+    h[:, :4].cos_()
+    return h
+
+
+GROWS |= {
+    "half of a tensor in place": lambda: between(lambda m, h: h.clone().chunk(2, 1)[0].sin(), 4),
+    "product in place": lambda: between(overwrite_half),
+}
+
+HELD = {
+    "split sizes": lambda: between(lambda m, h: torch.cat(h.split([6, 2], dim=1)[::-1], 1)),
+    "slices": lambda: between(lambda m, h: torch.cat([h[:, 6:], h[:, :6]], 1)),
+    "a slice in place": lambda: between(overwrite_four),
+    "view": lambda: between(lambda m, h: h.view(-1, 2, 4, *h.shape[2:]).transpose(1, 2).reshape(h.shape)),
+    "groups of 2 channels": lambda: between(lambda m, h: shuffle(h, halves(h))),
+    "shuffle and identity": lambda: between(lambda m, h: h + shuffle(h, 2)),
+    "every second": lambda: between(lambda m, h: h[:, ::2] * h[:, 1::2], 4),
+    "pixel shuffle": lambda: between(lambda m, h: F.pixel_shuffle(h, 2), 2),
+    "matmul": lambda: between(lambda m, h: (h.flatten(2) @ h.flatten(2).mT @ h.flatten(2)).view(h.shape)),
+    "layer norm": lambda: between(lambda m, h: m.ln(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), ln=nn.LayerNorm(8)),
+    "group norm": lambda: between(lambda m, h: m.gn(h), gn=nn.GroupNorm(2, 8)),
+    "cumsum": lambda: between(lambda m, h: h.cumsum(1)),
+    "permuted": lambda: between(lambda m, h: h[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]),
+    "in place through a view": lambda: between(lambda m, h: (h[:, : halves(h)].cumsum_(1), h)[1]),
+    "unbind": lambda: between(lambda m, h: torch.stack(h.unbind(1)[::-1], 1)),
+}
+
+
+def certify(teacher, student, x, *, evaluation=1e-10, training=1e-9, dtype=torch.float64):
+    for train, limit in ((False, evaluation), (True, training)):
+        certificate = verify(teacher, student, x, train=train, dtype=dtype)
+        assert certificate.relative <= limit, certificate
+
+
+def step(student, x):
+    """One step of training changes every parameter that has a gradient, and nothing becomes NaN."""
+    student.train()
+    before = [p.detach().clone() for p in student.parameters()]
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
+    student(x).square().mean().backward()
+    optimizer.step()
+    assert not any(p.isnan().any() for p in student.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(student.parameters(), before, strict=True))
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def distinct(teacher, x):
+    """Else every student would do."""
+    outputs = teacher.eval()(x)
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3 * outputs.abs().max()
+
+
+@pytest.mark.parametrize("factor", [1.5, 2, 2.6])
+@pytest.mark.parametrize("name", GROWS)
+def test_channels_grow(name, factor, randomise):
+    teacher, x = randomise(GROWS[name]()).double(), images(3, 4, 3).double()
+    distinct(teacher, x)
+    student = widen(teacher, x, factor, verify=False)
+    assert student.make.out_channels > 8
+    assert student.read.in_channels > teacher.read.in_channels
+    assert student.read.out_channels == round(5 * factor)
+    certify(teacher, student, x)
+    certify(teacher, student, images(3, 6, 4, batch=5, seed=2).double() if name != "flattened and back" else x)
+    step(student, x)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2, 2.6])
+@pytest.mark.parametrize("name", HELD)
+def test_channels_that_are_held_back_stay_and_others_grow(name, factor, randomise):
+    teacher, x = randomise(HELD[name]()).double(), images(3, 4, 4).double()
+    distinct(teacher, x)
+    student = widen(teacher, x, factor, verify=False)
+    assert (student.make.out_channels, student.read.in_channels) == (8, teacher.read.in_channels)
+    assert student.read.out_channels == round(5 * factor)
+    certify(teacher, student, x)
+    step(student, x)
+
+
+def test_attributes_of_grouped_convolutions_follow(randomise):
+    x = images(3, 4, 3)
+    student = widen(randomise(depthwise(2)), x, 1.5)
+    assert (student.dw.groups, student.dw.in_channels, student.dw.out_channels) == (12, 12, 24)
+    assert student.dw.weight.shape == (24, 1, 3, 3)
+    student = widen(randomise(in_groups(4)), x, 2)
+    assert (student.grouped.groups, student.grouped.in_channels, student.grouped.out_channels) == (4, 16, 24)
+    assert student.grouped.weight.shape == (24, 4, 3, 3)
+
+
+def test_groups_share_one_map_and_divide_by_their_own_copies(randomise):
+    """U[k, j] = W[g(k), h(j)] / copies of h(j) within the group, not over all groups."""
+    teacher = randomise(nn.Sequential(conv(3, 6), conv(6, 4, groups=2), conv(4, 2))).double()
+    student = widen(teacher, images(3, 4, 3).double(), 2)
+    first, second = (student[i].weight for i in (0, 1))
+    within = [next(j for j in range(3) if torch.equal(first[i], teacher[0].weight[j])) for i in range(6)]
+    assert within[:3] == [0, 1, 2]
+    for i in range(6):  # the second group copies the same of its own channels
+        assert torch.equal(first[6 + i], teacher[0].weight[3 + within[i]])
+    shares = torch.tensor([within.count(j) for j in within]).view(-1, 1, 1)
+    old = teacher[1].weight
+    for group in range(2):
+        assert torch.equal(second[4 * group : 4 * group + 2], old[2 * group : 2 * group + 2][:, within] / shares)
+
+
+REAL = {
+    "mobilenetv2_100": 48,
+    "regnetx_002": 32,
+    "regnety_002": 32,
+    "ghostnet_100": 48,
+    "mixnet_s": 48,
+    "res2net50_14w_8s": 32,
+    "resnest14d": 48,
+    "ese_vovnet19b_dw": 48,
+    "convnext_atto": 64,
+    "shufflenet_v2_x0_5": 64,
+    "mnasnet0_5": 48,
+    "squeezenet1_1": 48,
+}
+
+
+def build(name):
+    if hasattr(torchvision.models, name):
+        return getattr(torchvision.models, name)(num_classes=7)
+    return timm.create_model(name, num_classes=7)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_networks_grow(name, randomise):
+    teacher, x = randomise(build(name)), images(3, REAL[name], REAL[name], batch=2)
+    for factor in (1.5, 2):
+        student = widen(teacher, x, factor, verify=False)
+        assert parameters(student) > 1.1 * parameters(teacher)
+        certify(teacher, student, x, evaluation=1e-5, training=1e-4, dtype=torch.float32)
+    step(student, x)
