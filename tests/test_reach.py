@@ -181,13 +181,13 @@ GROWS = {
 
 def add_half_in_place(m, h):
     h = h.clone()
-    h[:, : halves(h)].add_(h[:, halves(h) :].sin())
+    h[:, : halves(h)].add_(h[:, halves(h) :] * 0.5)
     return h
 
 
 def add_shifted_half_in_place(m, h):
     h = h.clone()
-    h[:, : halves(h)].sub_(h[:, halves(h) // 2 : halves(h) // 2 * 3].sin())
+    h[:, : halves(h)].sub_(h[:, halves(h) // 2 : halves(h) // 2 * 3] * 0.5)
     return h
 
 
@@ -306,7 +306,6 @@ def test_groups_share_one_map_and_divide_by_their_own_copies(randomise):
 REAL = {
     "mobilenetv2_100": (48, 1.5, 2),
     "regnety_002": (32, 1.5),
-    "ghostnet_100": (32, 1.5),
     "resnest14d": (48, 1.5, 2),
     "ese_vovnet19b_dw": (48, 1.5, 2),
     "convnext_atto": (64, 1.5, 2),
