@@ -77,8 +77,9 @@ def confirm(teacher: nn.Module, student: nn.Module, example_inputs: Any) -> None
 
     In float32 first where the model is, which is fast; float64 decides where that is not enough.
     """
-    if any(t.is_meta for t in pytree.tree_leaves(example_inputs) if isinstance(t, torch.Tensor)):
-        raise GrowthError("the example inputs are on the meta device and have no values to verify with: verify=False")
+    tensors = [*pytree.tree_leaves(example_inputs), *teacher.parameters()]
+    if any(t.is_meta for t in tensors if isinstance(t, torch.Tensor)):
+        raise GrowthError("what is on the meta device has no values to verify with: pass real ones, or verify=False")
     dtypes = [p.dtype for p in teacher.parameters() if p.dtype in ROUNDING] or [torch.float32]
     own = max(dtypes, key=ROUNDING.__getitem__)
     certificate = verify(teacher, student, example_inputs, dtype=own if own is torch.float32 else torch.float64)

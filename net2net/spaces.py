@@ -18,6 +18,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +43,10 @@ class Space:
 
 # Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
 SIZED = (
+    "new_empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
     "view",
     "reshape",
     "reshape_as",
@@ -67,8 +73,22 @@ def resolve(axis: Axis) -> Axis:
         if space.alias is None:
             blocks.append((space, repeat))
         else:
-            blocks.extend((s, r * repeat) for s, r in resolve(space.alias))
+            blocks.extend((s, r * repeat) for s, r in _flat(space))
     return tuple(blocks)
+
+
+def _flat(space: Space) -> Axis:
+    """An alias' spaces; it is shortened to them, because chains of aliases grow long where spaces are split often."""
+    blocks: list[Block] = []
+    stack = [(space, 1)]
+    while stack:
+        each, repeat = stack.pop()
+        if each.alias is None:
+            blocks.append((each, repeat))
+        else:
+            stack.extend((s, r * repeat) for s, r in reversed(each.alias))
+    space.alias = tuple(blocks)
+    return space.alias
 
 
 def length(axis: Axis) -> int:
@@ -81,29 +101,36 @@ def fix(axis: Axis | None, reason: str) -> None:
         space.fixed = space.fixed or reason
 
 
-def split(space: Space, at: int) -> None:
-    """Make an unaliased space two: its first `at` channels, and the rest."""
-    space.alias = ((Space(at, space.fixed), 1), (Space(space.width - at, space.fixed), 1))
+def split(space: Space, *at: int) -> None:
+    """Divide an unaliased space at the given channels."""
+    ends = [0, *at, space.width]
+    space.alias = tuple((Space(end - start, space.fixed), 1) for start, end in pairwise(ends))
 
 
 def cut(axis: Axis, sizes: Iterable[int], reason: str) -> list[Axis]:
     """The axis in consecutive parts; `reason` is given where a part would end inside a repeated channel."""
-    blocks, parts = list(resolve(axis)), []
+    sizes = list(sizes)
+    ends = list(accumulate(sizes))
+    divided = True
+    while divided:  # a space that comes several times can be divided again by a later part
+        divided, offset = False, 0
+        for space, repeat in resolve(axis):
+            inside = [end - offset for end in ends if offset < end < offset + space.width * repeat]
+            if any(end % repeat for end in inside):
+                fix(axis, reason)
+                return [((Space(size, reason), 1),) if size else () for size in sizes]
+            if inside:
+                split(space, *(end // repeat for end in inside))
+                divided = True
+                break
+            offset += space.width * repeat
+    parts: list[Axis] = []
+    blocks = list(reversed(resolve(axis)))
     for size in sizes:
         part: list[Block] = []
         while size > 0:
-            space, repeat = blocks[0]
-            if space.width * repeat <= size:
-                part.append(blocks.pop(0))
-                size -= space.width * repeat
-            elif size % repeat == 0:
-                split(space, size // repeat)
-                blocks = list(resolve(tuple(blocks)))
-            else:
-                fix(axis, reason)
-                part.append((Space(size, reason), 1))
-                blocks[0] = (Space(space.width * repeat - size, reason), 1)
-                size = 0
+            part.append(blocks.pop())
+            size -= part[-1][0].width * part[-1][1]
         parts.append(tuple(part))
     return parts
 
@@ -172,6 +199,7 @@ class Call:
     inputs: list[Value] = field(default_factory=list)
     out: Any = None
     weights: list[str] = field(default_factory=list)
+    skipped: list[tuple[int, Axis | None]] = field(default_factory=list)
 
     def get(self, position: int | None, keyword: str, default: Any = None) -> Any:
         """An argument by position (None: keyword only) or keyword."""
@@ -195,6 +223,8 @@ class Step(NamedTuple):
     numbers: list[str]  # the numbers it was given, but for sizes, which grow
     shapes: list[tuple[int, ...]]  # of its results
     axes: list[list[Axis | None]]  # of its results
+    skipped: list[tuple[int, Axis | None]]  # how much lies before a slice, along each dimension that is sliced
+    sources: list[Any]  # what made its arguments: a place among the steps, or a name
     inputs: list[Value]
 
 
@@ -219,6 +249,8 @@ class Trace(TorchFunctionMode):
         self.contracted: set[tuple[str, int]] = set()
         self.sites: dict[str, list[Value | None]] = {}
         self.steps: list[Step] = []
+        self.training_steps: list[Step] | None = None
+        self._sources: dict[int, Any] = {}
         self._used: set[str] = set()  # parameters and buffers that some operation read
         self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
         self._values: dict[int, Value] = {}
@@ -241,9 +273,10 @@ class Trace(TorchFunctionMode):
         args, kwargs = as_arguments(
             pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), example_inputs)
         )
-        for tensor in pytree.tree_leaves((args, kwargs)):
+        for k, tensor in enumerate(pytree.tree_leaves((args, kwargs))):
             if isinstance(tensor, torch.Tensor):
                 self._values[id(tensor)] = Value(tensor, [None] * tensor.ndim)
+                self._sources[id(tensor)] = f"input {k}"
         training = False
 
         def enter(module: nn.Module, inputs: Any) -> None:
@@ -258,20 +291,21 @@ class Trace(TorchFunctionMode):
             nn.modules.module.register_module_forward_hook(leave),
         ]
         try:
-            # Evaluation first. Parts that only training reaches (auxiliary classifiers) must grow along, so a model
-            # that left parameters unused runs once more in training mode; sites and steps are of the evaluation pass.
-            for training in (False, True):
-                self.skeleton.train(training)
-                self._stack.clear()
-                sites, steps = self.sites, self.steps
-                if training:
-                    self.sites, self.steps = {}, []
-                with torch.no_grad(), torch.device("meta"), self:
-                    output = self.skeleton(*args, **kwargs)
-                self._return(output)
+            self.skeleton.eval()
+            self._pass(args, kwargs)
+            sites, steps = self.sites, self.steps
+            # Then training, where parts can be that evaluation never reaches (auxiliary classifiers), or other code.
+            training, self.sites, self.steps = True, {}, []
+            self.skeleton.train()
+            try:
+                self._pass(args, kwargs)
+                self.training_steps = self.steps
+            except Exception:
+                # Randomness that depends on data does not run on the meta device; all parameters are known anyway.
+                if not self._used.issuperset(name for name, _ in self.skeleton.named_parameters()):
+                    raise
+            finally:
                 self.sites, self.steps = sites, steps
-                if self._used.issuperset(name for name, _ in self.skeleton.named_parameters()):
-                    break
         except GrowthError as error:
             error.steps = tuple(self.steps)
             raise
@@ -286,11 +320,17 @@ class Trace(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
-            self.skeleton.train(False)
+            self.skeleton.eval()
         # One tensor cannot be divided for one use and whole for another.
         for name, dim in self.contracted:
             if name in self._copied or (name, dim) in self.outputs:
                 fix(self.axes[name][dim], f"{name!r} sums over them in one place and is used otherwise in another")
+
+    def _pass(self, args: tuple, kwargs: dict) -> None:
+        self._stack.clear()
+        with torch.no_grad(), torch.device("meta"), self:
+            output = self.skeleton(*args, **kwargs)
+        self._return(output)
 
     def _return(self, output: Any) -> None:
         """Forbid the network's output to grow."""
@@ -307,7 +347,9 @@ class Trace(TorchFunctionMode):
                 )
         if not shapes:
             raise GrowthError("the model returns no tensor: there is no function to preserve")
-        self.steps.append(Step("return", "", [], shapes, [[None] * len(shape) for shape in shapes], []))
+        sources = [self._sources.get(id(t)) for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+        axes: list[list[Axis | None]] = [[None] * len(shape) for shape in shapes]
+        self.steps.append(Step("return", "", [], shapes, axes, [], sources, []))
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -324,15 +366,20 @@ class Trace(TorchFunctionMode):
             return out
         read = [self.names[id(t)] for t in tensors if t is not out and id(t) in self.names]
         self._used.update(read)
-        numbers = _numbers(call)
+        tracked = any(value.tracked for value in inputs)
+        numbers = _numbers(call, sizes=not tracked)
+        sources = [self.names.get(id(t)) or self._sources.get(id(t)) for t in tensors]
 
         def finish(axes: list[list[Axis | None]]) -> None:
             for tensor, its in zip(results, axes, strict=True):
                 self._set(tensor, its, call)
             shapes = [tuple(tensor.shape) for tensor in results]
-            self.steps.append(Step(call.name, call.module, numbers, shapes, axes, inputs))
+            self.steps.append(Step(call.name, call.module, numbers, shapes, axes, call.skipped, sources, inputs))
+            for k, tensor in enumerate(results):
+                if id(tensor) not in self.names:
+                    self._sources[id(tensor)] = (len(self.steps), k)
 
-        if not any(value.tracked for value in inputs):
+        if not tracked:
             finish([[None] * tensor.ndim for tensor in results])
             return out
         rule = self._rules.get(call.name)
@@ -397,15 +444,15 @@ class Trace(TorchFunctionMode):
         return found
 
 
-def _numbers(call: Call) -> list[str]:
-    """The numbers that a call was given, but for sizes and the groups of a convolution, which may grow."""
-    if call.name in SIZED:
+def _numbers(call: Call, sizes: bool) -> list[str]:
+    """The numbers that a call was given; without `sizes`, but for those and the groups of a convolution, which grow."""
+    if call.name in SIZED and not sizes:
         return []
     args, kwargs = call.args, dict(call.kwargs)
     if call.name.startswith("conv"):
         args = args[:6] + args[7:]
         kwargs.pop("groups", None)
-    return [repr(x) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, (int, float, complex, str))]
+    return [repr(x) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, (Number, str))]
 
 
 def place(module: str) -> str:

@@ -191,21 +191,25 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
     on tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
     `x / x.shape[1]`, `view(-1, 64)`, or a branch. The channels at the first such place are then fixed, for another try.
     """
-    why, broke = "its numbers or shapes do not grow along", False
+    why, broke = "its numbers, shapes or connections do not grow along", False
+    theirs = trace.steps
     try:
-        steps: Sequence[Step] = Trace(student, example_inputs).steps
+        student_trace = Trace(student, example_inputs)
+        steps: Sequence[Step] = student_trace.steps
     except GrowthError as error:
         steps, why, broke = error.steps, str(error), True
-    same = [
-        _expected(a, maps) == (b.name, b.module, b.numbers, b.shapes) for a, b in zip(trace.steps, steps, strict=False)
-    ]
-    if all(same) and len(steps) == len(trace.steps) and not broke:
+    if not broke and _first_difference(theirs, steps, maps) is None:
+        if trace.training_steps is None or student_trace.training_steps is None:
+            return trace.training_steps is student_trace.training_steps
+        theirs, steps = trace.training_steps, student_trace.training_steps
+    done = _first_difference(theirs, steps, maps)
+    if done is None and not broke:
         return True
-    done = same.index(False) if False in same else len(same)
-    step = trace.steps[min(done, len(trace.steps) - 1)]
+    done = len(steps) if done is None else done
+    step = theirs[min(done, len(theirs) - 1)]
     reason = f"{step.name!r} in {place(step.module)} counts on their width"
     # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
-    inside = [s for s in trace.steps if f"{s.module}.".startswith(f"{step.module}.")]
+    inside = [s for s in theirs if f"{s.module}.".startswith(f"{step.module}.")]
     for steps in ([step], inside):
         axes = [axis for s in steps for each in (*(v.axes for v in s.inputs), *s.axes) for axis in each]
         if any(axis is not None and _grows(axis, maps) for axis in axes):
@@ -219,12 +223,19 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
     return False
 
 
-def _expected(step: Step, maps: Maps) -> tuple:
+def _first_difference(teacher: Sequence[Step], student: Sequence[Step], maps: Maps) -> int | None:
+    """The first step at which a student does something else than its teacher's step, grown by the maps."""
+
     def size(n: int, axis: Axis | None) -> int:
         return n if axis is None else sum(len(maps.get(s, range(s.width))) * repeat for s, repeat in resolve(axis))
 
-    shapes = [tuple(map(size, shape, axes)) for shape, axes in zip(step.shapes, step.axes, strict=True)]
-    return step.name, step.module, step.numbers, shapes
+    for at, (a, b) in enumerate(zip(teacher, student, strict=False)):
+        shapes = [tuple(map(size, shape, axes)) for shape, axes in zip(a.shapes, a.axes, strict=True)]
+        skipped = [size(n, axis) for n, axis in a.skipped]
+        expected = (a.name, a.module, a.numbers, shapes, skipped, a.sources)
+        if expected != (b.name, b.module, b.numbers, b.shapes, [n for n, _ in b.skipped], b.sources):
+            return at
+    return None if len(teacher) == len(student) else min(len(teacher), len(student))
 
 
 def _targets(
@@ -282,16 +293,16 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
         current = sum(space.width * repeat for space, repeat in axis)
         if width < current:
             raise GrowthError(f"{module!r} has {current} channels already: cannot widen it to {width}")
-        if len(axis) != 1 or axis[0][1] != 1:
+        space = axis[0][0]
+        units = current // space.width  # how often a space comes, in a grouped convolution or before one
+        if any(other is not space for other, _ in axis) or width % units:
             if width == current:
                 continue
-            parts = " + ".join(
-                f"{space.width} × {repeat}" if repeat > 1 else str(space.width) for space, repeat in axis
-            )
-            raise GrowthError(
-                f"the {current} channels of {module!r} follow other layers' ({parts}): widen those, or use factor="
-            )
-        space = axis[0][0]
+            parts = " + ".join(f"{s.width} × {repeat}" if repeat > 1 else str(s.width) for s, repeat in axis)
+            fixed = next((f" ({s.fixed})" for s, _ in axis if s.fixed), "")
+            hint = f"a multiple of {units}" if all(s is space for s, _ in axis) else "widen those, or use factor="
+            raise GrowthError(f"the {current} channels of {module!r} follow other layers' ({parts}): {hint}{fixed}")
+        width, current = width // units, space.width
         if space.fixed and width > current:
             raise GrowthError(f"cannot widen {module!r}: its channels have to stay as they are, {space.fixed}")
         if targets.get(space, (width, ""))[0] != width:

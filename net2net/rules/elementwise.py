@@ -80,9 +80,19 @@ BINARY = """
 add sub subtract mul multiply div divide true_divide __radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ rsub maximum
 minimum pow __rpow__ addcmul lerp where
 """
-COPIES = "contiguous clone detach to float half double bfloat16 type type_as cpu cuda requires_grad"
+COPIES = """
+zeros_like ones_like full_like empty_like
+contiguous clone detach to float half double bfloat16 type type_as cpu cuda requires_grad
+"""
+
+
+def constant(trace: Trace, call: Call) -> list[Axis | None]:
+    """A new tensor of a size given in numbers."""
+    return [None] * call.out.ndim
+
 
 RULES = {
+    **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"), constant),
     **dict.fromkeys((UNARY + BINARY).split(), elementwise),
     **dict.fromkeys(COPIES.split(), same),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), reduction),

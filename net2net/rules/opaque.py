@@ -21,6 +21,7 @@ matmul bmm baddbmm einsum __matmul__ __rmatmul__ mm addmm scaled_dot_product_att
 layer_norm group_norm rms_norm local_response_norm normalize var std var_mean std_mean max min topk sort argmax
 cumsum roll flip pixel_shuffle pixel_unshuffle unfold fold grid_sample repeat repeat_interleave tile embedding
 index_select gather take_along_dim bilinear conv_tbc rot90 tril triu masked_fill outer cdist norm linalg_norm T mT
+glu channel_shuffle instance_norm rand_like randn_like
 """
 
 RULES = dict.fromkeys(NAMES.split(), opaque)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
+from torch.utils import _pytree as pytree
+
 from net2net.rules.opaque import opaque
 from net2net.spaces import Axis, Call, Space, Trace, cut, fix, resolve, tie
 
@@ -131,7 +133,7 @@ def unsqueeze(trace: Trace, call: Call) -> list[Axis | None]:
 def pieces(trace: Trace, call: Call) -> list[list[Axis | None]]:
     """Consecutive parts along a dimension. Parts of one size grow alike, so that equal parts stay equal."""
     value = call.inputs[0]
-    dim = call.get(2, "dim", 0) % value.tensor.ndim
+    dim = call.get(2, "dim", call.kwargs.get("axis", 0)) % value.tensor.ndim
     sizes = [tensor.shape[dim] for tensor in call.out]
     axis, parts = value.axes[dim], [None] * len(sizes)
     if axis is not None:
@@ -156,6 +158,7 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
     value, index = call.inputs[0], call.args[1]
     items = list(index) if isinstance(index, tuple) else [index]
     if any(not (item is None or item is Ellipsis or type(item) in (int, slice)) for item in items):
+        call.skipped += [(n, None) for n in pytree.tree_leaves(index) if type(n) is int]
         return opaque(trace, call)
     taken = sum(item is not None and item is not Ellipsis for item in items)
     if Ellipsis not in items:
@@ -171,14 +174,18 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
         size, axis = next(dims)
         if isinstance(item, int):
             fix(axis, f"{call.where} takes one of them")
+            call.skipped.append((item % size, None))
             continue
         start, stop, step = item.indices(size)
-        if axis is not None and (start, stop, step) != (0, size, 1):
-            if step == 1 and start < stop:
-                axis = cut(axis, [start, stop - start, size - stop], f"{call.where} takes a part of them")[1]
+        if (start, stop, step) != (0, size, 1):
+            before = None
+            if axis is not None and step == 1 and start < stop:
+                before, axis, _ = cut(axis, [start, stop - start, size - stop], f"{call.where} takes a part of them")
             else:
                 fix(axis, f"{call.where} takes some of them")
                 axis = None
+                call.skipped.append((step, None))
+            call.skipped.append((start, before))
         out.append(axis)
     return out
 
@@ -187,9 +194,11 @@ def narrow(trace: Trace, call: Call) -> list[Axis | None]:
     value, dim, start, size = call.inputs[0], call.get(1, "dim"), call.get(2, "start"), call.get(3, "length")
     out, dim = list(value.axes), dim % value.tensor.ndim
     start %= value.tensor.shape[dim] or 1
+    before = None
     if out[dim] is not None:
         rest = value.tensor.shape[dim] - start - size
-        out[dim] = cut(out[dim], [start, size, rest], f"{call.where} takes a part of them")[1]
+        before, out[dim], _ = cut(out[dim], [start, size, rest], f"{call.where} takes a part of them")
+    call.skipped.append((start, before))
     return out
 
 
@@ -210,7 +219,7 @@ def stack(trace: Trace, call: Call) -> list[Axis | None]:
         for d, axis in enumerate(value.axes):
             if out[d] is not None or axis is not None:
                 tie(out[d], axis, f"{call.where} lines them up with a tensor that cannot follow")
-    out.insert(call.get(1, "dim", 0) % call.out.ndim, None)
+    out.insert(call.get(1, "dim", call.kwargs.get("axis", 0)) % call.out.ndim, None)
     return out
 
 
