@@ -1,7 +1,7 @@
 """Widen every model of timm and torchvision by 1.5 and by 2, and measure whether its function is preserved.
 
     python bench/coverage.py                        # all of them, into results/coverage.csv; hours on two cores
-    python bench/coverage.py --match 'resnet*' --out /tmp/coverage.csv
+    python bench/coverage.py --match 'resnet*' --out coverage_resnet.csv
 
 One row per model and factor, written as it comes; models that have a row are skipped, so that calling it again goes on.
 Weights are a seeded random initialisation, batch-norm parameters and statistics are randomised. Each model has a

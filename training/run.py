@@ -216,7 +216,7 @@ def git_state() -> dict[str, Any]:
 
 
 class Clock:
-    """Seconds of training, over all sessions of a run."""
+    """Seconds of training, over all calls that a run took."""
 
     def __init__(self, before: float = 0.0):
         self._start = time.monotonic() - before
