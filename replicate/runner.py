@@ -158,6 +158,7 @@ class Runner:
     def run(self) -> int:
         handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
+            self.bar.set_description_str("preparing")
             if not self._data():
                 return 2
             self._show()
@@ -223,7 +224,7 @@ class Runner:
     def _show(self) -> None:
         self.bar.n = sum(stage.step for stage in self.stages)
         parts = [f"{stage.arm} {stage.step / stage.steps:.0%}" for stage, _ in self.running.values()]
-        self.bar.set_description_str(", ".join(parts) or "nothing to do")
+        self.bar.set_description_str(", ".join(parts) or ("waiting" if self.waiting else "done"))
         if self.bar.disable and self.running and time.monotonic() - self.reported > REPORT_EVERY:
             self.reported = time.monotonic()
             print(f"{self.bar.n} of {self.bar.total} steps; running: {', '.join(parts)}", flush=True)
@@ -244,6 +245,8 @@ class Runner:
             print(f"left alone, another process is training them: {', '.join(locked)}", file=sys.stderr)
         for name, why in self.failed.items():
             print(f"{name} failed: {why}", file=sys.stderr)
+        if done == len(self.stages):
+            print(f"all {done} runs are finished")
         left = [stage.name for stage in self.waiting if stage.name not in locked]
         if left:
             print(f"not run for want of their teachers: {', '.join(left)}", file=sys.stderr)
