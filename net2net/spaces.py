@@ -233,21 +233,25 @@ class Trace(TorchFunctionMode):
 
     After construction: `axes[name]` are the axes of each parameter and buffer; `outputs` the (name, dim) along which a
     weight makes channels; `contracted` those along which it sums over them; `sites[name]` the value that each
-    call of a module returned; `steps` what the forward pass did, operation by operation; `skeleton` a copy of the model
-    whose parameters and buffers are on the meta device.
+    call of a module returned, `entries[name]` the first tensor that it was given; `steps` what the forward pass did,
+    operation by operation; `skeleton` a copy of the model whose parameters and buffers are on the meta device.
+
+    With `strict` an operation without a rule is an error; else nothing that it reads can grow.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any):
+    def __init__(self, model: nn.Module, example_inputs: Any, *, strict: bool = True):
         super().__init__()
         from net2net.rules import RULES
 
         self._rules = RULES
+        self._strict = strict
         self.skeleton = skeleton(model)
         self.names: dict[int, str] = {}
         self.axes: dict[str, list[Axis | None]] = {}
         self.outputs: list[tuple[str, int]] = []
         self.contracted: set[tuple[str, int]] = set()
         self.sites: dict[str, list[Value | None]] = {}
+        self.entries: dict[str, list[Value | None]] = {}
         self.steps: list[Step] = []
         self.training_steps: list[Step] | None = None
         self._sources: dict[int, Any] = {}
@@ -281,6 +285,8 @@ class Trace(TorchFunctionMode):
 
         def enter(module: nn.Module, inputs: Any) -> None:
             self._stack.append(modules.get(id(module), "?"))
+            value = self._values.get(id(inputs[0])) if inputs and isinstance(inputs[0], torch.Tensor) else None
+            self.entries.setdefault(self._stack[-1], []).append(value)
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
             value = self._values.get(id(output)) if isinstance(output, torch.Tensor) else None
@@ -293,9 +299,9 @@ class Trace(TorchFunctionMode):
         try:
             self.skeleton.eval()
             self._pass(args, kwargs)
-            sites, steps = self.sites, self.steps
+            sites, entries, steps = self.sites, self.entries, self.steps
             # Then training, where parts can be that evaluation never reaches (auxiliary classifiers), or other code.
-            training, self.sites, self.steps = True, {}, []
+            training, self.sites, self.entries, self.steps = True, {}, {}, []
             self.skeleton.train()
             try:
                 self._pass(args, kwargs)
@@ -305,7 +311,7 @@ class Trace(TorchFunctionMode):
                 if not self._used.issuperset(name for name, _ in self.skeleton.named_parameters()):
                     raise
             finally:
-                self.sites, self.steps = sites, steps
+                self.sites, self.entries, self.steps = sites, entries, steps
         except GrowthError as error:
             error.steps = tuple(self.steps)
             raise
@@ -382,7 +388,7 @@ class Trace(TorchFunctionMode):
         if not tracked:
             finish([[None] * tensor.ndim for tensor in results])
             return out
-        rule = self._rules.get(call.name)
+        rule = self._rules.get(call.name) or (None if self._strict else self._rules["layer_norm"])
         if rule is None:
             raise UnsupportedOperation(
                 f"no rule says how channels pass through {call.where} "
