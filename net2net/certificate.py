@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from net2net.errors import GrowthError
-from net2net.spaces import NoDropout, as_arguments
+from net2net.recording import NoDropout, as_arguments
 
 
 class Certificate(NamedTuple):

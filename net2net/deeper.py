@@ -17,7 +17,8 @@ from torch import nn
 
 from net2net.certificate import confirm
 from net2net.errors import GrowthError
-from net2net.spaces import Call, NoDropout, Trace, as_arguments
+from net2net.recording import Call, NoDropout, as_arguments
+from net2net.spaces import Trace
 from net2net.wider import matches, remember
 
 Kernel = int | tuple[int, ...]

@@ -4,7 +4,7 @@
 class GrowthError(ValueError):
     """The model cannot be grown as asked."""
 
-    steps: tuple = ()  # the operations of the forward pass that were followed before it
+    calls: tuple = ()  # the operations of the forward pass that were followed before it
 
 
 class UnsupportedOperation(GrowthError):

@@ -15,19 +15,17 @@ What an operation does to axes is written in `net2net.rules`; nothing here knows
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from numbers import Number
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from net2net.errors import GrowthError, UnsupportedOperation
+from net2net.recording import Call, Recording, on_meta, place
 
 
 class Space:
@@ -40,25 +38,6 @@ class Space:
         self.alias: Axis | None = None
         self.fixed = fixed
 
-
-# Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
-SIZED = (
-    "new_empty",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "view",
-    "reshape",
-    "reshape_as",
-    "view_as",
-    "unflatten",
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "narrow",
-    "expand",
-    "__getitem__",
-)
 
 Block = tuple[Space, int]
 Axis = tuple[Block, ...]
@@ -147,6 +126,10 @@ def tie(a: Axis | None, b: Axis | None, reason: str) -> None:
         fix(a or b, reason)
         return
     a, b = resolve(a), resolve(b)
+    for one, other in ((a, b), (b, a)):  # a weight that was not seen before is all of the other axis at once
+        if len(one) == 1 and one[0][1] == 1 and all(space is not one[0][0] for space, _ in other):
+            _alias(one[0][0], other)
+            return
     while a and b:
         (s, rs), (t, rt) = a[0], b[0]
         if s is t and rs == rt:
@@ -175,7 +158,7 @@ def tie(a: Axis | None, b: Axis | None, reason: str) -> None:
         a, b = resolve(a), resolve(b)
 
 
-@dataclass
+@dataclass(slots=True)
 class Value:
     """What is known of one tensor: the axis of each dimension, and the call that made it."""
 
@@ -188,221 +171,125 @@ class Value:
         return any(axis is not None for axis in self.axes)
 
 
-@dataclass
-class Call:
-    """One operation of the forward pass, as its rule sees it."""
-
-    name: str
-    args: tuple
-    kwargs: dict
-    module: str
-    inputs: list[Value] = field(default_factory=list)
-    out: Any = None
-    weights: list[str] = field(default_factory=list)
-    skipped: list[tuple[int, Axis | None]] = field(default_factory=list)
-
-    def get(self, position: int | None, keyword: str, default: Any = None) -> Any:
-        """An argument by position (None: keyword only) or keyword."""
-        if position is not None and position < len(self.args):
-            return self.args[position]
-        return self.kwargs.get(keyword, default)
-
-    @property
-    def where(self) -> str:
-        return f"{self.name!r} in {place(self.module)}"
-
-    def unsupported(self, why: str) -> UnsupportedOperation:
-        return UnsupportedOperation(f"cannot follow the channels through {self.where}: {why}")
-
-
-class Step(NamedTuple):
-    """One operation of a forward pass, as far as a grown model has to repeat it."""
-
-    name: str
-    module: str
-    numbers: list[str]  # the numbers it was given, but for sizes, which grow
-    shapes: list[tuple[int, ...]]  # of its results
-    axes: list[list[Axis | None]]  # of its results
-    skipped: list[tuple[int, Axis | None]]  # how much lies before a slice, along each dimension that is sliced
-    sources: list[Any]  # what made its arguments: a place among the steps, or a name
-    inputs: list[Value]
-
-
-class Trace(TorchFunctionMode):
+class Trace(Recording):
     """The channel spaces of a model, found by running it once on the meta device (no data, no computation).
 
     After construction: `axes[name]` are the axes of each parameter and buffer; `outputs` the (name, dim) along which a
     weight makes channels; `contracted` those along which it sums over them; `sites[name]` the value that each
-    call of a module returned, `entries[name]` the first tensor that it was given; `steps` what the forward pass did,
-    operation by operation; `skeleton` a copy of the model whose parameters and buffers are on the meta device.
+    call of a module returned, `entries[name]` the first tensor that it was given; `calls` what the forward pass did in
+    evaluation mode, operation by operation, `training_calls` in training mode (None if that does not run on the meta
+    device); `skeleton` a copy of the model whose parameters and buffers are on the meta device; `uniform` the spaces that
+    grow by a whole number only, each channel equally often; `attributes` the (module, name, axis) of numbers that
+    modules keep and that grow along.
 
     With `strict` an operation without a rule is an error; else nothing that it reads can grow.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, *, strict: bool = True):
-        super().__init__()
+        super().__init__(on_meta(model))
         from net2net.rules import RULES
 
         self._rules = RULES
         self._strict = strict
-        self.skeleton = skeleton(model)
-        self.names: dict[int, str] = {}
         self.axes: dict[str, list[Axis | None]] = {}
-        self.outputs: list[tuple[str, int]] = []
+        self.outputs: dict[tuple[str, int], None] = {}  # in the order of the forward pass
         self.contracted: set[tuple[str, int]] = set()
         self.sites: dict[str, list[Value | None]] = {}
         self.entries: dict[str, list[Value | None]] = {}
-        self.steps: list[Step] = []
-        self.training_steps: list[Step] | None = None
-        self._sources: dict[int, Any] = {}
+        self.attributes: list[tuple[str, str, Axis]] = []
+        self.uniform: dict[Space, list[Space]] = {}
+        self._together: list[tuple[Axis, str]] = []
         self._used: set[str] = set()  # parameters and buffers that some operation read
         self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
         self._values: dict[int, Value] = {}
-        self._stack: list[str] = []
-        for name, tensor in self._tensors():
-            self.names.setdefault(id(tensor), name)
-        self._run(example_inputs)
-
-    @property
-    def module(self) -> str:
-        """The name of the module whose forward is running."""
-        return self._stack[-1] if self._stack else ""
-
-    def _tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
-        yield from self.skeleton.named_parameters()
-        yield from self.skeleton.named_buffers()
-
-    def _run(self, example_inputs: Any) -> None:
-        modules = {id(module): name for name, module in self.skeleton.named_modules()}
-        args, kwargs = as_arguments(
-            pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), example_inputs)
-        )
-        for k, tensor in enumerate(pytree.tree_leaves((args, kwargs))):
-            if isinstance(tensor, torch.Tensor):
-                self._values[id(tensor)] = Value(tensor, [None] * tensor.ndim)
-                self._sources[id(tensor)] = f"input {k}"
-        training = False
-
-        def enter(module: nn.Module, inputs: Any) -> None:
-            self._stack.append(modules.get(id(module), "?"))
-            value = self._values.get(id(inputs[0])) if inputs and isinstance(inputs[0], torch.Tensor) else None
-            self.entries.setdefault(self._stack[-1], []).append(value)
-
-        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            value = self._values.get(id(output)) if isinstance(output, torch.Tensor) else None
-            self.sites.setdefault(self._stack.pop(), []).append(value)
-
-        hooks = [
-            nn.modules.module.register_module_forward_pre_hook(enter),
-            nn.modules.module.register_module_forward_hook(leave),
-        ]
+        self.training_calls: list[Call] | None = None
+        calls = self.run(example_inputs)
+        sites, entries, self.sites, self.entries = self.sites, self.entries, {}, {}
+        # Then training, where parts can be that evaluation never reaches (auxiliary classifiers), or other code.
         try:
-            self.skeleton.eval()
-            self._pass(args, kwargs)
-            sites, entries, steps = self.sites, self.entries, self.steps
-            # Then training, where parts can be that evaluation never reaches (auxiliary classifiers), or other code.
-            training, self.sites, self.entries, self.steps = True, {}, {}, []
-            self.skeleton.train()
-            try:
-                self._pass(args, kwargs)
-                self.training_steps = self.steps
-            except Exception:
-                # Randomness that depends on data does not run on the meta device; all parameters are known anyway.
-                if not self._used.issuperset(name for name, _ in self.skeleton.named_parameters()):
-                    raise
-            finally:
-                self.sites, self.entries, self.steps = sites, entries, steps
+            self.training_calls = self.run(example_inputs, training=True)
         except GrowthError as error:
-            error.steps = tuple(self.steps)
-            raise
-        except Exception as error:
-            where = place(self.module) + (" in training mode" if training else "")
-            failure = GrowthError(
-                f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {error} (check the "
-                "example inputs; a branch that depends on data cannot be followed; constant tensors must be buffers)"
-            )
-            failure.steps = tuple(self.steps)
-            raise failure from error
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self.skeleton.eval()
+            # Randomness that depends on data does not run on the meta device; all parameters are known anyway.
+            known = self._used.issuperset(name for name, _ in self.skeleton.named_parameters())
+            if error.__cause__ is None or not known:
+                raise
+        self.sites, self.entries, self.calls = sites, entries, calls
         # One tensor cannot be divided for one use and whole for another.
         for name, dim in self.contracted:
             if name in self._copied or (name, dim) in self.outputs:
                 fix(self.axes[name][dim], f"{name!r} sums over them in one place and is used otherwise in another")
+        self.uniform = self._groups()
 
-    def _pass(self, args: tuple, kwargs: dict) -> None:
-        self._stack.clear()
-        with torch.no_grad(), torch.device("meta"), self:
-            output = self.skeleton(*args, **kwargs)
-        self._return(output)
+    def _groups(self) -> dict[Space, list[Space]]:
+        """Each space that has to grow evenly, with those that have to grow by the same factor (itself too)."""
+        group: dict[Space, list[Space]] = {}
+        for axis, _ in self._together:
+            merged = {other: None for space, _ in resolve(axis) for other in group.get(space, [space])}
+            for space in merged:
+                group[space] = list(merged)
+        for axis, reason in self._together:
+            members = [other for space, _ in resolve(axis) for other in group[space]]
+            if any(space.fixed for space in members):
+                for space in members:
+                    space.fixed = space.fixed or f"{reason}, and some of those cannot grow"
+        return group
+
+    def evenly(self, axis: Axis | None, reason: str) -> None:
+        """Let an axis grow by a whole number only, every channel equally often."""
+        if axis is not None:
+            self._together.append((axis, reason))
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        super()._enter(module, inputs)
+        value = self._values.get(id(inputs[0])) if inputs and isinstance(inputs[0], torch.Tensor) else None
+        self.entries.setdefault(self._stack[-1], []).append(value)
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        value = self._values.get(id(output)) if isinstance(output, torch.Tensor) else None
+        self.sites.setdefault(self._stack.pop(), []).append(value)
 
     def _return(self, output: Any) -> None:
         """Forbid the network's output to grow."""
-        shapes = []
+        super()._return(output)
+        call = self.calls[-1]
         for leaf in pytree.tree_leaves(output):
             if isinstance(leaf, torch.Tensor):
-                shapes.append(tuple(leaf.shape))
                 for axis in self.axes_of(leaf):
                     fix(axis, "they are the network's output")
-            elif not isinstance(leaf, (int, float, complex, str, type(None))):
-                raise GrowthError(
-                    f"the model returns a {type(leaf).__name__}, in which its output tensors cannot be found: return "
-                    "tensors, or tuples, lists and dicts of them"
-                )
-        if not shapes:
-            raise GrowthError("the model returns no tensor: there is no function to preserve")
-        sources = [self._sources.get(id(t)) for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
-        axes: list[list[Axis | None]] = [[None] * len(shape) for shape in shapes]
-        self.steps.append(Step("return", "", [], shapes, axes, [], sources, []))
+        call.axes = [[None] * len(shape) for shape in call.shapes]
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        leaves = pytree.tree_leaves((args, kwargs))
-        tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
-        # In-place operations change what is known of their argument, so look before the call.
-        inputs = [self.value_of(t) for t in tensors]
-        out = func(*args, **kwargs)
-        results = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
-        call = Call(function_name(func), args, kwargs, self.module, inputs, out)
-        if not results:
-            if call.name in ("__setitem__", "__set__") and any(value.tracked for value in inputs):
-                raise call.unsupported("it overwrites a part of a tensor")
-            return out
-        read = [self.names[id(t)] for t in tensors if t is not out and id(t) in self.names]
+    def input(self, tensor: torch.Tensor) -> None:
+        self._values[id(tensor)] = Value(tensor, [None] * tensor.ndim)
+
+    def before(self, call: Call, given: list[torch.Tensor]) -> None:
+        call.inputs = [self.value_of(t) for t in given]
+
+    def after(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> None:
+        read = [self.names[id(t)] for t in given if t is not call.out and id(t) in self.names]
         self._used.update(read)
-        tracked = any(value.tracked for value in inputs)
-        numbers = _numbers(call, sizes=not tracked)
-        sources = [self.names.get(id(t)) or self._sources.get(id(t)) for t in tensors]
-
-        def finish(axes: list[list[Axis | None]]) -> None:
-            for tensor, its in zip(results, axes, strict=True):
-                self._set(tensor, its, call)
-            shapes = [tuple(tensor.shape) for tensor in results]
-            self.steps.append(Step(call.name, call.module, numbers, shapes, axes, call.skipped, sources, inputs))
-            for k, tensor in enumerate(results):
-                if id(tensor) not in self.names:
-                    self._sources[id(tensor)] = (len(self.steps), k)
-
-        if not tracked:
-            finish([[None] * tensor.ndim for tensor in results])
-            return out
-        rule = self._rules.get(call.name) or (None if self._strict else self._rules["layer_norm"])
+        if not any(value.tracked for value in call.inputs):
+            self._set(call, results, [[None] * tensor.ndim for tensor in results])
+            return
+        rule = self._rules.get(call.name) or (None if self._strict else self._rules["matmul"])
         if rule is None:
             raise UnsupportedOperation(
                 f"no rule says how channels pass through {call.where} "
-                f"(shapes {', '.join(str(tuple(t.shape)) for t in tensors)}): the model was left as it is; "
+                f"(shapes {', '.join(str(tuple(t.shape)) for t in given)}): the model was left as it is; "
                 "write it in other operations, or say how channels pass through it with net2net.register_rule"
             )
         axes = rule(self, call)
-        finish(axes if isinstance(out, (tuple, list)) else [axes])
+        self._set(call, results, axes if isinstance(call.out, (tuple, list)) else [axes])
         self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
-        return out
 
-    def _set(self, tensor: torch.Tensor, axes: list[Axis | None], call: Call) -> None:
-        if id(tensor) not in self.names:  # a parameter or buffer updated in place keeps its own axes
-            self._values[id(tensor)] = Value(tensor, axes, call)
+    def overwritten(self, call: Call) -> None:
+        if any(value.tracked for value in call.inputs):
+            raise call.unsupported("it overwrites a part of a tensor")
+
+    def _set(self, call: Call, results: list[torch.Tensor], axes: list[list[Axis | None]]) -> None:
+        call.axes = axes
+        for tensor, its in zip(results, axes, strict=True):
+            if id(tensor) not in self.names:  # a parameter or buffer updated in place keeps its own axes
+                self._values[id(tensor)] = Value(tensor, its, call)
 
     def value_of(self, tensor: torch.Tensor) -> Value:
         """What is known of a tensor. A parameter or buffer starts with a space of its own along every dimension."""
@@ -431,8 +318,7 @@ class Trace(TorchFunctionMode):
     def weight(self, call: Call, tensor: torch.Tensor, output: int, contracted: int) -> list[Axis | None]:
         """Axes of a weight that sums over dimension `contracted` and makes channels along `output`."""
         name = self.names[id(tensor)]
-        if (name, output) not in self.outputs:
-            self.outputs.append((name, output))
+        self.outputs[name, output] = None
         self.contracted.add((name, contracted))
         call.weights.append(name)
         axes = self.axes_of(tensor)
@@ -448,58 +334,3 @@ class Trace(TorchFunctionMode):
             for space, _ in resolve(self.axes[name][dim] or ()):
                 found.setdefault(space, []).append(name)
         return found
-
-
-def _numbers(call: Call, sizes: bool) -> list[str]:
-    """The numbers that a call was given; without `sizes`, but for those and the groups of a convolution, which grow."""
-    if call.name in SIZED and not sizes:
-        return []
-    args, kwargs = call.args, dict(call.kwargs)
-    if call.name.startswith("conv"):
-        args = args[:6] + args[7:]
-        kwargs.pop("groups", None)
-    return [repr(x) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, (Number, str))]
-
-
-def place(module: str) -> str:
-    return f"module {module!r}" if module else "the model's own forward"
-
-
-def function_name(func: Callable) -> str:
-    """The name of a torch function; `relu`, `relu_`, `Tensor.relu` and `functional.relu` are one operation."""
-    name = getattr(func, "__name__", str(func))
-    if name == "__get__":  # a tensor's property
-        name = getattr(getattr(func, "__self__", None), "__name__", name)
-    if name.startswith("__"):
-        return name
-    return name.removesuffix("_")
-
-
-class NoDropout(TorchFunctionMode):
-    """Switches every dropout off, in modules and in calls of `functional.dropout`, whatever mode the model is in."""
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if "dropout" in function_name(func):
-            return args[0] if args else kwargs["input"]
-        return func(*args, **kwargs)
-
-
-def as_arguments(example_inputs: Any) -> tuple[tuple, dict]:
-    """Positional and keyword arguments from example inputs: a tensor, a tuple of arguments, or a dict of keywords."""
-    if isinstance(example_inputs, dict):
-        return (), example_inputs
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
-
-
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the model without its data: every parameter and buffer is an empty tensor on the meta device."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        empty = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo)

@@ -14,30 +14,20 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from net2net.certificate import confirm
 from net2net.errors import GrowthError
-from net2net.spaces import Axis, Space, Step, Trace, fix, place, resolve, skeleton
+from net2net.growth import Along, AxisMap, Channels, Growth, along, get_tensor
+from net2net.recording import SIZED, Call, Recording, place, tensors
+from net2net.spaces import Axis, Space, Trace, fix, resolve
 
 Maps = dict[Space, torch.Tensor]
-
-
-class AxisMap(NamedTuple):
-    """How one axis of a parameter grows, for its n' new positions.
-
-    index   [n'] the old position each new one copies
-    copies  [n'] the replication factor |{x : g(x) = g(j)}| of the channel at each new position
-    fresh   [n'] whether the position is a copy, i.e. not the first of its channel
-    """
-
-    index: torch.Tensor
-    copies: torch.Tensor
-    fresh: torch.Tensor
 
 
 def widen(
@@ -81,28 +71,27 @@ def widen(
 
     if not 0 <= noise < inf:
         raise GrowthError(f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise}")
-    record = {"op": "widen", "noise": noise, "exact": exact}
-    student, grown, trace = _grow(model, example_inputs, factor, widths, modules, seed, _divide, record)
-    if verify and not exact:
-        confirm(model, student, example_inputs)
-    if noise:
-        noisy, disturb = (trace.contracted, _disturb_readers) if exact else (set(trace.outputs), _disturb_copies)
-        with torch.no_grad():
-            for name, tensor in _tensors(student):
-                for dim, axis in grown.get(name, {}).items():
-                    if (name, dim) in noisy:
-                        disturb(tensor, dim, axis, noise, _generator(seed, "noise", name))
-    if verify and exact:
-        confirm(model, student, example_inputs)
+    growth = _plan(model, example_inputs, factor, widths, modules, seed)
+    entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **growth.record()}
+    student = growth.copied(model)
+    with torch.no_grad():
+        growth.divide(student)
+        if verify and not exact:
+            confirm(model, student, example_inputs)
+        disturb(student, growth, noise, exact, seed)
+        if verify and exact:
+            confirm(model, student, example_inputs)
+    remember(student, entry)
     return student
 
 
-def _divide(student: nn.Module, grown: dict[str, dict[int, AxisMap]], trace: Trace) -> None:
-    """Divide what a layer sums over by the replica counts, the first copy's share too."""
-    for name, tensor in _tensors(student):
-        for dim, axis in grown.get(name, {}).items():
-            if (name, dim) in trace.contracted:
-                tensor.div_(axis.copies.to(tensor).view(_along(dim, tensor.ndim)))
+def disturb(student: nn.Module, growth: Growth, noise: float, exact: bool, seed: int) -> None:
+    """Break the symmetry of the copies, on the weights that make them or, exactly, on those that read them."""
+    if not noise:
+        return
+    role, add = ("sums", _disturb_readers) if exact else ("makes", _disturb_copies)
+    for name, dim, axis in growth.each(student, role):
+        add(get_tensor(student, name), dim, axis, noise, _generator(seed, "noise", name))
 
 
 def random_pad(
@@ -126,64 +115,96 @@ def random_pad(
     The other arguments, the result and the errors are those of `widen`.
     """
 
-    def pad(student: nn.Module, grown: dict[str, dict[int, AxisMap]], trace: Trace) -> None:
-        # On the CPU, with its generator alone: the draw depends on no device and disturbs no generator of one.
-        fresh = copy.deepcopy(student).cpu()
-        for name, tensor in _tensors(fresh):
-            if grown.get(name) and tensor.is_floating_point():
+    growth = _plan(model, example_inputs, factor, widths, modules, seed)
+    student = growth.copied(model)
+    pad(student, growth, init, seed)
+    remember(student, {"op": "random_pad", "seed": seed, **growth.record()})
+    return student
+
+
+def pad(student: nn.Module, growth: Growth, init: Callable[[nn.Module], None] | None, seed: int) -> None:
+    """Put a random initialisation of the student wherever its teacher had no entry."""
+    # On the CPU, with its generator alone: the draw depends on no device and disturbs no generator of one.
+    fresh = copy.deepcopy(student).cpu()
+    with torch.no_grad():
+        for name, tensor in tensors(fresh):
+            if growth.axes(name) and tensor.is_floating_point():
                 tensor.fill_(torch.nan)  # what stays so has no initialisation
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_generator(seed, "init", "").initial_seed())
             fresh.apply(_reset)
             if init is not None:
                 fresh.apply(init)
-        for (name, tensor), (_, random) in zip(_tensors(student), _tensors(fresh), strict=True):
-            if grown.get(name) and random.isnan().any():
+        for (name, tensor), (_, random) in zip(tensors(student), tensors(fresh), strict=True):
+            if growth.axes(name) and random.isnan().any():
                 module = student.get_submodule(owner(name))
                 raise GrowthError(
                     f"nothing initialises {name!r}: {type(module).__name__} has no reset_parameters() that does; "
                     "pass init=, a function that initialises a module"
                 )
             old = torch.ones((), dtype=torch.bool)
-            for dim, axis in grown.get(name, {}).items():
-                old = old & ~axis.fresh.view(_along(dim, tensor.ndim))
+            for dim, axis in growth.axes(name).items():
+                old = old & ~axis.fresh.view(along(dim, tensor.ndim))
             tensor.copy_(torch.where(old.to(tensor.device), tensor, random.to(tensor.device)))
 
-    return _grow(model, example_inputs, factor, widths, modules, seed, pad, {"op": "random_pad"})[0]
 
-
-def _grow(
+def _plan(
     model: nn.Module,
     example_inputs: Any,
     factor: float | None,
     widths: Mapping[str, int] | None,
     modules: str | Sequence[str] | None,
     seed: int,
-    fill: Callable[[nn.Module, dict[str, dict[int, AxisMap]], Trace], None],
-    record: dict[str, Any],
-) -> tuple[nn.Module, dict[str, dict[int, AxisMap]], Trace]:
+) -> Growth:
+    """How the model grows: as asked, in all that then repeats the teacher's forward pass."""
     trace = Trace(model, example_inputs)
     while True:
         targets = _targets(trace, factor, widths, modules)
         producers = trace.producers()
-        maps = {space: _draw(space.width, width, seed, producers[space][0]) for space, width in targets.items()}
-        grown = {
-            name: {
-                dim: _axis_map(axis, maps) for dim, axis in enumerate(axes) if axis is not None and _grows(axis, maps)
-            }
-            for name, axes in trace.axes.items()
+        maps = {
+            space: _evenly(space.width, width)
+            if space in trace.uniform
+            else _draw(space.width, width, seed, producers[space][0])
+            for space, width in targets.items()
         }
-        if _repeats(_cut(trace.skeleton, grown), example_inputs, trace, maps):
-            break
-    student = _cut(model, grown)
-    with torch.no_grad():
-        fill(student, grown, trace)
-    spaces = [
-        {"made_by": producers[space], "from": space.width, "to": len(g), "copies_of": g[space.width :].tolist()}
-        for space, g in maps.items()
-    ]
-    remember(student, {**record, "seed": seed, "spaces": spaces})
-    return student, grown, trace
+        growth = _growth(trace, maps, producers)
+        if _repeats(growth.emptied(trace.skeleton), example_inputs, trace, maps):
+            return growth
+
+
+def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]]) -> Growth:
+    number = {space: k for k, space in enumerate(maps)}
+
+    def blocks(axis: Axis) -> tuple[tuple[int, int] | int, ...]:
+        found: list[Any] = []
+        for space, repeat in resolve(axis):
+            if space in number:
+                found.append((number[space], repeat))
+            elif found and isinstance(found[-1], int):
+                found[-1] += space.width * repeat
+            else:
+                found.append(space.width * repeat)
+        return tuple(found)
+
+    grown: dict[str, dict[int, Along]] = {}
+    for name, axes in trace.axes.items():
+        for dim, axis in enumerate(axes):
+            if axis is not None and _grows(axis, maps):
+                role = "sums" if (name, dim) in trace.contracted else "follows"
+                role = "makes" if (name, dim) in trace.outputs else role
+                grown.setdefault(name, {})[dim] = Along(role, blocks(axis))
+    attributes: dict[str, dict[str, Any]] = {}
+    for module, key, axis in trace.attributes:
+        if _grows(axis, maps):
+            was = getattr(trace.skeleton.get_submodule(module), key)
+            size = _size(axis, maps)
+            attributes.setdefault(module, {})[key] = [size] if isinstance(was, (tuple, list)) else size
+    spaces = [Channels(producers.get(space, []), space.width, g) for space, g in maps.items()]
+    return Growth(spaces, grown, attributes)
+
+
+def _size(axis: Axis, maps: Maps) -> int:
+    return sum((len(maps[s]) if s in maps else s.width) * repeat for s, repeat in resolve(axis))
 
 
 def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) -> bool:
@@ -191,49 +212,62 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
     on tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
     `x / x.shape[1]`, `view(-1, 64)`, or a branch. The channels at the first such place are then fixed, for another try.
     """
-    why, broke = "its numbers, shapes or connections do not grow along", False
-    theirs = trace.steps
-    try:
-        student_trace = Trace(student, example_inputs)
-        steps: Sequence[Step] = student_trace.steps
-    except GrowthError as error:
-        steps, why, broke = error.steps, str(error), True
-    if not broke and _first_difference(theirs, steps, maps) is None:
-        if trace.training_steps is None or student_trace.training_steps is None:
-            return trace.training_steps is student_trace.training_steps
-        theirs, steps = trace.training_steps, student_trace.training_steps
-    done = _first_difference(theirs, steps, maps)
-    if done is None and not broke:
-        return True
-    done = len(steps) if done is None else done
-    step = theirs[min(done, len(theirs) - 1)]
-    reason = f"{step.name!r} in {place(step.module)} counts on their width"
-    # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
-    inside = [s for s in theirs if f"{s.module}.".startswith(f"{step.module}.")]
-    for steps in ([step], inside):
-        axes = [axis for s in steps for each in (*(v.axes for v in s.inputs), *s.axes) for axis in each]
-        if any(axis is not None and _grows(axis, maps) for axis in axes):
-            break
-    else:
-        raise GrowthError(
-            f"the wider model's forward pass is not its teacher's: at {step.name!r} in {place(step.module)}, {why}"
-        )
-    for axis in axes:
-        fix(axis, reason)
-    return False
+    modes = [(False, trace.calls)]
+    if trace.training_calls is not None and not _alike(trace.calls, trace.training_calls):
+        modes.append((True, trace.training_calls))
+    for training, theirs in modes:
+        why = "its numbers, shapes or connections do not grow along"
+        try:
+            ours: Sequence[Call] = Recording(student).run(example_inputs, training)
+            done = _first_difference(theirs, ours, maps)
+        except GrowthError as error:
+            ours, why = error.calls, str(error)
+            done = _first_difference(theirs, ours, maps)
+            done = len(ours) if done is None else done
+        if done is None:
+            continue
+        call = theirs[min(done, len(theirs) - 1)]
+        reason = f"{call.name!r} in {place(call.module)} counts on their width"
+        # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
+        inside = [c for c in theirs if f"{c.module}.".startswith(f"{call.module}.")]
+        for calls in ([call], inside):
+            axes = [axis for c in calls for each in (*(v.axes for v in c.inputs), *c.axes) for axis in each]
+            if any(axis is not None and _grows(axis, maps) for axis in axes):
+                break
+        else:
+            raise GrowthError(
+                f"the wider model's forward pass is not its teacher's: at {call.name!r} in {place(call.module)}, {why}"
+            )
+        for axis in axes:
+            fix(axis, reason)
+        return False
+    return True
 
 
-def _first_difference(teacher: Sequence[Step], student: Sequence[Step], maps: Maps) -> int | None:
-    """The first step at which a student does something else than its teacher's step, grown by the maps."""
+def _alike(evaluation: Sequence[Call], training: Sequence[Call]) -> bool:
+    """Whether a model does the same in both modes, but for the flag that says which."""
+    return len(evaluation) == len(training) and all(
+        (a.name, a.module, a.shapes, a.counts, a.sources) == (b.name, b.module, b.shapes, b.counts, b.sources)
+        and [n for n in a.numbers if not isinstance(n, bool)] == [n for n in b.numbers if not isinstance(n, bool)]
+        for a, b in zip(evaluation, training, strict=True)
+    )
+
+
+def _first_difference(teacher: Sequence[Call], student: Sequence[Call], maps: Maps) -> int | None:
+    """The first call at which a student does something else than its teacher's, grown by the maps."""
 
     def size(n: int, axis: Axis | None) -> int:
-        return n if axis is None else sum(len(maps.get(s, range(s.width))) * repeat for s, repeat in resolve(axis))
+        return n if axis is None else _size(axis, maps)
 
     for at, (a, b) in enumerate(zip(teacher, student, strict=False)):
-        shapes = [tuple(map(size, shape, axes)) for shape, axes in zip(a.shapes, a.axes, strict=True)]
-        skipped = [size(n, axis) for n, axis in a.skipped]
-        expected = (a.name, a.module, a.numbers, shapes, skipped, a.sources)
-        if expected != (b.name, b.module, b.numbers, b.shapes, [n for n, _ in b.skipped], b.sources):
+        if (a.name, a.module, a.sources) != (b.name, b.module, b.sources):
+            return at
+        sized = a.name in SIZED and any(value.tracked for value in a.inputs)
+        if not sized and a.numbers != b.numbers:
+            return at
+        if [tuple(map(size, shape, axes)) for shape, axes in zip(a.shapes, a.axes, strict=True)] != b.shapes:
+            return at
+        if [size(n, axis) for n, axis in zip_longest(a.counts, a.counted[: len(a.counts)])] != b.counts:
             return at
     return None if len(teacher) == len(student) else min(len(teacher), len(student))
 
@@ -259,15 +293,21 @@ def _targets(
         for pattern in patterns:
             if not any(_inside(name, pattern) for name in names):
                 raise GrowthError(f"no module matches {pattern!r}; the top level is {_children(trace.skeleton)}")
+    whole = float(factor).is_integer()
     targets = {
         space: round(space.width * factor)
         for space, weights in trace.producers().items()
         if not space.fixed
+        and (whole or space not in trace.uniform)
         and (patterns is None or any(_inside(owner(w), pattern) for w in weights for pattern in patterns))
     }
+    for space in list(targets):
+        targets.update((other, round(other.width * factor)) for other in trace.uniform.get(space, ()))
     if not targets:
         where = "" if patterns is None else f" in {', '.join(patterns)}"
         reasons = {space.fixed for space in trace.producers() if space.fixed}
+        if not whole and any(space in trace.uniform for space in trace.producers()):
+            reasons.add(f"a whole-number factor would do where channels are normalised together, {factor} does not")
         raise GrowthError(f"nothing can grow{where}: {'; '.join(sorted(reasons)) or 'no layer makes channels there'}")
     grown = {space: width for space, width in targets.items() if width > space.width}
     if factor > 1 and not grown:
@@ -310,7 +350,19 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
             raise GrowthError(
                 f"{module!r} ({width}) and {other!r} ({other_width}) share their channels: give both the same width"
             )
+        if space in trace.uniform and width % current:
+            raise GrowthError(
+                f"cannot widen {module!r} to {width * units}: its channels are normalised together, and each has to come "
+                f"equally often; give a multiple of {current * units}"
+            )
         targets[space] = (width, module)
+        for other in trace.uniform.get(space, ()):
+            same = other.width * width // current
+            if targets.get(other, (same, ""))[0] != same:
+                raise GrowthError(
+                    f"{module!r} and {targets[other][1]!r} are normalised together: widen both by the same factor"
+                )
+            targets[other] = (same, module)
     return {space: width for space, (width, _) in targets.items() if width > space.width}
 
 
@@ -318,6 +370,11 @@ def _draw(old: int, new: int, seed: int, name: str) -> torch.Tensor:
     """The random map g of sec 2.3: the identity for the first `old` channels, then uniform with replacement."""
     copies = torch.randint(old, (new - old,), generator=_generator(seed, "map", name))
     return torch.cat([torch.arange(old), copies])
+
+
+def _evenly(old: int, new: int) -> torch.Tensor:
+    """A map under which each channel comes equally often: what normalising over the channels needs."""
+    return torch.arange(old).repeat(new // old)
 
 
 def _generator(seed: int, purpose: str, name: str) -> torch.Generator:
@@ -328,65 +385,6 @@ def _generator(seed: int, purpose: str, name: str) -> torch.Generator:
 
 def _grows(axis: Axis, maps: Maps) -> bool:
     return any(space in maps for space, _ in resolve(axis))
-
-
-def _axis_map(axis: Axis, maps: Maps) -> AxisMap:
-    """Put the maps of an axis' blocks one after the other, shifted by the old widths before them (sec 2.3)."""
-    index, copies, fresh, offset = [], [], [], 0
-    for space, repeat in resolve(axis):
-        g = maps.get(space)
-        if g is None:
-            g = torch.arange(space.width)
-        inner = torch.arange(repeat)
-        index.append((offset + g[:, None] * repeat + inner).flatten())
-        counts = torch.bincount(g, minlength=space.width)[g]
-        copies.append(counts.repeat_interleave(repeat))
-        fresh.append((torch.arange(len(g)) >= space.width).repeat_interleave(repeat))
-        offset += space.width * repeat
-    return AxisMap(torch.cat(index), torch.cat(copies), torch.cat(fresh))
-
-
-def _cut(model: nn.Module, grown: dict[str, dict[int, AxisMap]]) -> nn.Module:
-    """The student: a copy of the model with each parameter and buffer indexed by its maps."""
-    student = skeleton(model)
-    data = {}
-    for name, tensor in _tensors(model):
-        new = tensor.detach()
-        for dim, axis in grown.get(name, {}).items():
-            new = new.index_select(dim, axis.index.to(new.device))
-        data[name] = new.clone() if new.data_ptr() == tensor.data_ptr() else new
-    replaced: dict[int, torch.Tensor] = {}
-    for name, empty in _tensors(student):
-        if isinstance(empty, nn.Parameter):
-            replaced[id(empty)] = nn.Parameter(data[name], requires_grad=empty.requires_grad)
-        else:
-            replaced[id(empty)] = data[name]
-    for module in student.modules():
-        for tensors in (module._parameters, module._buffers):
-            for key, empty in tensors.items():
-                if empty is not None:
-                    tensors[key] = replaced[id(empty)]
-        _note_widths(module)
-    return student
-
-
-def _note_widths(module: nn.Module) -> None:
-    """Bring a layer's own record of its widths up to date with its weight."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group per channel
-            module.groups = weight.shape[0] // (module.out_channels // module.in_channels)
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        for tensor in (weight, module.running_mean):
-            if tensor is not None:
-                module.num_features = len(tensor)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(weight)
 
 
 def _disturb_copies(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float, generator: torch.Generator) -> None:
@@ -404,14 +402,14 @@ def _disturb_readers(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float
     scale = _spread(columns.transpose(0, 1)).transpose(0, 1)
     draw = noise * scale * _normal(columns, generator)
     sums = torch.zeros_like(draw).index_add_(0, index, draw)
-    columns += draw - sums[index] / axis.copies.to(draw).view(_along(0, draw.ndim))
+    columns += draw - sums[index] / axis.copies.to(draw).view(along(0, draw.ndim))
 
 
 def _spread(filters: torch.Tensor) -> torch.Tensor:
     """The standard deviation of each filter [n, …] -> [n, 1, …]; of a single weight, which has none, its size."""
     flat = filters.flatten(1)
     scale = flat.std(dim=1, correction=0) if flat.shape[1] > 1 else flat[:, 0].abs()
-    return scale.view(_along(0, filters.ndim))
+    return scale.view(along(0, filters.ndim))
 
 
 def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -421,15 +419,6 @@ def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def _reset(module: nn.Module) -> None:
     if hasattr(module, "reset_parameters"):
         module.reset_parameters()
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _along(dim: int, ndim: int) -> list[int]:
-    """The shape in which a vector lies along dimension `dim` of a tensor with `ndim` dimensions."""
-    return [-1 if d == dim else 1 for d in range(ndim)]
 
 
 def owner(parameter: str) -> str:

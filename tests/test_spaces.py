@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from net2net import GrowthError, UnsupportedOperation
-from net2net.spaces import Space, Trace, Value, function_name, length, resolve, split, tie
-from net2net.wider import _axis_map
+from net2net.recording import function_name
+from net2net.spaces import Space, Trace, Value, length, resolve, split, tie
+from net2net.wider import _growth
 
 
 def blocks(axis):

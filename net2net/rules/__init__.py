@@ -31,7 +31,7 @@ def register_rule(operation: Callable[..., Any] | str, rule: Rule | str) -> None
                 channels in the same way, e.g. `net2net.register_rule(torch.special.i0, "relu")` for one that looks at
                 every element by itself, `"layer_norm"` for one that needs all channels as they are
     """
-    from net2net.spaces import function_name
+    from net2net.recording import function_name
 
     name = operation if isinstance(operation, str) else function_name(operation)
     if isinstance(rule, str):

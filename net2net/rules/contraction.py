@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from net2net.recording import Call
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, Call, Trace, cut, fix, length, tie
+from net2net.spaces import Axis, Trace, cut, fix, length, tie
 
 
 def _layer(trace: Trace, call: Call, out_dim: int, in_dim: int, channels: int) -> list[Axis | None]:

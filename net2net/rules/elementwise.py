@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from net2net.spaces import Axis, Call, Trace, Value, fix, tie
+from net2net.recording import Call
+from net2net.spaces import Axis, Trace, Value, fix, tie
 
 
 def _broadcast(trace: Trace, call: Call, values: list[Value], ndim: int) -> list[Axis | None]:

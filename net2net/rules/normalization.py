@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from net2net.spaces import Axis, Call, Trace, fix, tie
+from net2net.recording import Call
+from net2net.spaces import Axis, Trace, fix, tie
 
 
 def batch_norm(trace: Trace, call: Call) -> list[Axis | None]:

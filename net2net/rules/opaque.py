@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from net2net.spaces import Call, Trace, fix
+from net2net.recording import Call
+from net2net.spaces import Trace, fix
 
 
 def opaque(trace: Trace, call: Call) -> list:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
-from net2net.spaces import Axis, Call, Trace, fix
+from net2net.recording import Call
+from net2net.spaces import Axis, Trace, fix
 
 
 def _mix(call: Call, dims: Iterable[int], how: str) -> list[Axis | None]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from torch.utils import _pytree as pytree
-
+from net2net.recording import Call, slices
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, Call, Space, Trace, cut, fix, resolve, tie
+from net2net.spaces import Axis, Space, Trace, cut, fix, resolve, tie
 
 
 def concatenate(trace: Trace, call: Call) -> list[Axis | None]:
@@ -155,16 +154,10 @@ def unbind(trace: Trace, call: Call) -> list[list[Axis | None]]:
 
 def getitem(trace: Trace, call: Call) -> list[Axis | None]:
     """Slices with step 1, whole numbers, None and `...`; other indices need every dimension as it is."""
-    value, index = call.inputs[0], call.args[1]
-    items = list(index) if isinstance(index, tuple) else [index]
-    if any(not (item is None or item is Ellipsis or type(item) in (int, slice)) for item in items):
-        call.skipped += [(n, None) for n in pytree.tree_leaves(index) if type(n) is int]
+    value = call.inputs[0]
+    items = slices(value.tensor.shape, call.args[1])
+    if items is None:
         return opaque(trace, call)
-    taken = sum(item is not None and item is not Ellipsis for item in items)
-    if Ellipsis not in items:
-        items.append(Ellipsis)
-    at = items.index(Ellipsis)
-    items[at : at + 1] = [slice(None)] * (value.tensor.ndim - taken)
     out: list[Axis | None] = []
     dims = iter(zip(value.tensor.shape, value.axes, strict=True))
     for item in items:
@@ -174,31 +167,32 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
         size, axis = next(dims)
         if isinstance(item, int):
             fix(axis, f"{call.where} takes one of them")
-            call.skipped.append((item % size, None))
+            call.counted.append(None)
             continue
-        start, stop, step = item.indices(size)
-        if (start, stop, step) != (0, size, 1):
-            before = None
+        start, stop, step = item
+        before = None
+        if item != (0, size, 1):
             if axis is not None and step == 1 and start < stop:
                 before, axis, _ = cut(axis, [start, stop - start, size - stop], f"{call.where} takes a part of them")
             else:
                 fix(axis, f"{call.where} takes some of them")
                 axis = None
-                call.skipped.append((step, None))
-            call.skipped.append((start, before))
+        call.counted += [before, None]
         out.append(axis)
     return out
 
 
 def narrow(trace: Trace, call: Call) -> list[Axis | None]:
-    value, dim, start, size = call.inputs[0], call.get(1, "dim"), call.get(2, "start"), call.get(3, "length")
+    value, dim, size = call.inputs[0], call.get(1, "dim"), call.get(3, "length")
+    if not call.counts:
+        return opaque(trace, call)
+    (start,) = call.counts
     out, dim = list(value.axes), dim % value.tensor.ndim
-    start %= value.tensor.shape[dim] or 1
     before = None
     if out[dim] is not None:
         rest = value.tensor.shape[dim] - start - size
         before, out[dim], _ = cut(out[dim], [start, size, rest], f"{call.where} takes a part of them")
-    call.skipped.append((start, before))
+    call.counted.append(before)
     return out
 
 

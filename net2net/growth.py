@@ -1,0 +1,222 @@
+"""What a growth in width is: maps from new channels to old ones, and which tensors follow them along which dimensions.
+
+It is found by `net2net.wider` from a trace of the model, kept with the student as plain data (`Growth.record`), and
+holds all that is needed to do the same to another copy of the teacher (`Growth.of`), to its optimizer, or to random pad.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from net2net.errors import GrowthError
+from net2net.recording import rebuilt
+
+# Along one dimension of a tensor: (k, repeat) for the channels of the k-th space in order, each repeated `repeat` times
+# in a row, or a number of positions that stay as they are.
+Blocks = tuple[tuple[int, int] | int, ...]
+
+
+class AxisMap(NamedTuple):
+    """How one axis of a parameter grows, for its n' new positions.
+
+    index   [n'] the old position each new one copies
+    copies  [n'] the replication factor |{x : g(x) = g(j)}| of the channel at each new position
+    fresh   [n'] whether the position is a copy, i.e. not the first of its channel
+    """
+
+    index: torch.Tensor
+    copies: torch.Tensor
+    fresh: torch.Tensor
+
+
+class Channels(NamedTuple):
+    """One channel space that grows: `g` [n'] is its map to `width` old channels, the identity for the first of them."""
+
+    made_by: list[str]
+    width: int
+    g: torch.Tensor
+
+
+class Along(NamedTuple):
+    """How a tensor takes part in a dimension that grows.
+
+    role    "makes": its rows make the channels; "sums": it sums over them, so that copies share their weight;
+            "follows": it has an entry for each, e.g. of a batch norm
+    """
+
+    role: str
+    blocks: Blocks
+
+
+ROLES = ("makes", "sums", "follows")
+
+
+class Growth:
+    """Which channel spaces grow by which maps, and what follows them.
+
+    spaces      the maps
+    tensors     by name of a parameter or buffer and dimension, how it follows
+    attributes  numbers that modules keep beside their tensors and that grow, by module name, e.g. a number of groups
+    """
+
+    def __init__(
+        self,
+        spaces: list[Channels],
+        tensors: dict[str, dict[int, Along]],
+        attributes: dict[str, dict[str, Any]],
+    ):
+        self.spaces = spaces
+        self.tensors = tensors
+        self.attributes = attributes
+        self._axes: dict[Blocks, AxisMap] = {}
+        self._pieces: dict[tuple[int, int] | int, AxisMap] = {}
+
+    def axes(self, name: str) -> dict[int, AxisMap]:
+        """The maps of a tensor, by dimension; empty for one that does not grow."""
+        return {dim: self.axis(along.blocks) for dim, along in self.tensors.get(name, {}).items()}
+
+    def axis(self, blocks: Blocks) -> AxisMap:
+        """The maps of an axis' blocks one after the other, shifted by the old widths before them (sec 2.3)."""
+        if blocks not in self._axes:
+            parts, index, offset = [self._piece(block) for block in blocks], [], 0
+            for block, part in zip(blocks, parts, strict=True):
+                index.append(part.index + offset)
+                offset += block if isinstance(block, int) else self.spaces[block[0]].width * block[1]
+            rest = (torch.cat([part[k] for part in parts]) for k in (1, 2))
+            self._axes[blocks] = AxisMap(torch.cat(index), *rest)
+        return self._axes[blocks]
+
+    def _piece(self, block: tuple[int, int] | int) -> AxisMap:
+        if block not in self._pieces:
+            if isinstance(block, int):
+                every = torch.arange(block)
+                piece = AxisMap(every, torch.ones_like(every), torch.zeros(block, dtype=torch.bool))
+            else:
+                space, repeat = self.spaces[block[0]], block[1]
+                index = (space.g[:, None] * repeat + torch.arange(repeat)).flatten()
+                counts = torch.bincount(space.g, minlength=space.width)[space.g]
+                fresh = torch.arange(len(space.g)) >= space.width
+                piece = AxisMap(index, counts.repeat_interleave(repeat), fresh.repeat_interleave(repeat))
+            self._pieces[block] = piece
+        return self._pieces[block]
+
+    def shape(self, name: str, shape: tuple[int, ...]) -> list[int]:
+        """The new shape of a tensor."""
+        new = list(shape)
+        for dim, along in self.tensors.get(name, {}).items():
+            new[dim] = sum(b if isinstance(b, int) else len(self.spaces[b[0]].g) * b[1] for b in along.blocks)
+        return new
+
+    def copied(self, model: nn.Module) -> nn.Module:
+        """A wider copy of the model, each parameter and buffer indexed by its maps."""
+
+        def make(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            new = tensor.detach()
+            for dim, axis in self.axes(name).items():
+                new = new.index_select(dim, axis.index.to(new.device))
+            return new.clone() if new.data_ptr() == tensor.data_ptr() else new
+
+        return self._noted(rebuilt(model, make))
+
+    def emptied(self, skeleton: nn.Module) -> nn.Module:
+        """The same without data, of a model on the meta device."""
+        return self._noted(rebuilt(skeleton, lambda name, t: t.new_empty(self.shape(name, tuple(t.shape)))))
+
+    def _noted(self, student: nn.Module) -> nn.Module:
+        for module in student.modules():
+            _note_widths(module)
+        for name, values in self.attributes.items():
+            module = student.get_submodule(name)
+            for key, value in values.items():
+                setattr(module, key, tuple(value) if isinstance(value, list) else value)
+        return student
+
+    def divide(self, student: nn.Module) -> None:
+        """Divide what a layer sums over by the replica counts, the first copy's share too."""
+        for name, dim, axis in self.each(student, "sums"):
+            tensor = get_tensor(student, name)
+            tensor.div_(axis.copies.to(tensor).view(along(dim, tensor.ndim)))
+
+    def each(self, student: nn.Module, role: str) -> list[tuple[str, int, AxisMap]]:
+        """The (name, dimension, map) of all that grows in a role, in the order of the student's tensors."""
+        names = [*(n for n, _ in student.named_parameters()), *(n for n, _ in student.named_buffers())]
+        return [
+            (name, dim, self.axis(how.blocks))
+            for name in names
+            for dim, how in self.tensors.get(name, {}).items()
+            if how.role == role
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain data that JSON can hold."""
+        return {
+            "spaces": [
+                {"made_by": s.made_by, "from": s.width, "to": len(s.g), "copies_of": s.g[s.width :].tolist()}
+                for s in self.spaces
+            ],
+            "tensors": {
+                name: [
+                    [dim, how.role, [b if isinstance(b, int) else list(b) for b in how.blocks]]
+                    for dim, how in dims.items()
+                ]
+                for name, dims in self.tensors.items()
+            },
+            "attributes": self.attributes,
+        }
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Growth:
+        """The growth that a record describes."""
+        try:
+            spaces = [
+                Channels(
+                    list(s["made_by"]), s["from"], torch.tensor([*range(s["from"]), *s["copies_of"]], dtype=torch.int64)
+                )
+                for s in record["spaces"]
+            ]
+            tensors = {
+                name: {
+                    dim: Along(role, tuple(b if isinstance(b, int) else (b[0], b[1]) for b in blocks))
+                    for dim, role, blocks in dims
+                }
+                for name, dims in record["tensors"].items()
+            }
+            attributes = {name: dict(values) for name, values in record["attributes"].items()}
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise GrowthError(
+                f"this is not a record of net2net.widen or random_pad ({type(error).__name__}: {error})"
+            ) from error
+        return cls(spaces, tensors, attributes)
+
+
+def _note_widths(module: nn.Module) -> None:
+    """Bring a layer's own record of its widths up to date with its weight."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group per channel
+            module.groups = weight.shape[0] // (module.out_channels // module.in_channels)
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        for tensor in (weight, module.running_mean):
+            if tensor is not None:
+                module.num_features = len(tensor)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+
+
+def get_tensor(model: nn.Module, name: str) -> torch.Tensor:
+    """A parameter or buffer by name."""
+    module, _, key = name.rpartition(".")
+    return getattr(model.get_submodule(module), key)
+
+
+def along(dim: int, ndim: int) -> list[int]:
+    """The shape in which a vector lies along dimension `dim` of a tensor with `ndim` dimensions."""
+    return [-1 if d == dim else 1 for d in range(ndim)]

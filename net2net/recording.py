@@ -1,0 +1,423 @@
+"""One forward pass on the meta device (no data, no computation), written down operation by operation."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from net2net.errors import GrowthError, UnsupportedOperation
+
+# Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
+SIZED = frozenset(
+    [
+        "new_empty",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "view",
+        "reshape",
+        "reshape_as",
+        "view_as",
+        "unflatten",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "narrow",
+        "expand",
+        "__getitem__",
+    ]
+)
+# Arguments that grow with the model in other operations: where they are, by position and keyword.
+GROWING = {
+    **{f"conv{n}d": (6, "groups") for n in (1, 2, 3)},
+    "layer_norm": (1, "normalized_shape"),
+    "rms_norm": (1, "normalized_shape"),
+    "group_norm": (1, "num_groups"),
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """One operation of a forward pass: what was called, where, on what.
+
+    numbers  that it was given, but for those that GROWING names
+    counts   numbers that may grow along: starts of slices, the groups of a normalisation
+    sources  what made each tensor that it was given: (which call, which of its results), or a name
+    inputs, axes, counted   what a `Trace` finds out: the tensors that it was given, the axes of its results, and the
+             axes that its counts run along
+    """
+
+    name: str
+    args: tuple
+    kwargs: dict
+    module: str
+    out: Any = None
+    numbers: list[Any] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
+    axes: list[list[Any]] = field(default_factory=list)
+    counted: list[Any] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
+
+    def get(self, position: int | None, keyword: str, default: Any = None) -> Any:
+        """An argument by position (None: keyword only) or keyword."""
+        if position is not None and position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(keyword, default)
+
+    @property
+    def where(self) -> str:
+        return f"{self.name!r} in {place(self.module)}"
+
+    def unsupported(self, why: str) -> UnsupportedOperation:
+        return UnsupportedOperation(f"cannot follow the channels through {self.where}: {why}")
+
+
+class Recording(TorchFunctionMode):
+    """What a model does in one forward pass: `calls`, operation by operation. `skeleton`: the model, on the meta device.
+
+    After `run`, `calls` ends with a call named "return", whose arguments are the model's outputs.
+    """
+
+    def __init__(self, skeleton: nn.Module):
+        super().__init__()
+        self.skeleton = skeleton
+        self.names: dict[int, str] = {}
+        for name, tensor in tensors(skeleton):
+            self.names.setdefault(id(tensor), name)
+        self.modules = {id(module): name for name, module in skeleton.named_modules()}
+        self.calls: list[Call] = []
+        self._sources: dict[int, Any] = {}
+        self._stack: list[str] = []
+        self._inputs: list[Any] = []  # keeps them alive: tensors are known by their id
+
+    @property
+    def module(self) -> str:
+        """The name of the module whose forward is running."""
+        return self._stack[-1] if self._stack else ""
+
+    def run(self, example_inputs: Any, training: bool = False) -> list[Call]:
+        """Run the skeleton; `GrowthError`, with the calls until then, where that fails."""
+        args, kwargs = as_arguments(
+            pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), example_inputs)
+        )
+        self._stack.clear()
+        self._sources.clear()
+        self.calls = []
+        for k, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
+            if isinstance(leaf, torch.Tensor):
+                self._inputs.append(leaf)
+                self._sources[id(leaf)] = f"input {k}"
+                self.input(leaf)
+        hooks = [
+            nn.modules.module.register_module_forward_pre_hook(self._enter),
+            nn.modules.module.register_module_forward_hook(self._leave),
+        ]
+        try:
+            self.skeleton.train(training)
+            with torch.no_grad(), self:
+                output = self.skeleton(*args, **kwargs)
+            self._return(output)
+        except GrowthError as error:
+            error.calls = tuple(self.calls)
+            raise
+        except Exception as error:
+            where = place(self.module) + (" in training mode" if training else "")
+            failure = GrowthError(
+                f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {error} (check the "
+                "example inputs; a branch that depends on data cannot be followed; constant tensors must be buffers)"
+            )
+            failure.calls = tuple(self.calls)
+            raise failure from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.skeleton.eval()
+        return self.calls
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self._stack.append(self.modules.get(id(module), "?"))
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._stack.pop()
+
+    def _return(self, output: Any) -> None:
+        call = Call("return", (output,), {}, "")
+        for leaf in pytree.tree_leaves(output):
+            if isinstance(leaf, torch.Tensor):
+                call.shapes.append(tuple(leaf.shape))
+                call.sources.append(self._source(leaf))
+            elif not isinstance(leaf, (int, float, complex, str, type(None))):
+                raise GrowthError(
+                    f"the model returns a {type(leaf).__name__}, in which its output tensors cannot be found: return "
+                    "tensors, or tuples, lists and dicts of them"
+                )
+        if not call.shapes:
+            raise GrowthError("the model returns no tensor: there is no function to preserve")
+        self.calls.append(call)
+
+    def _source(self, tensor: torch.Tensor) -> Any:
+        return self.names.get(id(tensor)) or self._sources.get(id(tensor))
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = function_name(func)
+        given: list[torch.Tensor] = []
+        numbers: list[Any] = []
+        hidden = GROWING.get(name, (-1, ""))
+        for k, value in enumerate(args):
+            if k != hidden[0]:
+                _gather(value, given, numbers)
+        for key, value in kwargs.items():
+            if key != hidden[1]:
+                _gather(value, given, numbers)
+        if not given:
+            with torch.device("meta"):
+                out = func(*args, **kwargs)
+        results: list[torch.Tensor] = []
+        call = Call(name, args, kwargs, self.module, numbers=numbers)
+        if given:
+            self.before(call, given)  # operations in place change what is known of their argument
+            out = _shortcut(name, func, args, kwargs)
+            if out is None:
+                out = func(*args, **kwargs)
+        if isinstance(out, torch.Tensor):
+            results.append(out)
+        elif isinstance(out, (tuple, list)):
+            _gather(out, results, [])
+        call.out = out
+        if not results:
+            if name in ("__setitem__", "__set__"):
+                self.overwritten(call)
+            return out
+        call.sources = [self._source(t) for t in given]
+        call.shapes = [tuple(t.shape) for t in results]
+        call.counts = _counts(call)
+        self.after(call, given, results)
+        self.calls.append(call)
+        at = len(self.calls)
+        for k, tensor in enumerate(results):
+            if id(tensor) not in self.names:
+                self._sources[id(tensor)] = (at, k)
+        return out
+
+    def input(self, tensor: torch.Tensor) -> None:
+        """Called with each tensor that the model is given."""
+
+    def before(self, call: Call, given: list[torch.Tensor]) -> None:
+        """Called before each operation that is given tensors."""
+
+    def after(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> None:
+        """Called after each operation that makes tensors."""
+
+    def overwritten(self, call: Call) -> None:
+        """Called when a part of a tensor was overwritten."""
+
+
+def _gather(value: Any, given: list[torch.Tensor], numbers: list[Any]) -> None:
+    if isinstance(value, torch.Tensor):
+        given.append(value)
+    elif value is None:
+        return
+    elif isinstance(value, (Number, str)):
+        numbers.append(value)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            _gather(each, given, numbers)
+    elif isinstance(value, slice):
+        return
+    else:
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, torch.Tensor):
+                given.append(leaf)
+            elif isinstance(leaf, (Number, str)):
+                numbers.append(leaf)
+
+
+# The meta device takes up to a millisecond for each of these, whose results are as their first argument.
+POINTWISE = frozenset(
+    [
+        "relu",
+        "relu6",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "silu",
+        "gelu",
+        "sigmoid",
+        "tanh",
+        "leaky_relu",
+        "elu",
+        "mish",
+    ]
+)
+ARITHMETIC = frozenset(["add", "sub", "mul", "div"])
+
+
+def _shortcut(name: str, func: Callable, args: tuple, kwargs: dict) -> torch.Tensor | None:
+    """The result of frequent operations without calling them, where nothing is unusual about their arguments."""
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, torch.Tensor) or not x.is_contiguous() or not x.is_floating_point():
+        return None
+    if name == "batch_norm":
+        others = [t for t in (*args[1:5], *kwargs.values()) if isinstance(t, torch.Tensor) and t is not x]
+        return x.new_empty(x.shape) if x.ndim > 1 and all(t.shape == x.shape[1:2] for t in others) else None
+    if func.__name__.endswith("_"):
+        return None
+    if name in POINTWISE:
+        if any(value is True for value in args):
+            return None
+        return x if kwargs.get("inplace") else x.new_empty(x.shape)
+    if name in ARITHMETIC and len(args) == 2 and not kwargs:
+        y = args[1]
+        if isinstance(y, torch.Tensor) and y.shape == x.shape and y.dtype == x.dtype and y.is_contiguous():
+            return x.new_empty(x.shape)
+    return None
+
+
+def slices(shape: Iterable[int], index: Any) -> list[tuple[int, int, int] | int | None] | None:
+    """A tensor's index, item by item, with `...` written out: (start, stop, step) of a slice, a whole number, None for a
+    new dimension. None instead of the list for any other index."""
+    shape = tuple(shape)
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(not (item is None or item is Ellipsis or type(item) in (int, slice)) for item in items):
+        return None
+    taken = sum(item is not None and item is not Ellipsis for item in items)
+    if Ellipsis not in items:
+        items.append(Ellipsis)
+    at = items.index(Ellipsis)
+    items[at : at + 1] = [slice(None)] * (len(shape) - taken)
+    sizes = iter(shape)
+    found: list[Any] = []
+    for item in items:
+        if item is None:
+            found.append(None)
+        elif isinstance(item, int):
+            found.append(item % next(sizes))
+        else:
+            found.append(item.indices(next(sizes)))
+    return found
+
+
+def _counts(call: Call) -> list[int]:
+    if call.name == "__getitem__":
+        items = slices(call.args[0].shape, call.args[1])
+        if items is None:
+            return [n for n in pytree.tree_leaves(call.args[1]) if type(n) is int]
+        return [n for item in items if item is not None for n in ((item,) if isinstance(item, int) else item[::2])]
+    if call.name == "narrow":
+        start = call.get(2, "start")
+        return [start % (call.get(0, "input").shape[call.get(1, "dim")] or 1)] if isinstance(start, int) else []
+    if call.name == "group_norm":
+        return [call.get(1, "num_groups")]
+    return []
+
+
+def place(module: str) -> str:
+    return f"module {module!r}" if module else "the model's own forward"
+
+
+_NAMES: dict[Any, str] = {}
+
+
+def function_name(func: Callable) -> str:
+    """The name of a torch function; `relu`, `relu_`, `Tensor.relu` and `functional.relu` are one operation."""
+    name = _NAMES.get(func)
+    if name is None:
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__":  # a tensor's property
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+        if not name.startswith("__"):
+            name = name.removesuffix("_")
+        if len(_NAMES) < 10_000:
+            _NAMES[func] = name
+    return name
+
+
+class NoDropout(TorchFunctionMode):
+    """Switches every dropout off, in modules and in calls of `functional.dropout`, whatever mode the model is in."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if "dropout" in function_name(func):
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
+
+
+def as_arguments(example_inputs: Any) -> tuple[tuple, dict]:
+    """Positional and keyword arguments from example inputs: a tensor, a tuple of arguments, or a dict of keywords."""
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter and buffer once, by name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def rebuilt(model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
+    """A copy of the model with other parameters and buffers: `make` is given the name and tensor of each.
+
+    The rest is copied as by `copy.deepcopy`, which shares what is shared; modules are taken apart here, because it takes
+    longer over their empty hook tables and flags than all else together.
+    """
+    memo: dict[int, Any] = {}
+    for name, tensor in tensors(model):
+        new = make(name, tensor)
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = new
+    return _copied(model, memo)
+
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]
+    kind = type(module)
+    if (
+        hasattr(kind, "__deepcopy__")
+        or kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind.__getstate__ is not nn.Module.__getstate__
+        or kind.__setstate__ is not nn.Module.__setstate__
+    ):
+        return copy.deepcopy(module, memo)
+    new = kind.__new__(kind)
+    memo[id(module)] = new
+    state = new.__dict__
+    for key, value in module.__dict__.items():
+        if key == "_compiled_call_impl":
+            continue
+        if isinstance(value, _PLAIN):
+            state[key] = value
+        elif key == "_modules":
+            state[key] = {name: child if child is None else _copied(child, memo) for name, child in value.items()}
+        elif not value and type(value) in (dict, set, list, OrderedDict):
+            state[key] = type(value)()
+        elif type(value) is tuple and all(isinstance(each, _PLAIN) for each in value):
+            state[key] = value
+        else:
+            state[key] = copy.deepcopy(value, memo)
+    return new
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of the model without its data: every parameter and buffer is an empty tensor on the meta device."""
+    return rebuilt(model, lambda name, tensor: torch.empty_like(tensor, device="meta"))
