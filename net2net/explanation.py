@@ -13,12 +13,13 @@ from net2net.wider import owner
 
 
 class SpaceRow(NamedTuple):
-    """One channel space: `fixed` says why it cannot grow, None if it can."""
+    """One channel space: `fixed` says why it cannot grow, None if it can; `whole`: by whole-number factors only."""
 
     width: int
     made_by: list[str]
     read_by: list[str]
     fixed: str | None
+    whole: bool
 
 
 class Explanation(NamedTuple):
@@ -29,7 +30,10 @@ class Explanation(NamedTuple):
 
     def __str__(self) -> str:
         rows = [("width", "made by", "read by", "widen")]
-        rows += [(str(r.width), _few(r.made_by), _few(r.read_by), r.fixed or "yes") for r in self.spaces]
+        rows += [
+            (str(r.width), _few(r.made_by), _few(r.read_by), r.fixed or ("whole-number factors" if r.whole else "yes"))
+            for r in self.spaces
+        ]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
         lines += ["", "deepen after:", *(f"  {name}  {what}" for name, what in self.sites.items())]
@@ -55,7 +59,13 @@ def explain(model: nn.Module, example_inputs: Any) -> Explanation:
                 for space in dict.fromkeys(space for space, _ in resolve(axis or ())):
                     readers.setdefault(space, []).append(owner(name))
     spaces = [
-        SpaceRow(space.width, [owner(w) for w in dict.fromkeys(weights)], readers.get(space, []), space.fixed)
+        SpaceRow(
+            space.width,
+            [owner(w) for w in dict.fromkeys(weights)],
+            readers.get(space, []),
+            space.fixed,
+            space in trace.uniform,
+        )
         for space, weights in trace.producers().items()
     ]
     sites = {}

@@ -1,7 +1,7 @@
 """What a growth in width is: maps from new channels to old ones, and which tensors follow them along which dimensions.
 
-It is found by `net2net.wider` from a trace of the model, kept with the student as plain data (`Growth.record`), and
-holds all that is needed to do the same to another copy of the teacher (`Growth.of`), to its optimizer, or to random pad.
+It is found by `net2net.wider` from a trace of the model and kept with the student as plain data (`Growth.record`). It
+holds all that is needed to do the same to another copy of the teacher (`Growth.of`), its optimizer, or random pad.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Call:
 
 
 class Recording(TorchFunctionMode):
-    """What a model does in one forward pass: `calls`, operation by operation. `skeleton`: the model, on the meta device.
+    """What a model does in one forward pass: `calls`, operation by operation. `skeleton`: it, on the meta device.
 
     After `run`, `calls` ends with a call named "return", whose arguments are the model's outputs.
     """
@@ -287,8 +287,8 @@ def _shortcut(name: str, func: Callable, args: tuple, kwargs: dict) -> torch.Ten
 
 
 def slices(shape: Iterable[int], index: Any) -> list[tuple[int, int, int] | int | None] | None:
-    """A tensor's index, item by item, with `...` written out: (start, stop, step) of a slice, a whole number, None for a
-    new dimension. None instead of the list for any other index."""
+    """A tensor's index, item by item, with `...` written out: (start, stop, step) of a slice, a whole number, None for
+    a new dimension. None instead of the list for any other index."""
     shape = tuple(shape)
     items = list(index) if isinstance(index, tuple) else [index]
     if any(not (item is None or item is Ellipsis or type(item) in (int, slice)) for item in items):
@@ -373,8 +373,8 @@ def tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def rebuilt(model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
     """A copy of the model with other parameters and buffers: `make` is given the name and tensor of each.
 
-    The rest is copied as by `copy.deepcopy`, which shares what is shared; modules are taken apart here, because it takes
-    longer over their empty hook tables and flags than all else together.
+    The rest is copied as by `copy.deepcopy`, which shares what is shared; modules are taken apart here, because it
+    takes longer over their empty hook tables and flags than all else together.
     """
     memo: dict[int, Any] = {}
     for name, tensor in tensors(model):

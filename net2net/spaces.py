@@ -178,8 +178,8 @@ class Trace(Recording):
     weight makes channels; `contracted` those along which it sums over them; `sites[name]` the value that each
     call of a module returned, `entries[name]` the first tensor that it was given; `calls` what the forward pass did in
     evaluation mode, operation by operation, `training_calls` in training mode (None if that does not run on the meta
-    device); `skeleton` a copy of the model whose parameters and buffers are on the meta device; `uniform` the spaces that
-    grow by a whole number only, each channel equally often; `attributes` the (module, name, axis) of numbers that
+    device); `skeleton` a copy of the model whose parameters and buffers are on the meta device; `uniform` the spaces
+    that grow by a whole number only, each channel equally often; `attributes` the (module, name, axis) of numbers that
     modules keep and that grow along.
 
     With `strict` an operation without a rule is an error; else nothing that it reads can grow.
@@ -270,7 +270,7 @@ class Trace(Recording):
         if not any(value.tracked for value in call.inputs):
             self._set(call, results, [[None] * tensor.ndim for tensor in results])
             return
-        rule = self._rules.get(call.name) or (None if self._strict else self._rules["matmul"])
+        rule = self._rules.get(call.name) or (None if self._strict else self._rules["einsum"])
         if rule is None:
             raise UnsupportedOperation(
                 f"no rule says how channels pass through {call.where} "
@@ -308,6 +308,11 @@ class Trace(Recording):
             value = self._values[id(tensor)] = Value(tensor, axes)
         return value
 
+    def keeps(self, module: str, key: str, axis: Axis | None) -> None:
+        """Note that a module keeps the length of an axis in an attribute, if it has such a one."""
+        if axis is not None and isinstance(getattr(self.skeleton.get_submodule(module), key, None), (int, tuple, list)):
+            self.attributes.append((module, key, axis))
+
     def axes_of(self, tensor: torch.Tensor) -> list[Axis | None]:
         return self.value_of(tensor).axes
 
@@ -325,6 +330,19 @@ class Trace(Recording):
         for dim, axis in enumerate(axes):
             if dim not in (output, contracted):
                 fix(axis, "they are kernel taps")
+        return axes
+
+    def computed_weight(self, tensor: torch.Tensor, output: int, where: str) -> list[Axis | None]:
+        """Axes of a weight that is computed from parameters, e.g. standardised: only what it makes can grow."""
+        axes = self.axes_of(tensor)
+        for dim, axis in enumerate(axes):
+            if dim != output:
+                fix(axis, f"{where} computes its weight")
+        made = resolve(axes[output] or ())
+        for name, its in self.axes.items():
+            for dim, axis in enumerate(its):
+                if made and len(its) > 1 and resolve(axis or ()) == made:
+                    self.outputs[name, dim] = None
         return axes
 
     def producers(self) -> dict[Space, list[str]]:

@@ -230,7 +230,7 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
         reason = f"{call.name!r} in {place(call.module)} counts on their width"
         # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
         inside = [c for c in theirs if f"{c.module}.".startswith(f"{call.module}.")]
-        for calls in ([call], inside):
+        for calls in (_siblings(trace, call, theirs), inside):
             axes = [axis for c in calls for each in (*(v.axes for v in c.inputs), *c.axes) for axis in each]
             if any(axis is not None and _grows(axis, maps) for axis in axes):
                 break
@@ -242,6 +242,20 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
             fix(axis, reason)
         return False
     return True
+
+
+def _siblings(trace: Trace, call: Call, calls: Sequence[Call]) -> list[Call]:
+    """A call and those that do the same in other modules of its class: they would be the next to fail."""
+    own: dict[str, list[Call]] = {}
+    for each in calls:
+        own.setdefault(each.module, []).append(each)
+    at = next((k for k, each in enumerate(own[call.module]) if each is call), 0)
+    kind = type(trace.skeleton.get_submodule(call.module))
+    return [
+        each[at]
+        for module, each in own.items()
+        if at < len(each) and each[at].name == call.name and type(trace.skeleton.get_submodule(module)) is kind
+    ]
 
 
 def _alike(evaluation: Sequence[Call], training: Sequence[Call]) -> bool:
@@ -352,8 +366,8 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
             )
         if space in trace.uniform and width % current:
             raise GrowthError(
-                f"cannot widen {module!r} to {width * units}: its channels are normalised together, and each has to come "
-                f"equally often; give a multiple of {current * units}"
+                f"cannot widen {module!r} to {width * units}: its channels are normalised together, and each has to "
+                f"come equally often; give a multiple of {current * units}"
             )
         targets[space] = (width, module)
         for other in trace.uniform.get(space, ()):

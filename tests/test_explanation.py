@@ -6,7 +6,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 import net2net
-from net2net import rules, wider
+from net2net import rules
+from net2net.growth import Growth
 
 
 def test_explain_lists_spaces_readers_reasons_and_sites():
@@ -25,7 +26,7 @@ def test_explain_lists_spaces_readers_reasons_and_sites():
 
 def test_what_explain_calls_growable_grows_and_what_it_names_as_fixed_is_refused():
     model, x = (
-        nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 2)),
+        nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 5), nn.Softmax(1), nn.Linear(5, 2)),
         torch.ones(3, 4),
     )
     for space in net2net.explain(model, x).spaces:
@@ -33,7 +34,7 @@ def test_what_explain_calls_growable_grows_and_what_it_names_as_fixed_is_refused
         if space.fixed is None:
             assert net2net.widen(model, x, widths=ask).get_submodule(space.made_by[0]).out_features == space.width + 1
         else:
-            with pytest.raises(net2net.GrowthError, match=r"layer_norm|output"):
+            with pytest.raises(net2net.GrowthError, match=r"softmax|output"):
                 net2net.widen(model, x, widths=ask)
     assert "deepen after: nowhere" in str(net2net.explain(model, x))
 
@@ -67,12 +68,8 @@ def test_register_rule_by_name_and_by_function(monkeypatch):
         net2net.register_rule(torch.fft.fft, "nonsense")
 
 
-def forgetful(student, grown, trace):
-    """A fill that does not divide."""
-
-
 def test_a_student_that_moved_is_refused_with_the_numbers(monkeypatch):
-    monkeypatch.setattr(wider, "_divide", forgetful)
+    monkeypatch.setattr(Growth, "divide", lambda growth, student: None)
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
     with pytest.raises(
         net2net.GrowthError, match=r"does not compute its teacher's function: max-abs error .* relative"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from net2net import verify, widen
+from net2net import GrowthError, verify, widen
 
 timm = pytest.importorskip("timm")
 
@@ -203,6 +203,8 @@ GROWS |= {
 }
 
 HELD = {
+    "standardised": lambda: between(lambda m, h: F.conv2d(h, standardised(m.ws.weight)), ws=conv(8, 8)),
+    "sum": lambda: between(lambda m, h: h / h.abs().sum(1, keepdim=True)),
     "split sizes": lambda: between(lambda m, h: torch.cat(h.split([6, 2], dim=1)[::-1], 1)),
     "slices": lambda: between(lambda m, h: torch.cat([h[:, 6:], h[:, :6]], 1)),
     "a slice in place": lambda: between(overwrite_four),
@@ -212,13 +214,111 @@ HELD = {
     "every second": lambda: between(lambda m, h: h[:, ::2] * h[:, 1::2], 4),
     "pixel shuffle": lambda: between(lambda m, h: F.pixel_shuffle(h, 2), 2),
     "matmul": lambda: between(lambda m, h: (h.flatten(2) @ h.flatten(2).mT @ h.flatten(2)).view(h.shape)),
-    "layer norm": lambda: between(lambda m, h: m.ln(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), ln=nn.LayerNorm(8)),
-    "group norm": lambda: between(lambda m, h: m.gn(h), gn=nn.GroupNorm(2, 8)),
     "cumsum": lambda: between(lambda m, h: h.cumsum(1)),
     "permuted": lambda: between(lambda m, h: h[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]),
     "in place through a view": lambda: between(lambda m, h: (h[:, : halves(h)].cumsum_(1), h)[1]),
     "unbind": lambda: between(lambda m, h: torch.stack(h.unbind(1)[::-1], 1)),
 }
+
+
+def last(layer, h):
+    """A layer that looks at the last dimension, on the channels of an image."""
+    return layer(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def standardised(weight):
+    return F.batch_norm(weight.flatten(1)[None], None, None, training=True).view_as(weight)
+
+
+class Attention(nn.Module):
+    """Self-attention over positions, written with a product of its own or with torch's."""
+
+    def __init__(self, channels, heads, fused):
+        super().__init__()
+        self.num_heads, self.width, self.fused = heads, channels, fused
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.table = nn.Parameter(torch.randn(5, heads))
+        self.register_buffer("index", torch.arange(16 * 16).view(16, 16) % 5)
+
+    def forward(self, h):
+        x = h.flatten(2).transpose(1, 2)
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.num_heads, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.index].permute(2, 0, 1).unsqueeze(0)
+        if self.fused:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        else:
+            out = (q @ k.transpose(-2, -1) / 2 + bias).softmax(dim=-1) @ v
+        return h + self.proj(out.transpose(1, 2).reshape(n, length, self.width)).transpose(1, 2).view(h.shape)
+
+
+def response_norm(h):
+    """The global response normalisation of ConvNeXt V2."""
+    norm = h.norm(p=2, dim=(2, 3), keepdim=True)
+    return h + h * norm / (norm.mean(dim=1, keepdim=True) + 1e-6)
+
+
+# Statistics over all channels: equal copies of each, and no other map, leave them as they are.
+EVEN = {
+    "layer norm": lambda: between(lambda m, h: last(m.ln, h), ln=nn.LayerNorm(8)),
+    "layer norm of a concatenation": lambda: between(
+        lambda m, h: last(m.ln, torch.cat([h, m.c(h)], 1)), 20, c=conv(8, 12), ln=nn.LayerNorm(20)
+    ),
+    "rms norm": lambda: between(lambda m, h: last(m.ln, h), ln=nn.RMSNorm(8)),
+    "mean": lambda: between(lambda m, h: h - h.mean(1, keepdim=True)),
+    "variance": lambda: between(lambda m, h: h / h.var(1, correction=0, keepdim=True).add(1).sqrt()),
+    "response norm": lambda: between(lambda m, h: response_norm(h)),
+    "everything": lambda: between(
+        lambda m, h: last(m.ln, m.attention(h)), attention=Attention(8, 2, True), ln=nn.LayerNorm(8)
+    ),
+}
+
+
+@pytest.mark.parametrize("factor", [1.5, 2, 3])
+@pytest.mark.parametrize("name", EVEN)
+def test_channels_that_are_normalised_together_grow_by_whole_numbers(name, factor, randomise):
+    teacher, x = randomise(EVEN[name]()).double(), images(3, 4, 4).double()
+    distinct(teacher, x)
+    student = widen(teacher, x, factor, verify=False)
+    grown = factor if factor in (2, 3) else 1
+    assert student.make.out_channels == 8 * grown
+    assert student.read.in_channels == teacher.read.in_channels * grown
+    assert student.read.out_channels == round(5 * factor)
+    certify(teacher, student, x)
+    step(student, x)
+    if factor == 2:
+        with pytest.raises(GrowthError, match=r"'make' to 9: .* normalised together.* a multiple of 8"):
+            widen(teacher, x, widths={"make": 9})
+        certify(teacher, widen(teacher, x, widths={"make": 24}), x)
+        certify(teacher, widen(teacher, x, 2, noise=0.3, exact=True), x)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2, 2.6])
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_heads_are_copied_whole(fused, factor, randomise):
+    teacher = randomise(between(lambda m, h: m.attention(h), attention=Attention(8, 2, fused))).double()
+    x = images(3, 4, 4).double()
+    distinct(teacher, x)
+    student = widen(teacher, x, factor, verify=False)
+    heads = round(2 * factor)
+    assert student.attention.num_heads == heads
+    assert student.attention.qkv.weight.shape == (3 * heads * 4, round(8 * factor))
+    assert student.attention.proj.weight.shape == (round(8 * factor), heads * 4)
+    assert student.attention.table.shape == (5, heads)
+    certify(teacher, student, x)
+    step(student, x)
+
+
+def test_whole_groups_are_copied_under_group_norm(randomise):
+    teacher, x = randomise(between(lambda m, h: m.gn(h), gn=nn.GroupNorm(4, 8))).double(), images(3, 4, 4).double()
+    student = widen(teacher, x, 1.5)
+    assert (student.gn.num_groups, student.gn.num_channels, student.make.out_channels) == (6, 12, 12)
+    certify(teacher, student, x)
+    step(student, x)
+    hard_coded = randomise(between(lambda m, h: F.group_norm(h, 4))).double()
+    student = widen(hard_coded, x, 2)
+    assert student.make.out_channels == 8
+    certify(hard_coded, student, x)
 
 
 def certify(teacher, student, x, *, evaluation=1e-10, training=1e-9, dtype=torch.float64):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import torch
+
 from net2net.recording import Call
+from net2net.rules.elementwise import broadcast
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, Trace, cut, fix, length, tie
+from net2net.spaces import Axis, Trace, Value, cut, fix, length, tie
 
 
 def _layer(trace: Trace, call: Call, out_dim: int, in_dim: int, channels: int) -> list[Axis | None]:
     """A layer that sums its input over dimension `channels` with a weight of dimensions (`out_dim`, `in_dim`)."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
-    if not trace.is_parameter(weight):  # computed from others: how it would grow depends on how
-        return opaque(trace, call)
-    axes, w = trace.axes_of(x), trace.weight(call, weight, out_dim, in_dim)
+    axes = trace.axes_of(x)
     channels %= x.ndim
+    if trace.is_parameter(weight):
+        w = trace.weight(call, weight, out_dim, in_dim)
+    else:  # computed from others: what it makes can grow, how what it sums over would depends on how
+        w = trace.computed_weight(weight, out_dim, call.where)
+        fix(axes[channels], f"{call.where} sums over them with a weight that is computed")
     tie(axes[channels], w[in_dim], f"{call.where} reads them from the network's input or a tensor that cannot follow")
     if bias is not None:
         tie(trace.axes_of(bias)[0], w[out_dim], f"the bias of {call.where} cannot follow them")
@@ -70,7 +76,34 @@ def linear(trace: Trace, call: Call) -> list[Axis | None]:
     return _layer(trace, call, 0, 1, -1)
 
 
+def matmul(trace: Trace, call: Call) -> list[Axis | None]:
+    """A product of two computed tensors [..., l, k] and [..., k, n]: k stays, everything else can grow, e.g. heads."""
+    a, b = (trace.value_of(t) for t in call.args[:2]) if len(call.args) > 1 else (call.inputs[0], call.inputs[-1])
+    if min(a.tensor.ndim, b.tensor.ndim) < 2:
+        return opaque(trace, call)
+    for axis in (a.axes[-1], b.axes[-2]):
+        fix(axis, f"{call.where} sums over them")
+    return [*_leading(trace, call, [a, b], call.out.ndim), a.axes[-2], b.axes[-1]]
+
+
+def attention(trace: Trace, call: Call) -> list[Axis | None]:
+    """Scaled dot-product attention: heads attend each by itself, so that whole heads can be copied."""
+    q, k, v = (trace.value_of(call.get(n, name)) for n, name in enumerate(("query", "key", "value")))
+    mask = call.get(3, "attn_mask")
+    masks = [trace.value_of(mask)] if isinstance(mask, torch.Tensor) else []
+    for axis in (*q.axes[-2:], *k.axes[-2:], v.axes[-2], *(axis for m in masks for axis in m.axes[-2:])):
+        fix(axis, f"{call.where} needs every one of them as it is")
+    return [*_leading(trace, call, [q, k, v, *masks], call.out.ndim), None, v.axes[-1]]
+
+
+def _leading(trace: Trace, call: Call, values: list[Value], ndim: int) -> list[Axis | None]:
+    """The axes of a product's leading dimensions, which its arguments share."""
+    return broadcast(call, [([*v.tensor.shape[:-2]], v.axes[:-2]) for v in values], ndim - 2)
+
+
 RULES = {
+    "scaled_dot_product_attention": attention,
+    **dict.fromkeys(("matmul", "bmm", "__matmul__"), matmul),
     **{f"conv{n}d": convolution for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": convolution for n in (1, 2, 3)},
     "linear": linear,

@@ -5,28 +5,27 @@ from __future__ import annotations
 import torch
 
 from net2net.recording import Call
-from net2net.spaces import Axis, Trace, Value, fix, tie
+from net2net.spaces import Axis, Trace, fix, tie
 
 
-def _broadcast(trace: Trace, call: Call, values: list[Value], ndim: int) -> list[Axis | None]:
-    """Axes of a result whose arguments are aligned at their last dimensions; equal dimensions are tied."""
+def broadcast(call: Call, values: list[tuple[list[int], list[Axis | None]]], ndim: int) -> list[Axis | None]:
+    """Axes of a result whose arguments (shape, axes) are aligned at their last dimensions; equal ones are tied."""
     out: list[Axis | None] = []
     for dim in range(-ndim, 0):
-        aligned = [v for v in values if v.tensor.ndim >= -dim]
-        size = max(v.tensor.shape[dim] for v in aligned)
-        reason = f"{call.where} joins them with a tensor that cannot follow"
-        full = [v.axes[dim] for v in aligned if v.tensor.shape[dim] == size]
-        for v in aligned:
-            if v.tensor.shape[dim] != size:  # a single channel spread over many has to stay single
-                fix(v.axes[dim], f"{call.where} broadcasts them")
+        aligned = [(shape[dim], axes[dim]) for shape, axes in values if len(shape) >= -dim]
+        size = max(n for n, _ in aligned)
+        full = [axis for n, axis in aligned if n == size]
+        for n, axis in aligned:
+            if n != size:  # a single channel spread over many has to stay single
+                fix(axis, f"{call.where} broadcasts them")
         for other in full[1:]:
-            tie(full[0], other, reason)
+            tie(full[0], other, f"{call.where} joins them with a tensor that cannot follow")
         out.append(full[0])
     return out
 
 
 def elementwise(trace: Trace, call: Call) -> list[Axis | None]:
-    return _broadcast(trace, call, call.inputs, call.out.ndim)
+    return broadcast(call, [(v.tensor.shape, v.axes) for v in call.inputs], call.out.ndim)
 
 
 def prelu(trace: Trace, call: Call) -> list[Axis | None]:
@@ -43,32 +42,47 @@ def same(trace: Trace, call: Call) -> list[Axis | None]:
     return list(call.inputs[0].axes)
 
 
-def softmax(trace: Trace, call: Call) -> list[Axis | None]:
-    axes = list(call.inputs[0].axes)
-    dim = call.get(1, "dim")
-    if not isinstance(dim, int):
+def along(trace: Trace, call: Call) -> list[Axis | None]:
+    """An operation along one or several dimensions, e.g. softmax: what lies there stays as it is."""
+    value = call.inputs[0]
+    position = {"normalize": 2, "roll": 2}.get(call.name, 1)
+    dims = call.get(position, "dim", call.kwargs.get("dims", 1 if call.name == "normalize" else None))
+    if isinstance(dims, int):
+        dims = (dims,)
+    if not isinstance(dims, (tuple, list)) or not isinstance(call.out, torch.Tensor):
         raise call.unsupported("give its dim")
-    fix(axes[dim], f"{call.where} normalises over them")
-    axes[dim] = None
+    axes = list(value.axes)
+    for dim in dims:
+        fix(axes[dim], f"{call.where} needs every one of them as it is")
+        axes[dim] = None
     return axes
 
 
-def reduction(trace: Trace, call: Call) -> list[Axis | None]:
-    """Mean, sum, extremes over dimensions: over channels they need every channel exactly once."""
+def reduction(trace: Trace, call: Call) -> list:
+    """Mean, sum, extremes over dimensions. Over channels, a mean or variance stays the same where every channel comes
+    equally often, an extreme wherever every channel comes at all; a sum or norm needs every channel exactly once."""
     value = call.inputs[0]
-    if not isinstance(call.out, torch.Tensor):
-        raise call.unsupported("it returns several tensors; use amax or amin")
-    dims = call.get(1, "dim", call.kwargs.get("axis"))
+    results = [call.out] if isinstance(call.out, torch.Tensor) else list(call.out)
+    dims = call.get(2 if call.name == "norm" else 1, "dim", call.kwargs.get("axis"))
+    if isinstance(dims, bool):  # var(x, unbiased)
+        dims = None
     if isinstance(dims, int):
         dims = (dims,)
     elif not isinstance(dims, (tuple, list)) or not dims:  # none, or a dtype in their place
         dims = range(value.tensor.ndim)
     dims = {d % value.tensor.ndim for d in dims}
+    biased = call.kwargs.get("correction") == 0 or call.get(2, "unbiased") is False
     for dim in dims:
-        fix(value.axes[dim], f"{call.where} reduces over them")
-    if call.out.ndim == value.tensor.ndim:
-        return [None if d in dims else axis for d, axis in enumerate(value.axes)]
-    return [axis for d, axis in enumerate(value.axes) if d not in dims]
+        reason = f"{call.where} reduces over them"
+        if call.name == "mean" or (biased and call.name in ("var", "std", "var_mean", "std_mean")):
+            trace.evenly(value.axes[dim], reason)
+        elif call.name not in ("amax", "amin"):
+            fix(value.axes[dim], reason)
+    if results[0].ndim == value.tensor.ndim:
+        axes = [None if d in dims else axis for d, axis in enumerate(value.axes)]
+    else:
+        axes = [axis for d, axis in enumerate(value.axes) if d not in dims]
+    return axes if isinstance(call.out, torch.Tensor) else [list(axes) for _ in results]
 
 
 UNARY = """
@@ -96,7 +110,7 @@ RULES = {
     **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"), constant),
     **dict.fromkeys((UNARY + BINARY).split(), elementwise),
     **dict.fromkeys(COPIES.split(), same),
-    **dict.fromkeys(("mean", "sum", "amax", "amin"), reduction),
-    **dict.fromkeys(("softmax", "log_softmax"), softmax),
+    **dict.fromkeys(["mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm"], reduction),
+    **dict.fromkeys(["softmax", "log_softmax", "normalize", "cumsum", "flip", "roll"], along),
     "prelu": prelu,
 }

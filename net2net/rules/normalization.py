@@ -5,19 +5,58 @@ from __future__ import annotations
 import torch
 
 from net2net.recording import Call
-from net2net.spaces import Axis, Trace, fix, tie
+from net2net.rules.opaque import opaque
+from net2net.spaces import Axis, Space, Trace, fix, tie
+
+
+def _tie(trace: Trace, call: Call, axis: Axis | None, arguments: dict[str, int]) -> None:
+    """Give the channels' map to those of the arguments (keyword: position) that are there."""
+    for keyword, position in arguments.items():
+        tensor = call.get(position, keyword)
+        if isinstance(tensor, torch.Tensor):
+            tie(axis, trace.axes_of(tensor)[0], f"{call.where} has a {keyword} for each of them")
 
 
 def batch_norm(trace: Trace, call: Call) -> list[Axis | None]:
     axes = call.inputs[0].axes
     for axis in (axes[0], *axes[2:]):
         fix(axis, f"{call.where} averages over them")
-    arguments = ("running_mean", "running_var", "weight", "bias")
-    for position, keyword in enumerate(arguments, start=1):
-        tensor = call.get(position, keyword)
-        if isinstance(tensor, torch.Tensor):
-            tie(axes[1], trace.axes_of(tensor)[0], f"{call.where} has a {keyword} for each of them")
+    _tie(trace, call, axes[1], {"running_mean": 1, "running_var": 2, "weight": 3, "bias": 4})
     return list(axes)
 
 
-RULES = {"batch_norm": batch_norm}
+def layer_norm(trace: Trace, call: Call) -> list[Axis | None]:
+    """Mean and variance over the channels stay the same if every channel comes equally often."""
+    axes = call.inputs[0].axes
+    if len(call.get(1, "normalized_shape")) != 1:
+        return opaque(trace, call)
+    trace.evenly(axes[-1], f"{call.where} normalises over them")
+    _tie(trace, call, axes[-1], {"weight": 2, "bias": 3} if call.name == "layer_norm" else {"weight": 2})
+    trace.keeps(call.module, "normalized_shape", axes[-1])
+    return list(axes)
+
+
+def group_norm(trace: Trace, call: Call) -> list[Axis | None]:
+    """Groups grow as a whole: a copied group has the statistics of the one that it copies."""
+    value, groups = call.inputs[0], call.get(1, "num_groups")
+    axis = value.axes[1]
+    for other in (value.axes[0], *value.axes[2:]):
+        fix(other, f"{call.where} averages over them")
+    group = ((Space(groups), 1),)
+    if axis is not None:
+        size = value.tensor.shape[1] // groups
+        tie(axis, tuple((space, size) for space, _ in group), f"{call.where} normalises over groups of them")
+        trace.keeps(call.module, "num_groups", group)
+        trace.keeps(call.module, "num_channels", axis)
+    _tie(trace, call, axis, {"weight": 2, "bias": 3})
+    call.counted.append(group)
+    return list(value.axes)
+
+
+RULES = {
+    "batch_norm": batch_norm,
+    "instance_norm": batch_norm,
+    "layer_norm": layer_norm,
+    "rms_norm": layer_norm,
+    "group_norm": group_norm,
+}

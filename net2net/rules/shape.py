@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
+
 from net2net.recording import Call, slices
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, Space, Trace, cut, fix, resolve, tie
+from net2net.spaces import Axis, Space, Trace, cut, fix, length, resolve, tie
 
 
 def concatenate(trace: Trace, call: Call) -> list[Axis | None]:
@@ -40,12 +42,33 @@ def _merge(call: Call, dims: list[tuple[int, Axis | None]]) -> Axis | None:
     return tuple((space, repeat * inner) for space, repeat in axis) * outer
 
 
-def _separate(call: Call, axis: Axis, sizes: list[int]) -> list[Axis | None]:
+def _heads(trace: Trace, call: Call, axis: Axis, sizes: list[int], at: int) -> list[Axis | None]:
+    """[… * heads * d] -> […, heads, d] in a module that says how many heads it has: these grow, each as a whole."""
+    outer, inner = prod(sizes[:at]), prod(sizes[at + 1 :])
+    reason = f"{call.where} makes attention heads of them"
+    head = ((Space(sizes[at]), 1),)
+    for part in cut(axis, [sizes[at] * inner] * outer, reason):
+        tie(part, tuple((space, repeat * inner) for space, repeat in resolve(head)), reason)
+    trace.keeps(call.module, "num_heads", head)
+    # What else the module may keep is the length of all heads together; whether it does shows when the student runs.
+    together = tuple((space, inner) for space, _ in head)
+    for key, value in vars(trace.skeleton.get_submodule(call.module)).items():
+        if type(value) is int and value == length(together):
+            trace.keeps(call.module, key, together)
+    parts: list[Axis | None] = [None] * len(sizes)
+    parts[at] = head
+    return parts
+
+
+def _separate(trace: Trace, call: Call, axis: Axis, sizes: list[int]) -> list[Axis | None]:
     """One dimension that holds channels, in several of the given sizes: one of them goes on holding the channels.
 
     It is the first after which nothing but repeats of the channels lies: [C * HW] -> [C, HW] undoes a flattening;
     [C] -> [G, C / G] makes G groups, which then share one map.
     """
+    heads = getattr(trace.skeleton.get_submodule(call.module), "num_heads", None)
+    if heads in sizes and heads != 1:
+        return _heads(trace, call, axis, sizes, len(sizes) - 1 - sizes[::-1].index(heads))
     repeats = [repeat for _, repeat in resolve(axis)]
     for at, size in enumerate(sizes):
         outer, inner = prod(sizes[:at]), prod(sizes[at + 1 :])
@@ -83,7 +106,7 @@ def reshape(trace: Trace, call: Call) -> list[Axis | None]:
         if len(sizes) == 1:
             out.append(_merge(call, group))
         elif len(group) == 1 and group[0][1] is not None:
-            out += _separate(call, group[0][1], sizes)
+            out += _separate(trace, call, group[0][1], sizes)
         else:
             for _, axis in group:
                 fix(axis, f"{call.where} takes them apart")
@@ -157,6 +180,11 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
     value = call.inputs[0]
     items = slices(value.tensor.shape, call.args[1])
     if items is None:
+        index = call.args[1]
+        if isinstance(index, torch.Tensor) and not index.is_floating_point() and index.dtype != torch.bool:
+            for axis in (value.axes[0], *trace.axes_of(index)):  # rows of a table
+                fix(axis, f"{call.where} picks some of them")
+            return [None] * index.ndim + value.axes[1:]
         return opaque(trace, call)
     out: list[Axis | None] = []
     dims = iter(zip(value.tensor.shape, value.axes, strict=True))
