@@ -2,30 +2,37 @@
 
     python bench/coverage.py                        # all of them, into results/coverage.csv; hours on two cores
     python bench/coverage.py --match 'resnet*' --out coverage_resnet.csv
+    python bench/coverage.py --summary              # the totals of what is there
 
 One row per model and factor, written as it comes; models that have a row are skipped, so that calling it again goes on.
-Weights are a seeded random initialisation, batch-norm parameters and statistics are randomised. Each model has a
-process of its own, so that none keeps another's memory; `--max-params` leaves out what would not fit.
+Weights are a seeded random initialisation; batch-norm statistics are those of a batch, disturbed, and parameters that the
+initialisation leaves constant are randomised, because zeros and ones hide faults. Errors are relative to the largest
+output, in float32; where one is above 1e-5 the model is converted to float64 before it is widened, which decides. Models
+of more than `--max-params` are widened on the meta device: what grows is known, the numbers are not. Each model has a
+process of its own, so that none keeps another's memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import fnmatch
 import multiprocessing
+import random
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 COLUMNS = (
-    *("model", "kind", "input", "params_m", "factor", "grew_spaces", "fixed_spaces", "params_after_m"),
+    *("model", "family", "kind", "input", "params_m", "factor", "params_after_m", "grew", "held"),
     *("error_eval", "error_train", "dtype", "seconds", "reason"),
 )
 NORMALISED_OTHERWISE = ("LayerNorm", "GroupNorm", "RmsNorm", "InstanceNorm", "Attention", "MultiheadAttention")
 FACTORS = (1.5, 2.0)
 SMALL = 96  # pixels: enough for five halvings, where the architecture leaves the input size open
+LIMITS = {"float32": 1e-5, "float64": 1e-10}
 
 
 def names() -> list[str]:
@@ -38,15 +45,17 @@ def names() -> list[str]:
     return [f"timm:{n}" for n in timm.list_models()] + [f"torchvision:{n}" for n in vision]
 
 
-def build(name: str) -> Any:
+def build(name: str, device: str) -> Any:
     import timm
+    import torch
     import torchvision
 
     source, _, arch = name.partition(":")
-    if source == "timm":
-        return timm.create_model(arch)
-    options = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
-    return torchvision.models.get_model(arch, weights=None, **options)
+    with torch.device(device):
+        if source == "timm":
+            return timm.create_model(arch)
+        options = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
+        return torchvision.models.get_model(arch, weights=None, **options)
 
 
 def inputs(model: Any, name: str) -> list[tuple[int, int, int]]:
@@ -57,21 +66,32 @@ def inputs(model: Any, name: str) -> list[tuple[int, int, int]]:
     return [full] if fixed else [(full[0], SMALL, SMALL), full]
 
 
-def randomise(model: Any) -> None:
+def randomise(model: Any, x: Any) -> None:
+    """Weights and statistics as different from their defaults as training makes them."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
+
+    def around(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.rand(tensor.shape, generator=generator) + 0.5
+
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                for tensor, low in (
-                    (module.weight, 0.5),
-                    (module.running_var, 0.5),
-                    (module.bias, -0.5),
-                    (module.running_mean, -0.5),
-                ):
-                    if tensor is not None:
-                        tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+                value = float(parameter.flatten()[0])
+                sign = 1 if value else torch.randint(2, parameter.shape, generator=generator) * 2 - 1
+                parameter.copy_(max(abs(value), 0.1) * around(parameter) * sign)
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        model.train()(x)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.running_var is not None:
+                norm.running_mean.mul_(around(norm.running_mean))
+                norm.running_var.mul_(around(norm.running_var))
+        model.eval()
 
 
 def measure(name: str, pipe: Any, max_params: float) -> None:
@@ -83,25 +103,22 @@ def measure(name: str, pipe: Any, max_params: float) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     row: dict[str, Any] = {"model": name}
-    try:
-        with torch.device("meta"):
-            size = sum(p.numel() for p in build(name).parameters()) / 1e6
-    except Exception:  # an architecture that cannot be made on the meta device is made below
-        size = 0.0
-    if size > max_params:
-        pipe.send([{**row, "params_m": f"{size:.1f}", "reason": f"not run: more than {max_params:g} M parameters"}])
-        return
     rows = []
     try:
-        model = build(name)
-        randomise(model)
+        model = build(name, "meta")
+        size = sum(p.numel() for p in model.parameters()) / 1e6
+        numbers = size <= max_params
+        if numbers:
+            model = build(name, "cpu")
         kinds = {type(m).__name__ for m in model.modules()}
         other = any(word in kind for kind in kinds for word in NORMALISED_OTHERWISE)
         batch_norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
         row["kind"] = "batch-norm convolutional" if batch_norm and not other else "other"
-        row["params_m"] = f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}"
+        row["family"] = type(model).__module__.rpartition(".")[2]
+        row["params_m"] = f"{size:.2f}"
         for shape in inputs(model, name):
             x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+            x = x if numbers else x.to("meta")
             try:
                 with torch.no_grad():
                     model.eval()(x)
@@ -109,38 +126,80 @@ def measure(name: str, pipe: Any, max_params: float) -> None:
             except Exception:  # too small for this architecture: the full size is next
                 continue
         row["input"] = "x".join(map(str, shape))
+        if numbers:
+            randomise(model, x)
+        held: dict[str, int] = {}
+        for space in net2net.explain(model, x).spaces:
+            if space.fixed:
+                held[space.fixed] = held.get(space.fixed, 0) + 1
         for factor in FACTORS:
-            start = time.monotonic()
-            try:
-                student = net2net.widen(model, x, factor, verify=False)
-            except net2net.GrowthError as error:
-                rows.append({**row, "factor": factor, "reason": " ".join(str(error).split())[:300]})
-                continue
-            seconds = time.monotonic() - start
-            grew = len(net2net.history(student)[-1]["spaces"])
-            dtype = torch.float32
-            errors = [net2net.verify(model, student, x, train=t, dtype=dtype).relative for t in (False, True)]
-            if not max(errors) <= 1e-5 and size < 60:  # rounding, or a fault? float64 decides
-                dtype = torch.float64
-                errors = [net2net.verify(model, student, x, train=t).relative for t in (False, True)]
-            explained = net2net.explain(model, x)
-            rows.append(
-                {
-                    **row,
-                    "factor": factor,
-                    "grew_spaces": grew,
-                    "fixed_spaces": sum(space.fixed is not None for space in explained.spaces),
-                    "params_after_m": f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f}",
-                    "error_eval": f"{errors[0]:.1e}",
-                    "error_train": f"{errors[1]:.1e}",
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "seconds": f"{seconds:.2f}",
-                }
-            )
-            del student
+            rows.append({**row, "factor": factor, **grow(model, x, factor, numbers)})
+            if "reason" not in rows[-1]:
+                # The commonest reasons for what was left alone; every network has the one that it ends with.
+                rest = sorted((n, why) for why, n in held.items() if why != "they are the network's output")
+                rows[-1]["held"] = sum(held.values())
+                rows[-1]["reason"] = "; ".join(f"{n}: {why}" for n, why in rest[:-3:-1])[:300]
     except Exception as error:  # the model itself fails: that too is a row
         rows.append({**row, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
     pipe.send(rows)
+
+
+def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
+    """Widen a model and measure: the columns from `params_after_m` on."""
+    import torch
+
+    import net2net
+
+    start = time.monotonic()
+    try:
+        student = net2net.widen(model, x, factor, verify=False)
+    except net2net.GrowthError as error:
+        return {"grew": 0, "reason": f"refused: {' '.join(str(error).split())[:300]}"}
+    found = {
+        "grew": len(net2net.history(student)[-1]["spaces"]),
+        "params_after_m": f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f}",
+        "seconds": f"{time.monotonic() - start:.2f}",
+    }
+    if not numbers:
+        return found
+    dtype = torch.float32
+    errors = [net2net.verify(model, student, x, train=t, dtype=dtype).relative for t in (False, True)]
+    if not max(errors) <= LIMITS["float32"]:  # rounding, or a fault?
+        dtype = torch.float64
+        model = copy.deepcopy(model).double()
+        student = net2net.widen(model, x.double(), factor, verify=False)
+        errors = [net2net.verify(model, student, x).relative, net2net.verify(model, student, x, train=True).relative]
+    return found | {
+        "error_eval": f"{errors[0]:.1e}",
+        "error_train": f"{errors[1]:.1e}",
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def summary(path: Path) -> str:
+    """The totals of a table, for the README."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| models | tried | grow | of these measured | function preserved |", "|---|---|---|---|---|"]
+    for kind in ("batch-norm convolutional", "other"):
+        models: dict[str, list[dict[str, str]]] = {}
+        for row in rows:
+            if row["kind"] == kind:
+                models.setdefault(row["model"], []).append(row)
+        grown = {m: [r for r in its if r["grew"] not in ("", "0")] for m, its in models.items()}
+        grown = {m: its for m, its in grown.items() if its}
+        measured = {m: its for m, its in grown.items() if all(r["dtype"] for r in its)}
+        kept = [m for m, its in measured.items() if all(preserved(r) for r in its)]
+        lines.append(
+            f"| {kind} | {len(models)} | {len(grown)} ({len(grown) / max(len(models), 1):.1%}) | {len(measured)} | "
+            f"{len(kept)} ({len(kept) / max(len(measured), 1):.1%}) |"
+        )
+    unknown = sum(not row["kind"] for row in rows)
+    return "\n".join([*lines, *([f"\n{unknown} models were not tried (see the column `reason`)."] if unknown else [])])
+
+
+def preserved(row: dict[str, str]) -> bool:
+    return max(float(row["error_eval"]), float(row["error_train"])) <= LIMITS[row["dtype"]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,9 +207,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--match", default="*", help="a glob over names such as timm:resnet18 or resnet18")
     parser.add_argument("--out", type=Path, default=Path("results/coverage.csv"))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--max-params", type=float, default=150, help="leave out larger models (millions)")
+    parser.add_argument("--max-params", type=float, default=100, help="no numbers for larger models (millions)")
     parser.add_argument("--timeout", type=float, default=300, help="seconds a model may take")
+    parser.add_argument("--summary", action="store_true", help="print the totals of --out, run nothing")
     arguments = parser.parse_args(argv)
+    if arguments.summary:
+        print(summary(arguments.out))
+        return 0
     done = set()
     if arguments.out.exists():
         with arguments.out.open() as file:
@@ -161,6 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         if n not in done
         and (fnmatch.fnmatch(n, arguments.match) or fnmatch.fnmatch(n.partition(":")[2], arguments.match))
     ]
+    random.Random(0).shuffle(todo)  # an unfinished table is then a sample
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["timm", "torchvision", "net2net"])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -194,8 +258,17 @@ def main(argv: list[str] | None = None) -> int:
                     running.remove(entry)
                     writer.writerows(rows)
                     file.flush()
-                    outcome = [r.get("reason") or r["error_eval"] for r in rows]
+                    outcome = [r.get("error_train") or r.get("reason", "") for r in rows]
                     print(f"{len(todo) + len(running)} left; {name}: {outcome}", flush=True)
+    with arguments.out.open() as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: (row["model"], row["factor"]))
+    temporary = arguments.out.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(arguments.out)
+    print(summary(arguments.out))
     return 0
 
 

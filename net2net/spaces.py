@@ -339,10 +339,17 @@ class Trace(Recording):
             if dim != output:
                 fix(axis, f"{where} computes its weight")
         made = resolve(axes[output] or ())
-        for name, its in self.axes.items():
-            for dim, axis in enumerate(its):
-                if made and len(its) > 1 and resolve(axis or ()) == made:
-                    self.outputs[name, dim] = None
+        before, seen = [self.value_of(tensor)], set()
+        while before:  # back to the parameters that it is computed from
+            value = before.pop()
+            name = self.names.get(id(value.tensor))
+            if name is not None and value.tensor.ndim > 1:
+                for dim, axis in enumerate(value.axes):
+                    if made and resolve(axis or ()) == made:
+                        self.outputs[name, dim] = None
+            elif value.call is not None and id(value) not in seen:
+                seen.add(id(value))
+                before += value.call.inputs
         return axes
 
     def producers(self) -> dict[Space, list[str]]:
