@@ -1,0 +1,104 @@
+"""How long does `widen` take? Beside Torch-Pruning's analysis, which also infers channel groups, and `copy.deepcopy`.
+
+    uv pip install torch-pruning        # for this script only
+    python bench/transform.py           # writes results/bench/transform.csv
+
+All in one process, taking turns; milliseconds, the fastest of `--repeat`. `widen` is the whole transformation (tracing,
+checking that the student repeats its teacher's forward pass, copying the weights) without the numerical verification.
+Torch-Pruning's `build_dependency` is its analysis alone; the copy is that of the finished student. The last columns show
+the cost against the number of operations, which should be linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import math
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import net2net
+from net2net.recording import Recording, on_meta
+
+COMPARED = ("inception_v3", "resnet50", "densenet121", "efficientnet_b0")
+SCALING = ("resnet18", "resnet34", "resnet101", "resnet152", "densenet169", "densenet201")
+COLUMNS = ("model", "operations", "widen_ms", "deepcopy_ms", "torch_pruning_ms", "ms_per_operation")
+
+
+def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    options = {"init_weights": False} if name == "inception_v3" else {}
+    size = 299 if name == "inception_v3" else 224
+    return torchvision.models.get_model(name, weights=None, **options).eval(), torch.randn(1, 3, size, size)
+
+
+def fastest(actions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
+    """The fastest time of each action in milliseconds; they take turns, so that a busy moment hits all of them."""
+    best = dict.fromkeys(actions, math.inf)
+    for _ in range(repeat):
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            best[name] = min(best[name], (time.perf_counter() - start) * 1e3)
+    return best
+
+
+def measure(name: str, repeat: int, peer: Any) -> dict[str, Any]:
+    model, x = build(name)
+    student = net2net.widen(model, x, 1.5, verify=False)
+    actions: dict[str, Callable[[], Any]] = {
+        "widen_ms": lambda: net2net.widen(model, x, 1.5, verify=False),
+        "deepcopy_ms": lambda: copy.deepcopy(student),
+    }
+    if peer is not None and name in COMPARED:
+        actions["torch_pruning_ms"] = lambda: peer.DependencyGraph().build_dependency(model, example_inputs=x)
+    times = fastest(actions, repeat)
+    operations = len(Recording(on_meta(model)).run(x))
+    row = {"model": name, "operations": operations, **{k: f"{v:.0f}" for k, v in times.items()}}
+    return row | {"ms_per_operation": f"{times['widen_ms'] / operations:.2f}"}
+
+
+def geometric_mean(ratios: list[float]) -> float:
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("results/bench/transform.csv"))
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        import torch_pruning as peer
+    except ImportError:
+        print("without Torch-Pruning (uv pip install torch-pruning)", file=sys.stderr)
+        peer = None
+    rows = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peer's
+        for name in (*COMPARED, *SCALING):
+            rows.append(measure(name, arguments.repeat, peer))
+            print(rows[-1], flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"torch {torch.__version__}, {platform.machine()}, one thread")
+    for other in ("deepcopy_ms", "torch_pruning_ms"):
+        ratios = [float(row["widen_ms"]) / float(row[other]) for row in rows if row.get(other) and row["model"] in COMPARED]
+        if ratios:
+            print(f"widen over {other}: geometric mean {geometric_mean(ratios):.2f}, largest {max(ratios):.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
