@@ -206,7 +206,7 @@ class Builder:
         return self.draw(st.sampled_from(choices))
 
     def width(self):
-        return self.draw(st.integers(2, 12))
+        return self.pick(4, 6, 8, 3, 5, 12)  # few, so that values of one shape come about
 
     def add(self, op, *reads, **options):
         """Append a node; returns the number of the last value that it makes."""
@@ -277,7 +277,8 @@ class Builder:
             fits = [j for j in fits if all(n in (1, m) for n, m in zip(self.shape(j), shape, strict=True))]
         else:
             fits = [j for j in range(len(self.values)) if self.shape(j) == shape]
-        others = [self.pick(*fits[::-1]) for _ in range(2 if op == "cat" and self.pick(False, False, True) else 1)]
+        fits = [j for j in fits if j != i] * 3 + [i]
+        others = [self.pick(*fits) for _ in range(2 if op == "cat" and self.pick(False, False, True) else 1)]
         reads = [i, *others] if self.pick(True, False) or op == "gate" else [*others, i]
         return self.add(op, *reads)
 
@@ -374,8 +375,8 @@ class Builder:
             moves["unflatten"] = lambda: self.add(
                 "unflatten", i, sizes=(self.pick(-1, -1, width // (n := self.pick(*sizes)) ** 2), n, n)
             )
-        often = [op for op in ("convolution", "convolution, norm", "linear", "linear, activation") if op in moves] * 3
-        moves[self.pick(*often, *moves)]()
+        often = ("convolution", "convolution, norm", "linear", "linear, activation", "residual", "add", "cat")
+        moves[self.pick(*[op for op in often if op in moves] * 3, *moves)]()
 
 
 @st.composite
