@@ -447,7 +447,7 @@ def attempt(grow, *arguments, **options):
 def test_the_function_is_preserved_or_the_graph_refused(randomise):
     results = Counter()
 
-    @fuzz(90)
+    @fuzz(70)
     @given(graphs(), factors, seeds)
     def check(drawn, factor, seed):
         teacher, x = build(drawn, randomise)
@@ -464,7 +464,7 @@ def test_the_function_is_preserved_or_the_graph_refused(randomise):
     assert results["grown"] > 0.7 * results.total()  # else the graphs would say little
 
 
-@fuzz(45)
+@fuzz(30)
 @given(graphs(), st.data())
 def test_a_named_layer_gets_the_width_that_was_asked_for(randomise, drawn, data):
     teacher, x = build(drawn, randomise)
@@ -481,7 +481,7 @@ def width_of(layer):
     return layer.weight.shape[1 if isinstance(layer, nn.ConvTranspose2d) else 0]
 
 
-@fuzz(25)
+@fuzz(15)
 @given(graphs(), factors, seeds, st.booleans())
 def test_noise_changes_numbers_alone(randomise, drawn, factor, seed, exact):
     teacher, x = build(drawn, randomise)
@@ -504,7 +504,7 @@ def filled_with(number):
     return fill
 
 
-@fuzz(25)
+@fuzz(15)
 @given(graphs(), factors, seeds)
 def test_random_pad_keeps_what_was_there(randomise, drawn, factor, seed):
     """What two fillings have in common is old, and in its old order."""
@@ -521,7 +521,7 @@ def test_random_pad_keeps_what_was_there(randomise, drawn, factor, seed):
             assert torch.equal(tensor[tensor == others[name]], theirs[name].flatten()), name
 
 
-@fuzz(25)
+@fuzz(15)
 @given(graphs(), factors, factors, seeds)
 def test_students_grow_again(randomise, drawn, first, second, seed):
     teacher, x = build(drawn, randomise)
@@ -533,7 +533,7 @@ def test_students_grow_again(randomise, drawn, first, second, seed):
             certify(teacher, again, x)
 
 
-@fuzz(25)
+@fuzz(15)
 @given(graphs())
 def test_what_explain_says_can_grow_does(randomise, drawn):
     teacher, x = build(drawn, randomise)
