@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data figures redraw record smoke test lint lock clean
+.PHONY: help setup data figures redraw record smoke test fuzz lint lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ smoke: .venv/.installed ## every experiment for a few steps, with its figures
 test: .venv/.installed ## run the tests (ARGS=... for pytest)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(ARGS)
 
+fuzz: .venv/.installed ## grow random networks until one fails: NET2NET_FUZZ=5000 of them for each test (ARGS=... for pytest)
+	NET2NET_FUZZ=$${NET2NET_FUZZ:-1000} OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests/test_fuzz.py $(ARGS)
+
 lint: .venv/.installed ## check style and formatting with ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -49,5 +52,5 @@ lock: .venv/.installed ## write requirements.txt anew from pyproject.toml (ARGS=
 	    $(ARGS) pyproject.toml --output-file requirements.txt
 
 clean: ## remove .venv and caches; runs/, data/ and results/ stay
-	rm -rf .venv .pytest_cache .ruff_cache dist
+	rm -rf .venv .hypothesis .pytest_cache .ruff_cache dist
 	find . \( -path ./.git -o -path ./runs -o -path ./data \) -prune -o -name __pycache__ -prune -exec rm -rf {} +

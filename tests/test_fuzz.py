@@ -1,0 +1,546 @@
+"""Random graphs: each is widened into the same function, or refused in a sentence.
+
+A graph is plain data, so that hypothesis can shrink it to the smallest that fails and print it as a forward pass.
+`NET2NET_FUZZ=5000 make fuzz` tries that many graphs instead of the few that every run of the tests tries.
+"""
+
+import os
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from net2net import GrowthError, UnsupportedOperation, explain, history, random_pad, verify, widen
+
+BUDGET = int(os.environ.get("NET2NET_FUZZ", 0))
+
+
+def fuzz(examples):
+    """Always the same few graphs, or as many as the environment says, other ones each time."""
+    return settings(
+        max_examples=BUDGET or examples,
+        derandomize=not BUDGET,
+        print_blob=bool(BUDGET),
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+class Node(NamedTuple):
+    """One operation: which values it reads and makes, by their numbers; value 0 is the network's input."""
+
+    op: str
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    options: dict[str, Any]
+
+
+class Graph(NamedTuple):
+    nodes: list[Node]
+    outputs: list[int]
+
+    def __repr__(self):
+        lines = []
+        for k, node in enumerate(self.nodes):
+            arguments = [*(f"v{i}" for i in node.reads), *(f"{key}={value!r}" for key, value in node.options.items())]
+            lines.append(f"{', '.join(f'v{i}' for i in node.makes)} = {node.op}({', '.join(arguments)})  # layer {k}")
+        return "\n".join(["", *lines, f"return {', '.join(f'v{i}' for i in self.outputs)}"])
+
+    def __deepcopy__(self, memo):
+        return self  # a model is copied often, and nothing changes its graph
+
+
+class Constant(nn.Module):
+    """Adds a buffer, or multiplies by a parameter."""
+
+    def __init__(self, shape, learned):
+        super().__init__()
+        if learned:
+            self.constant = nn.Parameter(torch.zeros(shape))
+        else:
+            self.register_buffer("constant", torch.zeros(shape))
+
+    def forward(self, h):
+        return h * self.constant if isinstance(self.constant, nn.Parameter) else h + self.constant
+
+
+LAYERS = {
+    "conv": nn.Conv2d,
+    "conv_transpose": nn.ConvTranspose2d,
+    "linear": nn.Linear,
+    "batch_norm": nn.BatchNorm2d,
+    "batch_norm_1d": nn.BatchNorm1d,
+    "layer_norm": nn.LayerNorm,
+    "group_norm": nn.GroupNorm,
+    "prelu": nn.PReLU,
+    "constant": Constant,
+}
+
+
+def channels(h):
+    """The dimension that holds them: the last of tokens [N, L, C], else the first after the batch."""
+    return 2 if h.ndim == 3 else 1
+
+
+def part(h, start, stop, of):
+    """A slice between two channels, or between two fractions of all channels."""
+    dim = channels(h)
+    if of:
+        start, stop = (h.shape[dim] * end // of for end in (start, stop))
+    return h[(slice(None),) * dim + (slice(start, stop),)]
+
+
+def shuffle(h, groups, width):
+    """Channel shuffle; `width` channels in each group are written into the code, or with -1 left open."""
+    return h.view(len(h), groups, width, *h.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
+def attention(h):
+    return F.softmax(h @ h.mT, dim=-1) @ h
+
+
+def channels_last_norm(h):
+    return F.layer_norm(h.permute(0, 2, 3, 1), h.shape[1:2]).permute(0, 3, 1, 2)
+
+
+def add_in_place(h):
+    """The second half to the first, in a copy."""
+    h = h.clone()
+    half = h.shape[1] // 2
+    h[:, :half].add_(h[:, half : 2 * half], alpha=0.5)
+    return h
+
+
+def maxout(h):
+    return h.view(len(h), 2, -1, *h.shape[2:]).amax(1)
+
+
+def glu(h):
+    a, b = h.chunk(2, 1)
+    return a * b.sigmoid()
+
+
+def repeated(h):
+    return h.unsqueeze(1).expand(-1, 2, *h.shape[1:]).flatten(1, 2)
+
+
+HALVES = {"add_in_place": add_in_place, "maxout": maxout, "glu": glu, "repeated": repeated}
+FUNCTIONS = {
+    **HALVES,
+    "relu": F.relu,
+    "relu_": torch.relu_,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "gelu": F.gelu,
+    "add": lambda a, b: a + b,
+    "gate": lambda a, b: a * b.tanh(),
+    "maximum": torch.maximum,
+    "cat": lambda *hs: torch.cat(hs, channels(hs[0])),
+    "stack_sum": lambda *hs: torch.stack(hs).sum(0),
+    "interleave": lambda *hs: torch.stack(hs, 2).flatten(1, 2),
+    "chunk": lambda h, parts: h.chunk(parts, channels(h)),
+    "split": lambda h, sizes: h.split(sizes, channels(h)),
+    "part": part,
+    "shuffle": shuffle,
+    "max_pool": lambda h: F.max_pool2d(h, 2),
+    "avg_pool": lambda h: F.avg_pool2d(h, 2, ceil_mode=True),
+    "squeeze": lambda h: h.mean((2, 3), keepdim=True),
+    "mean": lambda h: h.mean((2, 3) if h.ndim == 4 else 1),
+    "flatten": lambda h: h.flatten(1),
+    "unflatten": lambda h, sizes: h.unflatten(1, sizes),
+    "rows": lambda h, width: h.reshape(len(h), width, -1).mean(-1),
+    "tokens": lambda h: h.flatten(2).transpose(1, 2),
+    "untoken": lambda h, size: h.transpose(1, 2).unflatten(2, size),
+    "softmax": lambda h, dim: h.softmax(dim),
+    "attention": attention,
+    "channels_last_norm": channels_last_norm,
+    "over_width": lambda h: h / h.shape[channels(h)],
+    "if_narrow": lambda h, limit: h.relu() if h.shape[channels(h)] <= limit else h,
+}
+
+
+class Net(nn.Module):
+    def __init__(self, graph):
+        super().__init__()
+        self.graph = graph
+        self.layers = nn.ModuleDict(
+            {str(k): LAYERS[node.op](**node.options) for k, node in enumerate(graph.nodes) if node.op in LAYERS}
+        )
+
+    def run(self, k, values):
+        """Append to the values what node k makes of them."""
+        node = self.graph.nodes[k]
+        if node.op in LAYERS:
+            out = self.layers[str(k)](*(values[i] for i in node.reads))
+        elif node.op == "again":
+            out = self.layers[str(node.options["layer"])](*(values[i] for i in node.reads))
+        elif node.op == "tied":  # an autoencoder's way back
+            out = F.conv_transpose2d(*(values[i] for i in node.reads), self.layers[str(node.options["layer"])].weight)
+        else:
+            out = FUNCTIONS[node.op](*(values[i] for i in node.reads), **node.options)
+        values += out if isinstance(out, tuple) else [out]
+
+    def forward(self, x):
+        values = [x.clone()]
+        for k in range(len(self.graph.nodes)):
+            self.run(k, values)
+        outputs = [values[i] for i in self.graph.outputs]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+class Builder:
+    """Draws a graph node by node; zeros go through it on the way, because what can come next depends on shapes."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.net = Net(Graph([], []))
+        self.values = [torch.zeros(2, 3, draw(st.integers(4, 6)), draw(st.integers(4, 6)))]
+
+    def pick(self, *choices):
+        return self.draw(st.sampled_from(choices))
+
+    def width(self):
+        return self.pick(4, 6, 8, 3, 5, 12)  # few, so that values of one shape come about
+
+    def add(self, op, *reads, **options):
+        """Append a node; returns the number of the last value that it makes."""
+        k, old = len(self.net.graph.nodes), len(self.values)
+        if op in LAYERS:
+            self.net.layers[str(k)] = LAYERS[op](**options).eval()
+        self.net.graph.nodes.append(Node(op, reads, (), options))
+        with torch.no_grad():
+            self.net.run(k, self.values)
+        made = tuple(range(old, len(self.values)))
+        self.net.graph.nodes[k] = Node(op, reads, made, options)
+        return made[-1]
+
+    def shape(self, i):
+        return tuple(self.values[i].shape[1:])
+
+    def convolution(self, i, out=None, groups=1, kernel=None):
+        kernel, dilation = kernel or self.pick(1, 3), self.pick(1, 2)
+        return self.add("conv", i, in_channels=self.shape(i)[0], out_channels=out or self.width(), kernel_size=kernel,
+                        stride=1 if out else self.pick(1, 1, 2), padding=kernel // 2 * dilation, dilation=dilation,
+                        groups=groups, bias=self.pick(True, False))  # fmt: skip
+
+    def norm(self, i):
+        rank = len(self.shape(i))
+        return self.add("batch_norm" if rank == 3 else "batch_norm_1d", i, num_features=self.shape(i)[0])
+
+    def activate(self, i):
+        return self.add(self.pick("relu", "silu", "sigmoid", "gelu", "relu_"), i)
+
+    def residual(self, i):
+        """A bottleneck, its middle grouped, depthwise or neither."""
+        inner = self.pick(2, 4, 6)
+        h = self.activate(self.norm(self.convolution(i, inner, kernel=1)))
+        h = self.activate(self.convolution(h, inner, self.pick(1, 2, inner), 3))
+        return self.add("add", i, self.norm(self.convolution(h, self.shape(i)[0], kernel=1)))
+
+    def squeeze_and_excite(self, i):
+        gate = self.activate(self.convolution(self.add("squeeze", i), self.pick(2, 3), kernel=1))
+        return self.add("gate", i, self.convolution(gate, self.shape(i)[0], kernel=1))
+
+    def shuffle_unit(self, i):
+        """Half of the channels pass, the others are convolved, and all are shuffled."""
+        half = self.shape(i)[0] // 2
+        last = self.add("chunk", i, parts=2)
+        changed = self.activate(self.convolution(last, half, self.pick(1, half)))
+        return self.add("shuffle", self.add("cat", last - 1, changed), groups=2, width=-1)
+
+    def separate(self, i, width):
+        how = self.pick("chunk", "half", "split", "fractions", "literal")
+        if how == "chunk":
+            return self.add("chunk", i, parts=self.pick(2, 3))
+        if how == "split":
+            first = self.draw(st.integers(1, width - 1))
+            return self.add("split", i, sizes=[first, width - first])
+        of = {"half": 2, "fractions": 4 if width >= 4 else 2, "literal": 0}[how]
+        start = self.draw(st.integers(0, (of or width) - 1))
+        return self.add("part", i, start=start, stop=self.draw(st.integers(start + 1, of or width)), of=of)
+
+    def join(self, i, op):
+        """With other values, or itself, that have its shape, or for pairs one that broadcasts."""
+        shape = self.shape(i)
+        if op == "cat":
+            rest = slice(1, None) if len(shape) == 3 else slice(-1)
+            fits = [j for j in range(len(self.values)) if len(self.shape(j)) == len(shape)]
+            fits = [j for j in fits if self.shape(j)[rest] == shape[rest]]
+        elif op in ("add", "gate", "maximum"):
+            fits = [j for j in range(len(self.values)) if len(self.shape(j)) == len(shape)]
+            fits = [j for j in fits if all(n in (1, m) for n, m in zip(self.shape(j), shape, strict=True))]
+        else:
+            fits = [j for j in range(len(self.values)) if self.shape(j) == shape]
+        fits = [j for j in fits if j != i] * 3 + [i]
+        others = [self.pick(*fits) for _ in range(2 if op == "cat" and self.pick(False, False, True) else 1)]
+        reads = [i, *others] if self.pick(True, False) or op == "gate" else [*others, i]
+        return self.add(op, *reads)
+
+    def constant(self, i):
+        shape = self.shape(i)
+        shapes = {3: [(shape[0], 1, 1), (1, 1, 1), shape], 2: [shape[-1:], shape], 1: [shape]}[len(shape)]
+        return self.add("constant", i, shape=self.pick(*shapes), learned=self.pick(False, True))
+
+    def step(self):
+        """One more operation, or a few that belong together, on one of the last values."""
+        i = len(self.values) - 1 - self.draw(st.integers(0, min(3, len(self.values) - 1)))
+        shape = self.shape(i)
+        width, size = shape[-1 if len(shape) == 2 else 0], self.values[i][0].numel()
+        divisors = [g for g in range(2, width + 1) if width % g == 0]
+        layers = [(k, node) for k, node in enumerate(self.net.graph.nodes) if node.op in LAYERS]
+        same = [k for k, node in layers if self.shape(node.reads[0]) == shape]
+        tied = [k for k, node in layers if node.op == "conv" and node.options["groups"] == 1]
+        tied = [k for k in tied if self.net.graph.nodes[k].options["out_channels"] == width]
+        moves = {
+            "activate": lambda: self.activate(i),
+            "add": lambda: self.join(i, "add"),
+            "gate": lambda: self.join(i, "gate"),
+            "maximum": lambda: self.join(i, "maximum"),
+            "stack_sum": lambda: self.join(i, "stack_sum"),
+            "constant": lambda: self.constant(i),
+            "over_width": lambda: self.add("over_width", i),
+            "if_narrow": lambda: self.add("if_narrow", i, limit=width + self.draw(st.integers(0, 4))),
+        }
+        if size <= 432:
+            moves["cat"] = lambda: self.join(i, "cat")
+        if width > 1:
+            moves["separate"] = lambda: self.separate(i, width)
+        if same:
+            moves["again"] = lambda: self.add("again", i, layer=self.pick(*same))
+        if len(shape) == 3:
+            moves |= {
+                "convolution": lambda: self.convolution(i),
+                "convolution, norm": lambda: self.activate(self.norm(self.convolution(i))),
+                "depthwise": lambda: self.convolution(i, width * self.pick(1, 2), groups=width),
+                "norm": lambda: self.norm(i),
+                "prelu": lambda: self.add("prelu", i, num_parameters=self.pick(width, 1)),
+                "squeeze": lambda: self.add("squeeze", i),
+                "mean": lambda: self.add("mean", i),
+                "flatten": lambda: self.add("flatten", i),
+                "tokens": lambda: self.add("tokens", i),
+                "rows": lambda: self.add("rows", i, width=width),
+                "pool": lambda: self.add("avg_pool", i),
+                "residual": lambda: self.residual(i),
+                "squeeze_and_excite": lambda: self.squeeze_and_excite(i),
+                "group_norm": lambda: self.add("group_norm", i, num_groups=1, num_channels=width),
+                "channels_last_norm": lambda: self.add("channels_last_norm", i),
+                "softmax": lambda: self.add("softmax", i, dim=self.pick(1, 2)),
+            }
+            if min(shape[1:]) > 1:
+                moves["pool"] = lambda: self.add(self.pick("max_pool", "avg_pool"), i)
+            if max(shape[1:]) <= 3:
+                moves["conv_transpose"] = lambda: self.add(
+                    "conv_transpose", i, in_channels=width, out_channels=self.width(), kernel_size=2, stride=2
+                )
+            if divisors:
+                moves["grouped"] = lambda: self.convolution(
+                    i, (g := self.pick(*divisors)) * self.draw(st.integers(1, 4)), g
+                )
+                moves["shuffle"] = lambda: self.add(
+                    "shuffle", i, groups=(g := self.pick(*divisors)), width=self.pick(-1, -1, width // g)
+                )
+            if width % 2 == 0:
+                moves["shuffle_unit"] = lambda: self.shuffle_unit(i)
+                moves["halves"] = lambda: self.add(self.pick(*HALVES), i)
+            if tied and max(shape[1:]) <= 4:
+                moves["tied"] = lambda: self.add("tied", i, layer=self.pick(*tied))
+            if size <= 216:
+                moves["interleave"] = lambda: self.join(i, "interleave")
+        else:
+            moves |= {
+                "linear": lambda: self.add(
+                    "linear", i, in_features=width, out_features=self.width(), bias=self.pick(True, False)
+                ),
+                "layer_norm": lambda: self.add("layer_norm", i, normalized_shape=width),
+                "softmax": lambda: self.add("softmax", i, dim=-1),
+            }
+            moves["linear, activation"] = lambda: self.activate(moves["linear"]())
+        if len(shape) == 2:
+            sizes = [(h, shape[0] // h) for h in range(1, shape[0] + 1) if shape[0] % h == 0]
+            moves |= {
+                "mean": lambda: self.add("mean", i),
+                "flatten": lambda: self.add("flatten", i),
+                "untoken": lambda: self.add("untoken", i, size=self.pick(*sizes)),
+                "attention": lambda: self.add("attention", i),
+            }
+        if len(shape) == 1:
+            sizes = [n for n in (1, 2, 3) if width % n**2 == 0]
+            moves["norm"] = lambda: self.norm(i)
+            moves["unflatten"] = lambda: self.add(
+                "unflatten", i, sizes=(self.pick(-1, -1, width // (n := self.pick(*sizes)) ** 2), n, n)
+            )
+        often = ("convolution", "convolution, norm", "linear", "linear, activation", "residual", "add", "cat")
+        moves[self.pick(*[op for op in often if op in moves] * 3, *moves)]()
+
+
+@st.composite
+def graphs(draw):
+    """A stem, some operations, and a classifier on every value that nothing reads (or seldom that value itself)."""
+    builder = Builder(draw)
+    builder.activate(builder.convolution(0))
+    for _ in range(draw(st.integers(1, 8))):
+        builder.step()
+    nodes = builder.net.graph.nodes
+    leaves = {i for node in nodes for i in node.makes} - {i for node in nodes for i in node.reads}
+    outputs = []
+    for i in sorted(leaves):
+        if builder.pick(*[False] * 9, True):
+            outputs.append(i)
+            continue
+        h = builder.add("mean", i) if len(builder.shape(i)) > 1 else i
+        outputs.append(builder.add("linear", h, in_features=builder.shape(h)[0], out_features=3))
+    return Graph(nodes, outputs), tuple(builder.values[0].shape[1:])
+
+
+factors = st.sampled_from([2, 1.5]) | st.floats(1.3, 3)
+seeds = st.integers(0, 3)
+
+
+def images(size, batch=3, seed=1):
+    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def build(drawn, randomise):
+    graph, size = drawn
+    return randomise(Net(graph)).double(), images(size)
+
+
+def certify(teacher, student, x):
+    """On other images than the student was made with."""
+    x = images(x.shape[1:], batch=4, seed=2)
+    for train in (False, True):
+        certificate = verify(teacher, student, x, train=train)
+        assert certificate.relative <= 1e-9 or certificate.max_abs <= 1e-15, certificate
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def shapes(model):
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def refusal(error):
+    """The kind of a refusal, which has to be one sentence about widths: every operation here has a rule, and runs."""
+    message = str(error)
+    assert not isinstance(error, UnsupportedOperation), message
+    assert "\n" not in message, message
+    assert "the forward pass on the meta device failed" not in message, message
+    return re.sub(r"'[^']*'|[\d.]+", "_", message.partition(":")[0])
+
+
+def attempt(grow, *arguments, **options):
+    """The student, or None and why not."""
+    try:
+        return grow(*arguments, **options), "grown"
+    except GrowthError as error:
+        return None, refusal(error)
+
+
+def test_the_function_is_preserved_or_the_graph_refused(randomise):
+    results = Counter()
+
+    @fuzz(70)
+    @given(graphs(), factors, seeds)
+    def check(drawn, factor, seed):
+        teacher, x = build(drawn, randomise)
+        before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+        student, result = attempt(widen, teacher, x, factor, seed=seed, verify=False)
+        results[result] += 1
+        assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+        if student is not None:
+            assert parameters(student) > parameters(teacher)
+            certify(teacher, student, x)
+
+    check()
+    print(*(f"\n{count:6d} {result}" for result, count in results.most_common()))
+    assert results["grown"] > 0.7 * results.total()  # else the graphs would say little
+
+
+@fuzz(30)
+@given(graphs(), st.data())
+def test_a_named_layer_gets_the_width_that_was_asked_for(randomise, drawn, data):
+    teacher, x = build(drawn, randomise)
+    layers = {k: m for k, m in teacher.named_modules() if hasattr(m, "out_channels") or hasattr(m, "out_features")}
+    name = data.draw(st.sampled_from(sorted(layers)))
+    width = width_of(layers[name]) + data.draw(st.integers(0, 8))
+    student, _ = attempt(widen, teacher, x, widths={name: width}, verify=False)
+    if student is not None:
+        assert width_of(student.get_submodule(name)) == width
+        certify(teacher, student, x)
+
+
+def width_of(layer):
+    return layer.weight.shape[1 if isinstance(layer, nn.ConvTranspose2d) else 0]
+
+
+@fuzz(15)
+@given(graphs(), factors, seeds, st.booleans())
+def test_noise_changes_numbers_alone(randomise, drawn, factor, seed, exact):
+    teacher, x = build(drawn, randomise)
+    silent, result = attempt(widen, teacher, x, factor, seed=seed, verify=False)
+    noisy, same = attempt(widen, teacher, x, factor, seed=seed, verify=False, noise=0.1, exact=exact)
+    assert result == same
+    if noisy is not None:
+        assert shapes(noisy) == shapes(silent)
+        assert history(noisy)[-1]["spaces"] == history(silent)[-1]["spaces"]
+        if exact:
+            certify(teacher, noisy, x)
+
+
+def filled_with(number):
+    def fill(module):
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data.fill_(number)
+
+    return fill
+
+
+@fuzz(15)
+@given(graphs(), factors, seeds)
+def test_random_pad_keeps_what_was_there(randomise, drawn, factor, seed):
+    """What two fillings have in common is old, and in its old order."""
+    teacher, x = build(drawn, randomise)
+    student, result = attempt(widen, teacher, x, factor, seed=seed, verify=False)
+    (one, other), both = zip(
+        *(attempt(random_pad, teacher, x, factor, seed=seed, init=filled_with(n)) for n in (1e3, -1e3)), strict=True
+    )
+    assert set(both) == {result}
+    if student is not None:
+        assert shapes(one) == shapes(other) == shapes(student)
+        theirs, others = teacher.state_dict(), other.state_dict()
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor[tensor == others[name]], theirs[name].flatten()), name
+
+
+@fuzz(15)
+@given(graphs(), factors, factors, seeds)
+def test_students_grow_again(randomise, drawn, first, second, seed):
+    teacher, x = build(drawn, randomise)
+    student, _ = attempt(widen, teacher, x, first, seed=seed, verify=False)
+    if student is not None:
+        again, _ = attempt(widen, student, x, second, seed=seed, verify=False)
+        if again is not None:
+            assert parameters(again) > parameters(student)
+            certify(teacher, again, x)
+
+
+@fuzz(15)
+@given(graphs())
+def test_what_explain_says_can_grow_does(randomise, drawn):
+    teacher, x = build(drawn, randomise)
+    rows = explain(teacher, x).spaces
+    student, _ = attempt(widen, teacher, x, 2, verify=False)
+    grown = {name for row in rows if row.fixed is None for name in row.made_by}
+    assert (student is not None) == bool(grown)
+    for name in {name for row in rows for name in row.made_by} if grown else ():
+        old, new = (width_of(model.get_submodule(name)) for model in (teacher, student))
+        assert (new > old) == (name in grown), name
