@@ -6,10 +6,10 @@
 
 One row per model and factor, written as it comes; models that have a row are skipped, so that calling it again goes on.
 Weights are a seeded random initialisation; batch-norm statistics are those of a batch, disturbed, and parameters that
-the initialisation leaves constant are randomised, because zeros and ones hide faults. Errors are relative to the largest
-output, in float32; where one is above 1e-5, the model is converted to float64 before it is widened, which decides. Larger
-models than `--max-params` are widened on the meta device: what grows is known, the numbers are not. Each model has a
-process of its own, so that none keeps another's memory.
+the initialisation leaves constant are randomised, because zeros and ones hide faults. Errors are relative to the
+largest output, in float32; where one is above 1e-5, the model is converted to float64 before it is widened, which
+decides. Models larger than `--max-params` are widened on the meta device: what grows is known, the numbers are not.
+Each model has a process of its own, so that none keeps another's memory.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     uv pip install torch-pruning        # for this script only
     python bench/transform.py           # writes results/bench/transform.csv
 
-All in one process, taking turns; milliseconds, the fastest of `--repeat`. `widen` is the whole transformation (tracing,
-checking that the student repeats its teacher's forward pass, copying the weights) without the numerical verification.
-Torch-Pruning's `build_dependency` is its analysis alone; the copy is that of the finished student. The last columns show
-the cost against the number of operations, which should be linear.
+All in one process, taking turns; milliseconds, the fastest of `--repeat`. `widen` is the whole transformation
+(tracing, checking that the student repeats its teacher's forward pass, copying) without the numerical verification.
+Torch-Pruning's `build_dependency` is its analysis alone; the copy is that of the finished student. `ms_per_operation`
+should stay the same from the small to the large networks of a family: the cost is linear in the number of operations.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def main(argv: list[str] | None = None) -> int:
         writer.writerows(rows)
     print(f"torch {torch.__version__}, {platform.machine()}, one thread")
     for other in ("deepcopy_ms", "torch_pruning_ms"):
-        ratios = [float(row["widen_ms"]) / float(row[other]) for row in rows if row.get(other) and row["model"] in COMPARED]
+        ratios = [
+            float(row["widen_ms"]) / float(row[other]) for row in rows if row.get(other) and row["model"] in COMPARED
+        ]
         if ratios:
             print(f"widen over {other}: geometric mean {geometric_mean(ratios):.2f}, largest {max(ratios):.2f}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from net2net.deeper import Site
 from net2net.errors import GrowthError
 from net2net.spaces import Trace, resolve
-from net2net.wider import owner
+from net2net.wider import owner, settle
 
 
 class SpaceRow(NamedTuple):
@@ -43,8 +44,10 @@ class Explanation(NamedTuple):
 
 
 def explain(model: nn.Module, example_inputs: Any) -> Explanation:
-    """The channel spaces of a model (who makes them, who reads them, how wide, whether they can grow or why not), and
-    the sites at which it can be deepened. Printed, it is a table.
+    """What can grow in a model. Printed, it is a table.
+
+    The channel spaces (who makes them, who reads them, how wide, whether they can grow or why not), and the sites at
+    which it can be deepened. Whether code counts on a width, as `view(n, 64)` does, is tried out at twice the widths.
 
     model           any `nn.Module`; it is left untouched
     example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
@@ -52,6 +55,8 @@ def explain(model: nn.Module, example_inputs: Any) -> Explanation:
     Raises `GrowthError` as `widen` does, for an operation through which the channels cannot be followed.
     """
     trace = Trace(model, example_inputs)
+    with suppress(GrowthError):  # nothing can grow: the reasons are in the trace all the same
+        settle(trace, example_inputs, 2)
     readers: dict[Any, list[str]] = {}
     for name, axes in trace.axes.items():
         for dim, axis in enumerate(axes):

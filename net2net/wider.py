@@ -157,7 +157,18 @@ def _plan(
     seed: int,
 ) -> Growth:
     """How the model grows: as asked, in all that then repeats the teacher's forward pass."""
-    trace = Trace(model, example_inputs)
+    return settle(Trace(model, example_inputs), example_inputs, factor, widths, modules, seed)
+
+
+def settle(
+    trace: Trace,
+    example_inputs: Any,
+    factor: float | None,
+    widths: Mapping[str, int] | None = None,
+    modules: str | Sequence[str] | None = None,
+    seed: int = 0,
+) -> Growth:
+    """Grow what was asked without data, and fix in the trace what turns out to count on its width, until all fits."""
     while True:
         targets = _targets(trace, factor, widths, modules)
         producers = trace.producers()
