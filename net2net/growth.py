@@ -134,6 +134,7 @@ class Growth:
                 setattr(module, key, tuple(value) if isinstance(value, list) else value)
         return student
 
+    @torch.no_grad()
     def divide(self, student: nn.Module) -> None:
         """Divide what a layer sums over by the replica counts, the first copy's share too."""
         for name, dim, axis in self.each(student, "sums"):

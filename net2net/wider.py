@@ -74,17 +74,17 @@ def widen(
     growth = _plan(model, example_inputs, factor, widths, modules, seed)
     entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **growth.record()}
     student = growth.copied(model)
-    with torch.no_grad():
-        growth.divide(student)
-        if verify and not exact:
-            confirm(model, student, example_inputs)
-        disturb(student, growth, noise, exact, seed)
-        if verify and exact:
-            confirm(model, student, example_inputs)
+    growth.divide(student)
+    if verify and not exact:
+        confirm(model, student, example_inputs)
+    disturb(student, growth, noise, exact, seed)
+    if verify and exact:
+        confirm(model, student, example_inputs)
     remember(student, entry)
     return student
 
 
+@torch.no_grad()
 def disturb(student: nn.Module, growth: Growth, noise: float, exact: bool, seed: int) -> None:
     """Break the symmetry of the copies, on the weights that make them or, exactly, on those that read them."""
     if not noise:
@@ -122,30 +122,30 @@ def random_pad(
     return student
 
 
+@torch.no_grad()
 def pad(student: nn.Module, growth: Growth, init: Callable[[nn.Module], None] | None, seed: int) -> None:
     """Put a random initialisation of the student wherever its teacher had no entry."""
     # On the CPU, with its generator alone: the draw depends on no device and disturbs no generator of one.
     fresh = copy.deepcopy(student).cpu()
-    with torch.no_grad():
-        for name, tensor in tensors(fresh):
-            if growth.axes(name) and tensor.is_floating_point():
-                tensor.fill_(torch.nan)  # what stays so has no initialisation
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_generator(seed, "init", "").initial_seed())
-            fresh.apply(_reset)
-            if init is not None:
-                fresh.apply(init)
-        for (name, tensor), (_, random) in zip(tensors(student), tensors(fresh), strict=True):
-            if growth.axes(name) and random.isnan().any():
-                module = student.get_submodule(owner(name))
-                raise GrowthError(
-                    f"nothing initialises {name!r}: {type(module).__name__} has no reset_parameters() that does; "
-                    "pass init=, a function that initialises a module"
-                )
-            old = torch.ones((), dtype=torch.bool)
-            for dim, axis in growth.axes(name).items():
-                old = old & ~axis.fresh.view(along(dim, tensor.ndim))
-            tensor.copy_(torch.where(old.to(tensor.device), tensor, random.to(tensor.device)))
+    for name, tensor in tensors(fresh):
+        if growth.axes(name) and tensor.is_floating_point():
+            tensor.fill_(torch.nan)  # what stays so has no initialisation
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_generator(seed, "init", "").initial_seed())
+        fresh.apply(_reset)
+        if init is not None:
+            fresh.apply(init)
+    for (name, tensor), (_, random) in zip(tensors(student), tensors(fresh), strict=True):
+        if growth.axes(name) and random.isnan().any():
+            module = student.get_submodule(owner(name))
+            raise GrowthError(
+                f"nothing initialises {name!r}: {type(module).__name__} has no reset_parameters() that does; "
+                "pass init=, a function that initialises a module"
+            )
+        old = torch.ones((), dtype=torch.bool)
+        for dim, axis in growth.axes(name).items():
+            old = old & ~axis.fresh.view(along(dim, tensor.ndim))
+        tensor.copy_(torch.where(old.to(tensor.device), tensor, random.to(tensor.device)))
 
 
 def _plan(
