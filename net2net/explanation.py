@@ -76,7 +76,7 @@ def deepenable(trace: Trace) -> dict[str, str]:
             made.add(id(site.value))
         block = name and works(trace, name, IDEMPOTENT)
         if site is not None or block:
-            sites[name] = ", or a ".join(filter(None, (str(site or ""), "'block'" if block else "")))
+            sites[name] = ", or ".join([*([str(site)] if site else []), *(["a 'block'"] if block else [])])
     for name, values in trace.entries.items():
         # What the first module inside another reads is what that one reads: the outer of the two is enough.
         if name and values[0] is not None and id(values[0]) not in made and values[0].call is not None:

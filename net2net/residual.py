@@ -36,7 +36,7 @@ RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "
 # would get no gradient, nor would the layer after it, ever.
 KEEPS_ZERO = {
     *RESHAPES,
-    *("permute", "transpose", "movedim", "swapaxes", "roll", "neg", "mean"),
+    *("permute", "transpose", "movedim", "swapaxes", "__getitem__", "narrow", "roll", "neg", "mean"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d"),
     *("silu", "gelu", "mish", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu", "hardswish", "softsign"),
     *("avg_pool1d", "avg_pool2d", "avg_pool3d", "interpolate", "pixel_shuffle"),
@@ -64,8 +64,8 @@ def zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
     except GrowthError as error:
         parent = name.rpartition(".")[0]
         near = [n for n, _ in trace.skeleton.named_modules() if n.rpartition(".")[0] in (parent, name) and n != name]
-        works = next((other for other in near if other and works(trace, other, idempotent)), None)
-        raise GrowthError(f"{error}" + (f"; {works!r} next to it is such a block" if works else "")) from None
+        sibling = next((other for other in near if other and works(trace, other, idempotent)), None)
+        raise GrowthError(f"{error}" + (f"; {sibling!r} next to it is such a block" if sibling else "")) from None
 
 
 def works(trace: Trace, name: str, idempotent: tuple[str, ...]) -> bool:
@@ -90,7 +90,7 @@ def _zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
     activation = out.call.name if out.call.name in idempotent else None
     branches = _branches(out.call.inputs[0] if activation else out, start)
     if not branches:
-        raise GrowthError(refused + _not_a_sum(out.call.inputs[0].call if activation else out.call))
+        raise GrowthError(refused + _not_a_sum(out.call.inputs[0].call if activation else out.call, name))
     module = trace.skeleton.get_submodule(name)
     names = {id(p): n for n, p in module.named_parameters()}
     found: list[str] = []
@@ -106,12 +106,12 @@ def _zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _not_a_sum(last: Call | None) -> str:
+def _not_a_sum(last: Call | None, name: str) -> str:
     made = last.name if last is not None else "its input"
     if made in SUMS:
         return "neither side of the addition at its end is its own input (the shortcut is a projection, for instance)"
     before = last.inputs[0].call if last is not None and last.inputs else None
-    if before is not None and before.name in SUMS:
+    if before is not None and before.name in SUMS and f"{before.module}.".startswith(f"{name}."):
         return f"the {made!r} after the addition at its end does something to what has passed through it already"
     return f"it ends in {made!r}, not in an addition to its own input"
 
