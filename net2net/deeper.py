@@ -116,7 +116,7 @@ def deepen(
     for key, layers in plan.items():
         for k, layer in enumerate(layers):
             if "block" in layer:
-                residual.initialise(added[key][k], layer["block"], f"{key} {k}", seed, init)
+                residual.initialise(added[key][k], layer["block"], key, k, seed, init)
     remember(student, {"op": "deepen", "seed": seed, "sites": plan})
     _reached(student, example_inputs, [(key, layer) for key, layers in added.items() for layer in layers])
     if verify:

@@ -100,7 +100,7 @@ def _zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
             made = f"{branch.call.name!r}" if branch.call else "a constant"
             raise GrowthError(
                 refused + f"nothing can start at zero and be trained at the end of a branch that {made} makes: "
-                "expected a normalisation with weights, a layer scale, or a layer"
+                "expected a normalisation, a layer scale or a layer, with parameters of its own"
             )
         found += [n for n in end.zeros if n not in found]
     return found
@@ -195,12 +195,13 @@ def _gain(value: Value, names: dict[int, str]) -> End | None:
 
 
 def initialise(
-    block: nn.Module, zero: list[str], name: str, seed: int, init: Callable[[nn.Module], Any] | None = None
+    block: nn.Module, zero: list[str], site: str, number: int, seed: int, init: Callable[[nn.Module], Any] | None = None
 ) -> None:
     """Give a block random weights of its own, fresh batch-norm statistics, and zeros where it needs them.
 
     Each module's `reset_parameters` draws its weights, then `init` is applied to every module, as by
-    `nn.Module.apply`. The draw depends on `seed` and `name` only, on no device, and moves no generator.
+    `nn.Module.apply`. The draw depends on `seed`, the site and the block's number there, on no device, and moves no
+    generator.
     """
     for parameter in block.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
@@ -211,7 +212,7 @@ def initialise(
                 if parameter.is_floating_point():
                     parameter.fill_(torch.nan)  # what stays so has no initialisation
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_generator(seed, "init", name).initial_seed())
+            torch.default_generator.manual_seed(_generator(seed, "init", f"{site} {number}").initial_seed())
             fresh.apply(_reset)
             if init is not None:
                 fresh.apply(init)
@@ -219,7 +220,7 @@ def initialise(
             if own not in zero and parameter.isnan().any():
                 owner = type(fresh.get_submodule(own.rpartition(".")[0])).__name__
                 raise GrowthError(
-                    f"nothing initialises {own!r} of the new block after {name!r}: {owner} has no reset_parameters() "
+                    f"nothing initialises {own!r} of the new block after {site!r}: {owner} has no reset_parameters() "
                     "that does; pass init=, a function that initialises a module"
                 )
         block.load_state_dict(fresh.state_dict())

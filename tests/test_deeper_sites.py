@@ -255,6 +255,10 @@ def test_a_pooling_is_no_maxout(randomise):
         teacher = Net(lambda m, x, pool=pool: m.c(pool(m.a(x))), a=conv(3, 4), c=nn.Linear(4, 2))
         with pytest.raises(GrowthError, match=r"not from an activation.* ask for a maxout layer, Layer\(1, maxout=2\)"):
             deepen(randomise(teacher).double(), images(3, 4, 5), {"before c": [1]})
+    # Positions divided, not channels.
+    teacher = Net(lambda m, x: m.c(m.a(x).view(len(x), 4, 4, 5).amax(2)), a=nn.Conv1d(3, 4, 1), c=nn.Conv1d(4, 2, 1))
+    with pytest.raises(GrowthError, match="'amax', not from an activation"):
+        deepen(randomise(teacher).double(), images(3, 20), {"before c": [1]})
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Identity])
@@ -440,7 +444,7 @@ class Scaled(nn.Module):
 def test_what_nothing_initialises_needs_init(randomise):
     teacher, x = randomise(nn.Sequential(Scaled(), nn.Linear(6, 2))).double(), images(6)
     with pytest.raises(
-        GrowthError, match=r"nothing initialises 'slope' of the new block after '0 0': Scaled has no reset.*init="
+        GrowthError, match=r"nothing initialises 'slope' of the new block after '0': Scaled has no reset.*init="
     ):
         deepen(teacher, x, {"0": ["block"]})
 
