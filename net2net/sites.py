@@ -164,11 +164,11 @@ class Site:
     def _asked(self, asked: Kernel) -> Layer:
         names = [f.name for f in fields(Layer)]
         if isinstance(asked, Mapping):
-            if not names or not set(asked) <= set(names):
+            if not set(asked) <= set(names):
                 unknown = ", ".join(sorted(set(map(str, asked)) - set(names)))
                 raise GrowthError(f"{self.refused} with {dict(asked)!r}: a layer has {', '.join(names)}, no {unknown}")
             asked = Layer(**asked)
-        layer = asked if isinstance(asked, Layer) else Layer(asked)  # type: ignore[arg-type]
+        layer = asked if isinstance(asked, Layer) else Layer(asked)
         if isinstance(layer.kernel, str):
             raise GrowthError(f"{self.refused} with {layer.kernel!r}: expected a kernel, a Layer or 'block'")
         if type(layer.depthwise) is not bool:
