@@ -2,7 +2,7 @@
 
 widen          Net2WiderNet, sec 2.3
 random_pad     its baseline, sec 3.1
-deepen         Net2DeeperNet, sec 2.4
+deepen         Net2DeeperNet, sec 2.4; `Layer` says more about a layer than its kernel, `Maxout` is what some end in
 verify         is it still the same function?
 explain        what can grow in a model, and what cannot and why
 history        what was done to a model
@@ -10,16 +10,19 @@ register_rule  how channels pass through an operation of one's own
 """
 
 from net2net.certificate import Certificate, verify
-from net2net.deeper import deepen
+from net2net.deeper import Maxout, deepen
 from net2net.errors import GrowthError, UnsupportedOperation
 from net2net.explanation import Explanation, explain
 from net2net.rules import register_rule
+from net2net.sites import Layer
 from net2net.wider import history, random_pad, widen
 
 __all__ = [
     "Certificate",
     "Explanation",
     "GrowthError",
+    "Layer",
+    "Maxout",
     "UnsupportedOperation",
     "deepen",
     "explain",

@@ -1,36 +1,48 @@
 """Net2DeeperNet (sec 2.4): insert layers that start as the identity.
 
-After an activation phi with phi(phi(v)) = phi(v) a layer whose linear part is the identity changes nothing. Where the
-layer has batch normalisation, its scale and offset undo the normalisation, with statistics from a forward pass over
-training data.
+After an activation phi with phi(phi(v)) = phi(v) a layer whose linear part is the identity changes nothing; nor does a
+maxout layer whose pieces all are the identity, after anything. Where the layer has batch normalisation, its scale and
+offset undo the normalisation, with statistics from a forward pass over training data. Residual blocks that start as the
+identity are in `net2net.residual`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from net2net import residual
 from net2net.certificate import confirm
 from net2net.errors import GrowthError
-from net2net.recording import Call, NoDropout, as_arguments
+from net2net.recording import NoDropout, as_arguments
+from net2net.sites import Kernel, Site, choose, located, spelled
 from net2net.spaces import Trace
-from net2net.wider import matches, remember
+from net2net.wider import remember
 
-Kernel = int | tuple[int, ...]
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
-IDEMPOTENT = ("relu", "relu6", "hardtanh")
-# What else is asked for often, and why it is refused.
-NOT_IDEMPOTENT = (
-    *("sigmoid", "tanh", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu"),
-    *("hardswish", "hardsigmoid", "softplus", "softsign"),
-)
-CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+class Maxout(nn.Module):
+    """The largest of each `pieces` consecutive channels: [N, C·pieces, …] to [N, C, …].
+
+    Of equal pieces one alone gets the gradient, so that pieces that start equal, as in a new layer, become different.
+    """
+
+    def __init__(self, pieces: int):
+        super().__init__()
+        self.pieces = pieces
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(1, (-1, self.pieces)).max(2).values  # amax would share the gradient among equal pieces
+
+    def extra_repr(self) -> str:
+        return f"pieces={self.pieces}"
 
 
 def deepen(
@@ -39,34 +51,58 @@ def deepen(
     sites: Mapping[str, Sequence[Kernel]],
     calibration: Iterable[Any] | None = None,
     *,
+    init: Callable[[nn.Module], Any] | None = None,
+    seed: int = 0,
     verify: bool = True,
 ) -> nn.Module:
     """A deeper model that computes the same function: Net2DeeperNet (paper sec 2.4).
 
     Each site `m` becomes `nn.Sequential(m, layer, layer, …)`, one new layer per kernel: an identity convolution (an
     identity `nn.Linear` where the site's output is [N, C]), batch normalisation if the site has it right before its
-    activation, and that activation.
+    activation, and that activation. A site "before m" becomes `nn.Sequential(layer, …, m)`.
 
     model           any `nn.Module`; it is left untouched
     example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
-    sites           kernels to insert, by module name or glob ("*" stops at dots, "**" does not), e.g.
-                    {"layer1.*": [3, (1, 3)]}. A kernel is an odd size or one per spatial dimension; 1 for [N, C].
-                    The site's output must come straight from a ReLU, ReLU6 or hardtanh.
+    sites           what to insert, by module name or glob ("*" stops at dots, "**" does not), e.g.
+                    {"layer1.*": [3, (1, 3)], "before layer2.*.conv2": [Layer(5, depthwise=True)]}. `net2net.explain`
+                    lists the sites of a model. Each entry is one of
+
+                    - a kernel, an odd size or one per spatial dimension; 1 for [N, C]
+                    - a `Layer`, or a dict of its fields: dilated, depthwise or maxout layers
+                    - "block": a new residual block, see below
+
+                    For a kernel the site's output must come straight from a ReLU, ReLU6 or hardtanh (functions count
+                    as modules do), or be the largest of several linear pieces (maxout): then the new layer is a maxout
+                    layer, too, with the identity in every piece. "before m" is for what `m` reads, where no module of
+                    its own returns it: `self.m(F.relu(…))`, or one ReLU module that is called several times. Dropout
+                    (of ReLU), max pooling and changes of shape may lie in between.
     calibration     batches of training inputs, each as `example_inputs`, to measure the batch-norm statistics on;
                     needed if the sites have batch normalisation
+    init            for new residual blocks: applied to each of their modules, as by `nn.Module.apply`, after the
+                    module's own `reset_parameters` where it has one
+    seed            of the new residual blocks' weights; nothing else is random
     verify          compare both models on the example inputs and raise if the function has moved further than rounding
                     explains
 
+    "block" follows a residual block, a module that computes x + f(x) or relu(x + f(x)) on one shape, by another of its
+    kind, freshly initialised except that f ends in zeros. These are the last normalisation's weight and bias where f
+    ends in one (through layers without bias, gates and smooth activations), else a layer scale, else the last layer's.
+    So it is in pre-activation nets with ReLU, f = conv(relu(bn(…))): there a normalisation that starts at zero would
+    never get a gradient. Every addition to the shortcut counts (attention, then an MLP).
+
+    A new layer is as wide as the one below it. Widen it for more (the last paragraph of sec 2.4):
+
+        deep = deepen(model, x, {"layer1": [3]}, calibration)
+        wide = widen(deep, x, widths={"layer1.1.conv": 96})
+
     Returns a new model of the same class on the same device. The function is preserved exactly in evaluation mode; in
-    training mode on a single calibration batch up to the precision of its statistics. No noise is needed. An optimizer
-    of the old model does not know the new parameters: build a new one. Raises `GrowthError` for a site that cannot be
-    deepened, with the reason.
+    training mode on a single calibration batch up to the precision of its statistics; by a block in both. No noise is
+    needed. An optimizer of the old model does not know the new parameters: build a new one. Raises `GrowthError` for a
+    site that cannot be deepened, with the reason.
     """
-    trace = Trace(model, example_inputs)
-    chosen = _choose(trace, sites)
-    student = copy.deepcopy(model)
-    blocks = {name: Site(trace, name, kernels) for name, kernels in chosen.items()}
-    normalised = [name for name, site in blocks.items() if site.norm is not None]
+    trace = Trace(model, example_inputs, strict=False)
+    plan = {key: Site(trace, key, layers).plan for key, layers in choose(trace, sites).items()}
+    normalised = [key for key, layers in plan.items() if any(layer.get("norm") for layer in layers)]
     moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     if normalised:
         if calibration is None:
@@ -76,32 +112,114 @@ def deepen(
         if isinstance(calibration, (torch.Tensor, Mapping)):
             raise GrowthError(f"calibration= is one {type(calibration).__name__}: pass batches, e.g. [batch]")
         moments = _measure(model, normalised, calibration)
-    added: list[tuple[str, nn.Module]] = []
-    for name, site in blocks.items():
-        old = student.get_submodule(name)
-        tensor = next(old.parameters(), next(student.parameters(), torch.empty(0)))
-        layers = [site.layer(kernel, old, tensor, moments.get(name)) for kernel in site.kernels]
-        # A module can have several names: put the deeper one under each of them.
-        places = [(m, key) for m in student.modules() for key, child in m._modules.items() if child is old]
-        grown = nn.Sequential(old, *(layer.train(old.training) for layer in layers))
-        grown.training = old.training  # and what is inside `old` keeps its own
-        for parent, key in places:
-            parent._modules[key] = grown
-        added += [(name, layer) for layer in layers]
-    remember(
-        student, {"op": "deepen", "sites": {name: [list(k) for k in site.kernels] for name, site in blocks.items()}}
-    )
-    _reached(student, example_inputs, added)
+    student = copy.deepcopy(model)
+    added = insert(student, plan, moments)
+    for key, layers in plan.items():
+        for k, layer in enumerate(layers):
+            if "block" in layer:
+                residual.initialise(added[key][k], layer["block"], key, k, seed, init)
+    remember(student, {"op": "deepen", "seed": seed, "sites": plan})
+    _reached(student, example_inputs, [(key, layer) for key, layers in added.items() for layer in layers])
     if verify:
         confirm(model, student, example_inputs)
     return student
 
 
+def insert(
+    model: nn.Module,
+    sites: Mapping[str, Sequence[Mapping[str, Any]]],
+    moments: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+) -> dict[str, list[nn.Module]]:
+    """Put layers into `model` itself, in the order of `sites`; returns the new modules of each site.
+
+    sites    as in the record of `deepen`, `history(student)[i]["sites"]`: for each "name" or "before name" a list of
+             {"kernel", "dilation", "depthwise", "maxout", "channels", "norm", "activation"}, or of {"block": [names of
+             parameters that are zero]}. Plain data that says all about the architecture: applied to a new model of the
+             teacher's architecture it gives the student's, without inputs or a trace.
+    moments  mean and variance of each channel at the sites with batch normalisation; without, its statistics are 0 and
+             1, and it is the identity in evaluation mode alone
+
+    New blocks are copies, with the weights of the block before them except for the zeros: the identity, too.
+    """
+    moments = moments or {}
+    # Before anything is inserted into what they copy.
+    copies = {
+        key: [copy.deepcopy(model.get_submodule(key)) if "block" in layer else None for layer in layers]
+        for key, layers in sites.items()
+        if any("block" in layer for layer in layers)
+    }
+    added: dict[str, list[nn.Module]] = {}
+    for key, layers in sites.items():
+        before, name = located(key)
+        old = model.get_submodule(name)
+        like = next(old.parameters(), next(model.parameters(), torch.empty(0)))
+        new: list[nn.Module] = []
+        for k, layer in enumerate(layers):
+            if "block" in layer:
+                residual.clear(copies[key][k], layer["block"])
+            new.append(copies[key][k] if "block" in layer else _identity(layer, like, moments.get(key)))
+        # A module can have several names: put the deeper one under each of them.
+        places = [(m, own) for m in model.modules() for own, child in m._modules.items() if child is old]
+        for layer in new:
+            layer.train(old.training)
+        grown = nn.Sequential(*new, old) if before else nn.Sequential(old, *new)
+        grown.training = old.training  # and what is inside `old` keeps its own
+        for parent, own in places:
+            parent._modules[own] = grown
+        added[key] = new
+    return added
+
+
+def _identity(
+    layer: Mapping[str, Any], like: torch.Tensor, moments: tuple[torch.Tensor, torch.Tensor] | None
+) -> nn.Module:
+    """One layer that is the identity on what has passed its activation; `like` gives device and precision."""
+    channels, kernel, pieces = layer["channels"], tuple(layer["kernel"]), max(layer["maxout"], 1)
+    options = {"bias": layer["norm"] is None, "device": like.device, "dtype": like.dtype}
+    outputs = channels * pieces
+    linear: nn.Module
+    # Without their own random initialisation: it would be overwritten, and move the caller's generator on.
+    if not kernel:
+        linear = nn.utils.skip_init(nn.Linear, channels, outputs, **options)
+    else:
+        dilation = tuple(layer["dilation"])
+        options["padding"] = tuple(d * (k // 2) for k, d in zip(kernel, dilation, strict=True))
+        options |= {"dilation": dilation, "groups": channels if layer["depthwise"] else 1}
+        linear = nn.utils.skip_init(CONVOLUTIONS[len(kernel)], channels, outputs, kernel, **options)
+    parts = OrderedDict([("conv" if kernel else "linear", linear)])
+    with torch.no_grad():
+        linear.weight.zero_()
+        centre = tuple(k // 2 for k in kernel)
+        rows = torch.arange(outputs)  # the pieces of a channel lie together
+        columns = torch.zeros_like(rows) if layer["depthwise"] else rows // pieces
+        linear.weight[(rows, columns, *centre)] = 1
+        if linear.bias is not None:
+            linear.bias.zero_()
+        if layer["norm"] is not None:
+            eps, momentum = layer["norm"]["eps"], layer["norm"]["momentum"]
+            norm = NORMS[len(kernel)](outputs, eps, momentum, device=like.device)
+            norm.to(like.dtype)
+            if moments is not None:
+                norm.running_mean.copy_(moments[0].repeat_interleave(pieces))
+                norm.running_var.copy_(moments[1].repeat_interleave(pieces))
+            # From the stored variance, so that rounding it cancels: (x - mean) / sqrt(var + eps) is undone exactly.
+            norm.weight.copy_((norm.running_var.double() + eps).sqrt())
+            norm.bias.copy_(norm.running_mean)
+            parts["bn"] = norm
+    if layer["maxout"]:
+        parts["maxout"] = Maxout(pieces)
+    elif isinstance(layer["activation"], str):
+        parts["relu"] = nn.ReLU6() if layer["activation"] == "relu6" else nn.ReLU()
+    else:
+        parts["act"] = nn.Hardtanh(*layer["activation"][1:])
+    return nn.Sequential(parts)
+
+
 def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.Module]]) -> None:
-    """Refuse a student whose forward pass goes around the new layers, e.g. by reaching into the module they follow."""
+    """Refuse a student whose forward pass goes around the new layers, e.g. by reaching into the module at the site."""
     reason = "code outside it uses it otherwise than by calling it"
     try:
-        sites = Trace(student, example_inputs).sites
+        sites = Trace(student, example_inputs, strict=False).sites
     except GrowthError as error:
         raise GrowthError(
             f"the deeper model does not run, as if {reason.replace('it', 'a site', 1)}: {error}"
@@ -110,158 +228,46 @@ def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.
     for site, layer in added:
         if len(sites.get(names[layer], [])) != 1:
             raise GrowthError(
-                f"cannot deepen after {site!r}: the forward pass does not reach the new layers ({reason})"
+                f"cannot deepen {spelled(site)}: the forward pass does not reach the new layers ({reason})"
             )
-
-
-class Site:
-    """A place to insert layers after: checked, with what a layer there needs to look like."""
-
-    def __init__(self, trace: Trace, name: str, kernels: Sequence[Kernel]):
-        self.name = name
-        values = trace.sites.get(name, [])
-        if len(values) != 1:
-            raise GrowthError(
-                f"cannot deepen after {name!r}: "
-                + ("the forward pass never calls it" if not values else f"it is called {len(values)} times a pass")
-            )
-        value = values[0]
-        if value is None or value.call is None:
-            raise GrowthError(f"cannot deepen after {name!r}: its output is not one tensor that an activation made")
-        self.call: Call = value.call
-        if self.call.name not in IDEMPOTENT:
-            known = self.call.name in NOT_IDEMPOTENT
-            raise GrowthError(
-                f"cannot deepen after {name!r}: its output comes from {self.call.name!r}"
-                + (", and applying that twice is not applying it once" if known else ", not from an activation")
-                + f"; a site must end in {', '.join(IDEMPOTENT)}"
-            )
-        shape = tuple(value.tensor.shape)
-        channels = [dim for dim, axis in enumerate(value.axes) if axis is not None]
-        if len(shape) not in NORMS or channels not in ([], [1]):
-            where = f", channels along dimension {', '.join(map(str, channels))}" if channels else ""
-            raise GrowthError(
-                f"cannot deepen after {name!r}: its output has shape {shape}{where}; "
-                "expected [N, C] or [N, C, …] with one to three spatial dimensions"
-            )
-        self.channels, self.ndim = shape[1], len(shape)
-        before = self.call.inputs[0].call
-        self.norm = before if before is not None and before.name == "batch_norm" else None
-        if self.norm is not None:
-            module = trace.skeleton.get_submodule(self.norm.module)
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                # As configured: what the call passes in evaluation mode stands for momentum=None, too.
-                self.eps, self.momentum = module.eps, module.momentum
-            else:
-                self.eps, self.momentum = self.norm.get(7, "eps", 1e-5), self.norm.get(6, "momentum", 0.1)
-        if isinstance(kernels, (int, str)) or not kernels:
-            raise GrowthError(
-                f"the site {name!r} asks for {kernels!r}: expected a list of kernels, e.g. [3] or [(1, 3)]"
-            )
-        self.kernels = [self._kernel(kernel) for kernel in kernels]
-
-    def _kernel(self, kernel: Kernel) -> tuple[int, ...]:
-        spatial = self.ndim - 2
-        sizes = (kernel,) * max(spatial, 1) if isinstance(kernel, int) else tuple(kernel)
-        good = all(type(k) is int and k > 0 and k % 2 for k in sizes) and len(sizes) == max(spatial, 1)
-        if not good or (spatial == 0 and sizes != (1,)):
-            wanted = "1" if spatial == 0 else f"an odd size or {spatial} of them"
-            raise GrowthError(f"cannot deepen after {self.name!r} with kernel {kernel!r}: expected {wanted}")
-        return sizes
-
-    def layer(
-        self,
-        kernel: tuple[int, ...],
-        old: nn.Module,
-        like: torch.Tensor,
-        moments: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> nn.Module:
-        """One layer that is the identity on this site's output; `like` gives device and precision."""
-        options = {"bias": self.norm is None, "device": like.device, "dtype": like.dtype}
-        channels = self.channels
-        linear: nn.Module
-        # Without their own random initialisation: it would be overwritten, and move the caller's generator on.
-        if self.ndim == 2:
-            linear = nn.utils.skip_init(nn.Linear, channels, channels, **options)
-        else:
-            options["padding"] = tuple(k // 2 for k in kernel)
-            linear = nn.utils.skip_init(CONVOLUTIONS[self.ndim], channels, channels, kernel, **options)
-        parts = OrderedDict([("linear" if self.ndim == 2 else "conv", linear)])
-        with torch.no_grad():
-            linear.weight.zero_()
-            centre = tuple(k // 2 for k in kernel) if self.ndim > 2 else ()
-            diagonal = torch.arange(channels)
-            linear.weight[(diagonal, diagonal, *centre)] = 1
-            if linear.bias is not None:
-                linear.bias.zero_()
-            if self.norm is not None and moments is not None:
-                norm = NORMS[self.ndim](channels, self.eps, self.momentum, device=like.device)
-                mean, var = moments
-                norm.to(like.dtype)
-                norm.running_mean.copy_(mean)
-                norm.running_var.copy_(var)
-                # From the stored variance, so that rounding it cancels: (x - mean) / sqrt(var + eps) is undone exactly.
-                norm.weight.copy_((norm.running_var.double() + self.eps).sqrt())
-                norm.bias.copy_(norm.running_mean)
-                parts["bn"] = norm
-        parts["relu" if self.call.name.startswith("relu") else "act"] = self._activation()
-        return nn.Sequential(parts)
-
-    def _activation(self) -> nn.Module:
-        if self.call.name == "hardtanh":
-            return nn.Hardtanh(self.call.get(1, "min_val", -1.0), self.call.get(2, "max_val", 1.0))
-        return nn.ReLU6() if self.call.name == "relu6" else nn.ReLU()
-
-
-def _choose(trace: Trace, sites: Mapping[str, Sequence[Kernel]]) -> dict[str, Sequence[Kernel]]:
-    if not sites:
-        raise GrowthError("sites= is empty: name at least one module, e.g. {'layer1.*': [3]}")
-    names = [name for name, _ in trace.skeleton.named_modules() if name]
-    chosen: dict[str, Sequence[Kernel]] = {}
-    for pattern, kernels in sites.items():
-        matched = [name for name in names if matches(name.split("."), pattern.split("."))]
-        if not matched:
-            top = ", ".join(name for name in names if "." not in name)
-            raise GrowthError(f"no module matches the site {pattern!r}; the top level is {top}")
-        for name in matched:
-            if name in chosen:
-                raise GrowthError(f"two site patterns match {name!r}: {pattern!r} and one before it")
-            chosen[name] = kernels
-    # A site inside another is wrapped first, so that the names of both stay valid.
-    return dict(sorted(chosen.items(), key=lambda item: -item[0].count(".")))
 
 
 def _measure(
-    model: nn.Module, names: list[str], calibration: Iterable[Any]
+    model: nn.Module, keys: list[str], calibration: Iterable[Any]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Mean and (biased) variance per channel of the outputs of some modules, over all batches, in float64.
+    """Mean and (biased) variance per channel at some sites, over all batches, in float64.
 
     The model normalises by the batch's own statistics meanwhile, as in training, where the new layers have to be the
     identity too; dropout is off.
     """
     model = copy.deepcopy(model).train()
-    count = dict.fromkeys(names, 0)
+    count = dict.fromkeys(keys, 0)
     mean: dict[str, torch.Tensor] = {}
     square: dict[str, torch.Tensor] = {}  # summed squared deviations from the mean
 
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            x = output.detach().double().transpose(0, 1).flatten(1)
-            n, m = x.shape[1], x.mean(1)
-            s = (x - m[:, None]).square().sum(1)
-            if name not in mean:
-                count[name], mean[name], square[name] = n, m, s
-                return
-            total = count[name] + n
-            delta = m - mean[name]
-            mean[name] = mean[name] + delta * (n / total)
-            square[name] = square[name] + s + delta.square() * (count[name] * n / total)
-            count[name] = total
+    def see(key: str, seen: torch.Tensor) -> None:
+        x = seen.detach().double().transpose(0, 1).flatten(1)
+        n, m = x.shape[1], x.mean(1)
+        s = (x - m[:, None]).square().sum(1)
+        if key not in mean:
+            count[key], mean[key], square[key] = n, m, s
+            return
+        total = count[key] + n
+        delta = m - mean[key]
+        mean[key] = mean[key] + delta * (n / total)
+        square[key] = square[key] + s + delta.square() * (count[key] * n / total)
+        count[key] = total
 
-        return hook
+    def look(key: str) -> None:
+        before, name = located(key)
+        module = model.get_submodule(name)
+        if before:
+            module.register_forward_pre_hook(lambda module, inputs: see(key, inputs[0]))
+        else:
+            module.register_forward_hook(lambda module, inputs, output: see(key, output))
 
-    for name in names:
-        model.get_submodule(name).register_forward_hook(look(name))
+    for key in keys:
+        look(key)
     batches = 0
     with torch.no_grad(), NoDropout():
         for batch in calibration:
@@ -270,7 +276,8 @@ def _measure(
             batches += 1
     if not batches:
         raise GrowthError("calibration= has no batches: pass at least one batch of training inputs")
-    for name in names:
-        if name not in mean:
+    for key in keys:
+        if key not in mean:
+            name = located(key)[1]
             raise GrowthError(f"cannot measure the statistics of {name!r}: it is not called in training mode")
-    return {name: (mean[name], square[name] / count[name]) for name in names}
+    return {key: (mean[key], square[key] / count[key]) for key in keys}

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from net2net.deeper import Site
 from net2net.errors import GrowthError
+from net2net.residual import works
+from net2net.sites import BEFORE, IDEMPOTENT, Site
 from net2net.spaces import Trace, resolve
 from net2net.wider import owner, settle
 
@@ -39,7 +40,12 @@ class Explanation(NamedTuple):
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
         lines += ["", "deepen after:", *(f"  {name}  {what}" for name, what in self.sites.items())]
         return "\n".join(
-            lines if self.sites else [*lines[:-1], "deepen after: nowhere, no site ends in ReLU, ReLU6 or hardtanh"]
+            lines
+            if self.sites
+            else [
+                *lines[:-1],
+                "deepen after: nowhere, no site ends in ReLU, ReLU6, hardtanh or maxout, or is a residual block",
+            ]
         )
 
 
@@ -73,15 +79,34 @@ def explain(model: nn.Module, example_inputs: Any) -> Explanation:
         )
         for space, weights in trace.producers().items()
     ]
-    sites = {}
+    return Explanation(spaces, deepenable(trace))
+
+
+def deepenable(trace: Trace) -> dict[str, str]:
+    """What `deepen` can be asked for, by site: after a module, or before one whose input no module of its own makes."""
+    sites, made = {}, set()
     for name in trace.sites:
-        if name:
-            try:
-                site = Site(trace, name, [1])
-            except GrowthError:
-                continue
-            sites[name] = f"{site.channels} channels, {'batch norm, ' if site.norm else ''}{site.call.name}"
-    return Explanation(spaces, sites)
+        site = _site(trace, name) if name else None
+        if site is not None:
+            made.add(id(site.value))
+        block = name and works(trace, name, IDEMPOTENT)
+        if site is not None or block:
+            sites[name] = ", or ".join([*([str(site)] if site else []), *(["a 'block'"] if block else [])])
+    for name, values in trace.entries.items():
+        # What the first module inside another reads is what that one reads: the outer of the two is enough.
+        if name and values[0] is not None and id(values[0]) not in made and values[0].call is not None:
+            outer = trace.entries.get(owner(name), [None])[0]
+            site = None if outer is values[0] and owner(name) else _site(trace, BEFORE + name)
+            if site is not None and site.call is values[0].call:
+                sites[BEFORE + name] = str(site)
+    return sites
+
+
+def _site(trace: Trace, key: str) -> Site | None:
+    try:
+        return Site(trace, key, [1])
+    except GrowthError:
+        return None
 
 
 def _few(names: list[str]) -> str:

@@ -1,0 +1,243 @@
+"""New residual blocks that start as the identity, for networks whose blocks compute x + f(x) (sec 2.4).
+
+A copy of an existing block, freshly initialised, follows it. Wherever the block adds a branch to its input, the last
+thing in the branch that can make it zero starts at zero: a normalisation, a layer scale, or else a layer. The copy is
+then the identity, and of what it computes only the zeros are not random.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from net2net.errors import GrowthError
+from net2net.recording import Call
+from net2net.spaces import Trace, Value
+from net2net.wider import _generator
+
+# Where operations take their weight and bias: position and keyword, None for no bias.
+_WEIGHTS = ((1, "weight"), (2, "bias"))
+LAYERS = {
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), _WEIGHTS),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _WEIGHTS),
+    "multi_head_attention_forward": ((11, "out_proj_weight"), (12, "out_proj_bias")),
+}
+NORMS = {
+    **dict.fromkeys(("batch_norm", "instance_norm"), ((3, "weight"), (4, "bias"))),
+    **dict.fromkeys(("layer_norm", "group_norm"), ((2, "weight"), (3, "bias"))),
+    "rms_norm": ((2, "weight"), None),
+}
+# What keeps every number and their order in memory: several that end at the first shape are the identity.
+RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone")
+# What makes zeros of zeros and has a derivative there. ReLU has none: a normalisation that starts at zero before it
+# would get no gradient, nor would the layer after it, ever.
+KEEPS_ZERO = {
+    *RESHAPES,
+    *("permute", "transpose", "movedim", "swapaxes", "__getitem__", "narrow", "roll", "neg", "mean"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d"),
+    *("silu", "gelu", "mish", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu", "hardswish", "softsign"),
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "interpolate", "pixel_shuffle"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+}
+SUMS = ("add", "__radd__", "__add__")
+PRODUCTS = ("mul", "multiply", "__rmul__", "__mul__")
+
+
+class End(NamedTuple):
+    """What makes a tensor zero if it is: `rank` 0 a normalisation, 1 a layer scale, 2 a layer; least is best."""
+
+    rank: int
+    zeros: tuple[str, ...]
+
+
+def zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
+    """The parameters, by their names inside the block, that make a block the identity when they are zero.
+
+    Raises `GrowthError` with the reason if `name` is not a block that computes x + f(x), or an activation of it that is
+    `idempotent` (applied to what the block before it has passed through it already, it does nothing).
+    """
+    try:
+        return _zeros(trace, name, idempotent)
+    except GrowthError as error:
+        parent = name.rpartition(".")[0]
+        near = [n for n, _ in trace.skeleton.named_modules() if n.rpartition(".")[0] in (parent, name) and n != name]
+        sibling = next((other for other in near if other and works(trace, other, idempotent)), None)
+        raise GrowthError(f"{error}" + (f"; {sibling!r} next to it is such a block" if sibling else "")) from None
+
+
+def works(trace: Trace, name: str, idempotent: tuple[str, ...]) -> bool:
+    try:
+        return bool(_zeros(trace, name, idempotent))
+    except GrowthError:
+        return False
+
+
+def _zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
+    refused = f"cannot put a residual block after {name!r}: "
+    values = trace.sites.get(name, [])
+    if len(values) != 1:
+        calls = "the forward pass never calls it" if not values else f"it is called {len(values)} times a pass"
+        raise GrowthError(refused + calls)
+    out, start = values[0], trace.entries[name][0]
+    if out is None or start is None or out.call is None:
+        raise GrowthError(refused + "it does not make one tensor from one tensor")
+    shapes = [tuple(v.tensor.shape) for v in (start, out)]
+    if shapes[0] != shapes[1]:
+        raise GrowthError(refused + f"its output {shapes[1]} does not have the shape of its input {shapes[0]}")
+    activation = out.call.name if out.call.name in idempotent else None
+    branches = _branches(out.call.inputs[0] if activation else out, start)
+    if not branches:
+        raise GrowthError(refused + _not_a_sum(out.call.inputs[0].call if activation else out.call, name))
+    module = trace.skeleton.get_submodule(name)
+    names = {id(p): n for n, p in module.named_parameters()}
+    found: list[str] = []
+    for branch in branches:
+        end = _end(branch, names, {})
+        if end is None:
+            made = f"{branch.call.name!r}" if branch.call else "a constant"
+            raise GrowthError(
+                refused + f"nothing can start at zero and be trained at the end of a branch that {made} makes: "
+                "expected a normalisation, a layer scale or a layer, with parameters of its own"
+            )
+        found += [n for n in end.zeros if n not in found]
+    return found
+
+
+def _not_a_sum(last: Call | None, name: str) -> str:
+    made = last.name if last is not None else "its input"
+    if made in SUMS:
+        return "neither side of the addition at its end is its own input (the shortcut is a projection, for instance)"
+    before = last.inputs[0].call if last is not None and last.inputs else None
+    if before is not None and before.name in SUMS and f"{before.module}.".startswith(f"{name}."):
+        return f"the {made!r} after the addition at its end does something to what has passed through it already"
+    return f"it ends in {made!r}, not in an addition to its own input"
+
+
+def _tensor(call: Call, position: int, keyword: str) -> Value | None:
+    """What is known of an argument."""
+    tensor = call.get(position, keyword)
+    return next((v for v in call.inputs if v.tensor is tensor), None)
+
+
+def _branches(value: Value, start: Value) -> list[Value] | None:
+    """What is added to `start` on the way to `value`; None if that is not a chain of additions to it."""
+    known: dict[int, list[Value] | None] = {}
+
+    def walk(value: Value) -> list[Value] | None:
+        if value is start:
+            return []
+        if id(value) not in known:
+            known[id(value)] = None
+            known[id(value)] = step(value)
+        return known[id(value)]
+
+    def step(value: Value) -> list[Value] | None:
+        call = value.call
+        if call is None:
+            return None
+        if call.name in RESHAPES and value.tensor.dtype == call.inputs[0].tensor.dtype:
+            return walk(call.inputs[0])
+        if call.name in SUMS and len(call.inputs) == 2 and call.kwargs.get("alpha", 1) == 1:
+            for side, other in (call.inputs, reversed(call.inputs)):
+                before = walk(side) if side.tensor.shape == value.tensor.shape else None
+                if before is not None:
+                    return [*before, other]
+        return None
+
+    return walk(value)
+
+
+def _end(value: Value, names: dict[int, str], known: dict[int, End | None]) -> End | None:
+    """The last parameters, among those in `names`, with which a tensor can start at zero and still be trained."""
+    if id(value) not in known:
+        known[id(value)] = None
+        known[id(value)] = _last(value, names, known)
+    return known[id(value)]
+
+
+def _last(value: Value, names: dict[int, str], known: dict[int, End | None]) -> End | None:
+    call = value.call
+    if call is None:
+        return None
+    if call.name in NORMS or call.name in LAYERS:
+        weight, bias = (NORMS.get(call.name) or LAYERS[call.name])[:2]
+        given = [call.get(*at) for at in (weight, bias) if at is not None]
+        tensors = [t for t in given if t is not None]
+        if call.name in LAYERS and len(tensors) == 1 and call.name != "multi_head_attention_forward":
+            data = _tensor(call, 0, "input")
+            before = _end(data, names, known) if data is not None else None
+            if before is not None and before.rank == 0:  # without a bias the layer makes zeros of zeros
+                return before
+        if given[0] is None or any(id(t) not in names for t in tensors):
+            return None
+        return End(0 if call.name in NORMS else 2, tuple(names[id(t)] for t in tensors))
+    if call.name in SUMS or call.name in ("cat", "concat"):
+        ends = [_end(v, names, known) for v in call.inputs]
+        if len(call.inputs) < 2 or any(end is None for end in ends):
+            return None
+        return End(max(end.rank for end in ends), tuple(dict.fromkeys(n for end in ends for n in end.zeros)))
+    if call.name in PRODUCTS:
+        ends = [_gain(v, names) or _end(v, names, known) for v in call.inputs]
+        return min((end for end in ends if end is not None), key=lambda end: end.rank, default=None)
+    if call.name in KEEPS_ZERO and call.inputs:
+        return _end(call.inputs[0], names, known)
+    return None
+
+
+def _gain(value: Value, names: dict[int, str]) -> End | None:
+    """A parameter that is multiplied by: a layer scale."""
+    while value.call is not None and value.call.name in RESHAPES:
+        value = value.call.inputs[0]
+    return End(1, (names[id(value.tensor)],)) if id(value.tensor) in names else None
+
+
+def initialise(
+    block: nn.Module, zero: list[str], site: str, number: int, seed: int, init: Callable[[nn.Module], Any] | None = None
+) -> None:
+    """Give a block random weights of its own, fresh batch-norm statistics, and zeros where it needs them.
+
+    Each module's `reset_parameters` draws its weights, then `init` is applied to every module, as by
+    `nn.Module.apply`. The draw depends on `seed`, the site and the block's number there, on no device, and moves no
+    generator.
+    """
+    for parameter in block.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    if not any(parameter.is_meta for parameter in block.parameters()):
+        fresh = copy.deepcopy(block).cpu()
+        with torch.no_grad():
+            for parameter in fresh.parameters():
+                if parameter.is_floating_point():
+                    parameter.fill_(torch.nan)  # what stays so has no initialisation
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_generator(seed, "init", f"{site} {number}").initial_seed())
+            fresh.apply(_reset)
+            if init is not None:
+                fresh.apply(init)
+        for own, parameter in fresh.named_parameters():
+            if own not in zero and parameter.isnan().any():
+                owner = type(fresh.get_submodule(own.rpartition(".")[0])).__name__
+                raise GrowthError(
+                    f"nothing initialises {own!r} of the new block after {site!r}: {owner} has no reset_parameters() "
+                    "that does; pass init=, a function that initialises a module"
+                )
+        block.load_state_dict(fresh.state_dict())
+    clear(block, zero)
+
+
+def clear(block: nn.Module, zero: list[str]) -> None:
+    """Set the named parameters to zero."""
+    with torch.no_grad():
+        for name in zero:
+            block.get_parameter(name).zero_()
+
+
+def _reset(module: nn.Module) -> None:
+    # Attention in torch keeps its own under another name.
+    for name in ("reset_parameters", "_reset_parameters"):
+        if hasattr(module, name):
+            getattr(module, name)()
+            return
