@@ -186,14 +186,14 @@ class _Step:
                 empty = state[key].mean() if key in SIZES else state[key].new_zeros(())
                 done[key] = torch.where(fresh.to(value.device), empty, value)
             elif degrees[key]:
-                power = n.to(value.device) ** degrees[key]
+                power = n.to(value) ** degrees[key]
                 # What the state began with was never a gradient. For s = start + gradients: start + gradients / power.
                 start = _start(optimizer, group, state) if key in ("square_avg", "sum") else 0.0
                 done[key] = value / power + start * (1 - 1 / power)
         if not self.padded and "square_avg" in kept:
             for key in (key for key in UPDATES if key in kept):
                 before, after = (_denominator(optimizer, group, each) for each in (copied, done))
-                ratio = torch.where(after > 0, before / (after * n.to(after.device)), 1.0)
+                ratio = torch.where(after > 0, before / (after * n.to(after)), 1.0)
                 done[key] = copied[key] * ratio ** UPDATES[key]
         return done
 
