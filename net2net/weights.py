@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ def _unpickled(path: Path) -> Any:
     if path.suffix not in ZIPPED:
         raise GrowthError(f"{path} is of no known kind: expected .safetensors, {', '.join(ZIPPED)}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol, of files that are refused then
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wants = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), None)
         why = wants.strip() if wants else _first_line(error)
@@ -115,7 +118,9 @@ def _unpickled(path: Path) -> Any:
             f"{path} holds more than tensors and plain data, which is read by running code in it; nothing was run "
             f"({why[:200]}): ask for its state dict, best as safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # missing, not allowed: not for what is in it
+            raise
         raise GrowthError(f"{path} is damaged or was not written by torch.save ({_first_line(error)[:200]})") from None
 
 
