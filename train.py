@@ -86,6 +86,7 @@ def train(config: Config, run: Run, teacher: Path | None, stop: Callable[[], boo
                 "correct": correct,
                 "rng": torch.get_rng_state(),
                 "wandb_id": mirror.id,
+                "history": run.manifest.get("growth", {}).get("history", []),  # of this model, from its teacher's
             }
         )
 

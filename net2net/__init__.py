@@ -6,6 +6,9 @@ deepen         Net2DeeperNet, sec 2.4; `Layer` says more about a layer than its 
 verify         is it still the same function?
 explain        what can grow in a model, and what cannot and why
 history        what was done to a model
+replay         do it again from that record, elsewhere
+grow_optimizer go on with the optimizer's state
+save_weights, load_weights, load_record   files that run no code when read
 register_rule  how channels pass through an operation of one's own
 """
 
@@ -13,8 +16,11 @@ from net2net.certificate import Certificate, verify
 from net2net.deeper import Maxout, deepen
 from net2net.errors import GrowthError, UnsupportedOperation
 from net2net.explanation import Explanation, explain
+from net2net.optimizer import grow_optimizer
+from net2net.record import replay
 from net2net.rules import register_rule
 from net2net.sites import Layer
+from net2net.weights import load_record, load_weights, save_weights
 from net2net.wider import history, random_pad, widen
 
 __all__ = [
@@ -26,9 +32,14 @@ __all__ = [
     "UnsupportedOperation",
     "deepen",
     "explain",
+    "grow_optimizer",
     "history",
+    "load_record",
+    "load_weights",
     "random_pad",
     "register_rule",
+    "replay",
+    "save_weights",
     "verify",
     "widen",
 ]

@@ -132,9 +132,26 @@ def test_figures_need_neither_torch_nor_our_code():
     assert [x for x in imports("figures") if x[1] in forbidden] == []
 
 
-def test_the_library_needs_torch_and_nothing_else():
-    allowed = sys.stdlib_module_names | {"torch", "net2net"}
+def test_the_library_needs_torch_and_safetensors_and_nothing_else():
+    allowed = sys.stdlib_module_names | {"torch", "safetensors", "net2net"}
     assert [x for x in imports("net2net") if x[1] not in allowed] == []
+
+
+def test_nothing_is_loaded_that_could_run_code():
+    """Every torch.load says weights_only=True, and only tests, of what a pickle does, unpickle anything."""
+    for file in ROOT.rglob("*.py"):
+        if any(part.startswith(".") for part in file.relative_to(ROOT).parts):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(), file)):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            called = ast.unparse(node.func)
+            where = f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+            if called == "torch.load":
+                safe = [k for k in node.keywords if k.arg == "weights_only" and ast.unparse(k.value) == "True"]
+                assert safe, where
+            elif called in ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load"):
+                assert file.parent == ROOT / "tests", where
 
 
 def test_training_uses_only_the_library_of_ours():

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import net2net
 import train
 from training import growth, run
-from training.config import load
+from training.config import Model, load
 from training.data import Data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,6 +103,19 @@ def test_a_student_starts_where_its_teacher_ended(runs, arm):
     sha = manifest["growth"]["teacher_sha256"]
     assert len(sha) == 64
     assert manifest["growth"]["history"][0]["op"] == ("deepen" if "deeper" in arm else "widen")
+
+
+def test_the_checkpoint_holds_the_record_that_rebuilds_the_student(runs):
+    teacher, student = (runs / arm / "seed0" / "checkpoint.pt" for arm in ("teacher_narrow", "wider"))
+    assert call("wider", student.parent, "growth.noise=0.0") == 0
+    assert net2net.load_record(teacher) == []
+    record = net2net.load_record(student)
+    assert record == json.loads((student.parent / "run.json").read_text())["growth"]["history"]
+    config = torch.load(teacher, weights_only=True)["config"]
+    was = Model(**{k.removeprefix("model."): v for k, v in config.items() if k.startswith("model.")})
+    rebuilt = net2net.replay(record, growth.build(was))
+    rebuilt.load_state_dict(net2net.load_weights(student), strict=True)
+    assert net2net.history(rebuilt) == record
 
 
 def test_noise_moves_the_student_a_little_and_is_certified_apart(runs, tmp_path):
