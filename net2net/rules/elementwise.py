@@ -85,6 +85,13 @@ def reduction(trace: Trace, call: Call) -> list:
     return axes if isinstance(call.out, torch.Tensor) else [list(axes) for _ in results]
 
 
+def extreme(trace: Trace, call: Call) -> list:
+    """`max` and `min`: of two tensors, or along a dimension, where they return a place beside each value."""
+    if isinstance(call.get(1, "other"), torch.Tensor):
+        return elementwise(trace, call)
+    return reduction(trace, call)
+
+
 UNARY = """
 relu relu6 hardtanh hardswish hardsigmoid silu mish gelu sigmoid tanh elu selu celu leaky_relu rrelu softplus softsign
 log_sigmoid threshold hardshrink softshrink tanhshrink clamp clip clamp_min clamp_max neg abs exp expm1 log log1p sqrt
@@ -112,5 +119,6 @@ RULES = {
     **dict.fromkeys(COPIES.split(), same),
     **dict.fromkeys(["mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm"], reduction),
     **dict.fromkeys(["softmax", "log_softmax", "normalize", "cumsum", "flip", "roll"], along),
+    **dict.fromkeys(("max", "min"), extreme),
     "prelu": prelu,
 }
