@@ -53,8 +53,14 @@ def main(argv: list[str] | None = None) -> int:
         status = arguments.run(arguments)
         sys.stdout.flush()
         return status
-    except (CommandError, GrowthError) as error:
-        print(f"net2net: {error}", file=sys.stderr)
+    except CommandError as error:
+        _note(str(error))
+        return 2
+    except GrowthError as error:
+        text = str(error)
+        for argument in ("calibration", "factor", "modules"):  # what the library calls by its own name
+            text = text.replace(f"{argument}=", f"--{argument}")
+        _note(text.replace("widths=", "--width").replace("widths names", "--width names"))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -303,12 +309,7 @@ def deepen(asked: argparse.Namespace) -> int:
     sites = _once(asked.site, "--site")
     out = _writable(asked)
     files = None
-    if asked.calibration == "random":
-        _note(
-            "warning: --calibration random measures the batch-norm statistics of the new layers on noise: the function "
-            "is preserved in evaluation mode, but measure them again on training images before training"
-        )
-    elif asked.calibration is not None:
+    if asked.calibration not in (None, "random"):
         files = sources.calibration_files(Path(asked.calibration))
         asked.inputs_from = asked.inputs_from or (files[0] if asked.input is None else None)
     inputs, teacher, weights, examples = _teacher(asked)
@@ -317,6 +318,12 @@ def deepen(asked: argparse.Namespace) -> int:
         batches = sources.calibration_batches(files, asked.calibration_batch, examples.device)
     with sources.attempt("cannot deepen this"):
         student = net2net.deepen(teacher, examples, sites, batches)
+    if asked.calibration == "random" and _new_norms(teacher, student):
+        _note(
+            "warning: --calibration random measured the batch-norm statistics of the new layers on noise: the student "
+            "is its teacher in evaluation mode, but not on images in training mode; measure them on training images "
+            "if it is to be trained"
+        )
     return _finish(asked, out, inputs, teacher, student, weights, examples)
 
 
@@ -330,11 +337,11 @@ def verify(asked: argparse.Namespace) -> int:
             f"{asked.student.with_suffix('.json')}: net2net writes both"
         )
     # What the record says is only compared with what was asked: a file does not choose what is imported or called.
-    model = record.get("model") or {}
-    was = model.get("weights") or {}
+    with sources.attempt(f"cannot read the record of {asked.student}"):
+        model = dict(record.get("model") or {})
+        was, args = dict(model.get("weights") or {}), dict(model.get("args") or {})
     if model.get("name") == asked.model:
-        args = model.get("args") or {}
-        if args != json.loads(json.dumps(_once(asked.model_arg, "--model-arg"), default=str)):
+        if args != _arguments(asked):
             given = " ".join(f"--model-arg {key}={json.dumps(value)}" for key, value in args.items())
             raise CommandError(
                 f"the student was grown from {asked.model} with {given or 'no --model-arg'}: say the same"
@@ -355,13 +362,13 @@ def verify(asked: argparse.Namespace) -> int:
     student = sources.regrow(record["history"][len(done) :], teacher, asked.student, inputs)
     sources.fill(student, state, asked.student)
     report = _report(asked, inputs, teacher, student.eval(), weights, examples)
-    if "sha256" in was and was["sha256"] != weights.get("sha256"):
-        _note(f"these are not the weights that the student was grown from ({was.get('file')}), or not the same file")
     # New batch norms undo the statistics that they were calibrated on, not those of any batch.
     counted = [c for c in report["certificates"] if c["mode"] == "eval" or not _new_norms(teacher, student)]
     worst = max((c["relative"] for c in counted if "relative" in c), key=lambda e: math.inf if math.isnan(e) else e)
     report |= {"tolerance": asked.tolerance, "passed": worst <= asked.tolerance}
     _show(asked, report)
+    if not report["passed"] and "sha256" in was and was["sha256"] != weights.get("sha256"):
+        _note(f"{asked.weights} is not the file that the student was grown from, which was called {was.get('file')}")
     return 0 if report["passed"] else 1
 
 
@@ -395,6 +402,11 @@ def _once(pairs: list[tuple[str, Any]], option: str) -> dict[str, Any]:
     return dict(pairs)
 
 
+def _arguments(asked: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the factory as a record has them."""
+    return json.loads(json.dumps(_once(asked.model_arg, "--model-arg"), default=str))
+
+
 def _writable(asked: argparse.Namespace) -> Path | None:
     """Where the student goes; everything that can be wrong with it is found before the work begins."""
     if asked.out is None:
@@ -422,7 +434,7 @@ def _finish(
     examples: torch.Tensor,
 ) -> int:
     record = {
-        "model": {"name": asked.model, "args": _once(asked.model_arg, "--model-arg"), "weights": weights},
+        "model": {"name": asked.model, "args": _arguments(asked), "weights": weights},
         "input": list(examples.shape[1:]),
         "history": net2net.history(student),
         "versions": _versions(asked.model),
@@ -473,7 +485,7 @@ def _report(
         "certificates": certificates,
         "new_batch_norms": _new_norms(teacher, student),
         "grew": _grew(new),
-        "stayed": _stayed(asked, teacher, examples, new) if any("spaces" in entry for entry in new) else [],
+        "stayed": _stayed(asked, teacher, examples, new[0]) if len(new) == 1 and "spaces" in new[0] else [],
     }
 
 
@@ -497,10 +509,10 @@ def _owners(space: dict[str, Any]) -> list[str]:
 
 
 def _stayed(
-    asked: argparse.Namespace, teacher: nn.Module, examples: torch.Tensor, entries: list[dict[str, Any]]
+    asked: argparse.Namespace, teacher: nn.Module, examples: torch.Tensor, entry: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The channel spaces of the teacher that are as wide as before, by the reason why."""
-    grown = Counter((tuple(_owners(s)), s["from"]) for entry in entries for s in entry.get("spaces", ()))
+    grown = Counter((tuple(_owners(s)), s["from"]) for s in entry["spaces"])
     by_reason: dict[str, list[str]] = {}
     for space in net2net.explain(teacher, examples).spaces:
         key = (tuple(space.made_by), space.width)
@@ -514,7 +526,9 @@ def _stayed(
 
 def _not_asked(asked: argparse.Namespace, space: Any) -> str:
     """Why a space that can grow did not."""
-    if asked.command == "verify" or getattr(asked, "width", None):
+    if asked.command == "verify":
+        return "they could, and were not asked to or not far enough for a whole channel"
+    if asked.width:
         return "not asked for"
     patterns = [pattern.split(".") for pattern in asked.modules or ()]
     parts = [name.split(".") for name in space.made_by]

@@ -44,7 +44,8 @@ def attempt(what: str, where: bool = False) -> Iterator[None]:
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), "")
         text = f"{what}: {type(error).__name__}" + (f": {said}" if said else "")
-        if where and (frames := traceback.extract_tb(error.__traceback__)):
+        frames = traceback.extract_tb(error.__traceback__)
+        if where and frames[-1].filename != __file__:
             text += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
         raise CommandError(text) from error
 
@@ -272,7 +273,11 @@ class Inputs(NamedTuple):
         raise CommandError(f"{self.spec} does not say what it takes: give the shape of one example, --input 3x224x224")
 
     def __str__(self) -> str:
-        return f"the first {self.batch} of {self.file}" if self.file else f"{self.batch} random (seed {self.seed})"
+        return (
+            f"the first {self.batch} examples of {self.file}"
+            if self.file
+            else f"{self.batch} random examples (seed {self.seed})"
+        )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -305,6 +310,8 @@ def read_tensor(path: Path) -> torch.Tensor:
 
 def calibration_files(path: Path) -> list[Path]:
     """The files of examples at `path`: itself, or in alphabetical order those in a folder."""
+    if not path.exists():
+        raise CommandError(f"there is no file or folder {path}")
     if not path.is_dir():
         return [path]
     files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".npy", ".pt", ".pth"))
