@@ -20,6 +20,7 @@ import ast
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
 from importlib import metadata
@@ -328,8 +329,7 @@ def deepen(asked: argparse.Namespace) -> int:
 
 
 def verify(asked: argparse.Namespace) -> int:
-    if not asked.student.is_file():
-        raise CommandError(f"there is no file {asked.student}")
+    state = sources.read_weights(asked.student)
     record = sources.read_record(asked.student)
     if not record["history"]:
         raise CommandError(
@@ -354,12 +354,11 @@ def verify(asked: argparse.Namespace) -> int:
     shape = record.get("input")
     if asked.input is None and isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape):
         asked.input = tuple(shape)
-    state = sources.read_weights(asked.student)
     inputs, teacher, weights, examples = _teacher(asked)
     done = net2net.history(teacher)
     if record["history"][: len(done)] != done:
         raise CommandError(f"{asked.student} was not grown from {asked.weights}: their records begin differently")
-    student = sources.regrow(record["history"][len(done) :], teacher, asked.student, inputs)
+    student = sources.regrow(record["history"], teacher, asked.student, inputs)
     sources.fill(student, state, asked.student)
     report = _report(asked, inputs, teacher, student.eval(), weights, examples)
     # New batch norms undo the statistics that they were calibrated on, not those of any batch.
@@ -511,17 +510,16 @@ def _owners(space: dict[str, Any]) -> list[str]:
 def _stayed(
     asked: argparse.Namespace, teacher: nn.Module, examples: torch.Tensor, entry: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The channel spaces of the teacher that are as wide as before, by the reason why."""
+    """The channel spaces of the teacher that are as wide as before, and why."""
     grown = Counter((tuple(_owners(s)), s["from"]) for s in entry["spaces"])
-    by_reason: dict[str, list[str]] = {}
+    rows = []
     for space in net2net.explain(teacher, examples).spaces:
         key = (tuple(space.made_by), space.width)
         if grown[key]:
             grown[key] -= 1
             continue
-        reason = space.fixed or _not_asked(asked, space)
-        by_reason.setdefault(reason, []).append(", ".join(space.made_by))
-    return [{"reason": reason, "made_by": names} for reason, names in by_reason.items()]
+        rows.append({"made_by": space.made_by, "width": space.width, "reason": space.fixed or _not_asked(asked, space)})
+    return rows
 
 
 def _not_asked(asked: argparse.Namespace, space: Any) -> str:
@@ -536,6 +534,8 @@ def _not_asked(asked: argparse.Namespace, space: Any) -> str:
         return "outside --modules"
     if round(space.width * asked.factor) == space.width:
         return f"times {asked.factor:g} it is no whole channel more"
+    if getattr(space, "whole", False):
+        return "by whole-number factors only"
     return "the forward pass counts on its width, or needs a whole-number factor"
 
 
@@ -589,9 +589,13 @@ def _show_growth(asked: argparse.Namespace, report: dict[str, Any]) -> None:
             most,
         )
     if report["stayed"]:
-        print(f"\n{_plural(sum(len(row['made_by']) for row in report['stayed']), 'channel space')} did not:")
-        for row in report["stayed"]:
-            print(f"  {row['reason']}: {sources.few(row['made_by'], names)}")
+        print(f"\n{_plural(len(report['stayed']), 'channel space')} did not:")
+        by_reason: dict[str, list[str]] = {}
+        for row in report["stayed"]:  # the same reason in every block of a network is one
+            reason = row["reason"] if asked.all else re.sub(r" in module '[^']*'", "", row["reason"])
+            by_reason.setdefault(reason, []).append(sources.few(row["made_by"], names))
+        for reason, makers in by_reason.items():
+            print(f"  {len(makers):>3}  {reason}: {sources.few(makers, names)}")
     if report["grew"] or report["stayed"]:
         print()
 

@@ -13,7 +13,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,22 +211,12 @@ def read_record(path: Path) -> dict[str, Any]:
             content = {"history": content}
         if isinstance(content, dict) and isinstance(content.get("history"), list):
             record = content
-    inside = _metadata(path).get(METADATA)
-    if inside is not None:
-        with attempt(f"the metadata of {path} is not a record"):
-            history = json.loads(inside)
-        if record["history"] and record["history"] != history:
+    with suppress(GrowthError):  # weights without a record
+        inside = load_record(path)
+        if record["history"] and record["history"] != inside:
             raise CommandError(f"the records in {path} and {beside} differ: remove the one that is not its own")
-        record["history"] = history
+        record["history"] = inside
     return record
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, which begins with the length of its header and its header as JSON."""
-    if path.suffix != ".safetensors":
-        return {}
-    with attempt(f"cannot read the weights in {path}"), path.open("rb") as file:
-        return json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__") or {}
 
 
 def write_student(path: Path, student: nn.Module, record: dict[str, Any]) -> list[Path]:
@@ -347,9 +337,9 @@ def macs(model: nn.Module, inputs: Any) -> int | None:
 
 
 # Stand-in until net2net.weights and net2net.replay are there: then all below goes, for
-#     from net2net.weights import load_weights, save_weights
+#     from net2net.weights import load_record, load_weights, save_weights
 # and regrow() calls net2net.replay(history, teacher), without inputs.
-METADATA = "net2net"
+KEY = "net2net"
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -359,11 +349,19 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     return state.get("state_dict", state)
 
 
+def load_record(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".safetensors":
+        with package("safetensors").safe_open(path, "pt") as file:
+            if KEY in (file.metadata() or {}):
+                return json.loads(file.metadata()[KEY])
+    raise GrowthError(f"{path} holds no record of a growth")
+
+
 def save_weights(path: Path, student: nn.Module) -> None:
     part = path.with_name(f".{path.name}.part{os.getpid()}")
     state = {key: tensor.cpu().contiguous().clone() for key, tensor in student.state_dict().items()}
     try:
-        package("safetensors.torch").save_file(state, part, {METADATA: json.dumps(net2net.history(student))})
+        package("safetensors.torch").save_file(state, part, {KEY: json.dumps(net2net.history(student))})
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -373,8 +371,8 @@ def replay(record: list[dict[str, Any]], teacher: nn.Module, inputs: Any) -> nn.
     from net2net.growth import Growth
     from net2net.wider import remember
 
-    student = teacher
-    for entry in record:
+    student, done = teacher, len(net2net.history(teacher))
+    for entry in record[done:]:
         if entry["op"] == "deepen":
             student = net2net.deepen(student, inputs, entry["sites"], [inputs], verify=False)
             net2net.history(student).pop()
