@@ -312,6 +312,7 @@ def deepen(asked: argparse.Namespace) -> int:
     files = None
     if asked.calibration not in (None, "random"):
         files = sources.calibration_files(Path(asked.calibration))
+        next(sources.calibration_batches(files, 1, torch.device("cpu")))  # what is wrong with it, before the long work
         asked.inputs_from = asked.inputs_from or (files[0] if asked.input is None else None)
     inputs, teacher, weights, examples = _teacher(asked)
     batches: Any = [examples] if asked.calibration else None
@@ -549,7 +550,7 @@ def _show(asked: argparse.Namespace, report: dict[str, Any]) -> None:
     print(f"run on {report['inputs']}, {'x'.join(map(str, report['input']))} each\n")
     rows = [("", "teacher", "student", ""), ("parameters", f"{before:,}", f"{after:,}", f"x {after / before:.2f}")]
     if cost and costs:
-        rows.append(("MACs per example", _giga(cost), _giga(costs), f"x {costs / cost:.2f}"))
+        rows.append(("MACs per example", _in_units(cost), _in_units(costs), f"x {costs / cost:.2f}"))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
     for name, *cells, ratio in rows:
         numbers = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
@@ -623,9 +624,8 @@ def _plural(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def _giga(macs: int) -> str:
-    unit, name = next((u, n) for u, n in ((1e9, " G"), (1e6, " M"), (1, "")) if macs >= u)
-    return f"{macs / unit:.3f}{name}" if name else str(macs)
+def _in_units(macs: int) -> str:
+    return f"{macs / 1e9:.3f} G" if macs >= 1e8 else f"{macs / 1e6:.3f} M" if macs >= 1e5 else f"{macs:,}"
 
 
 def _print_json(content: Any) -> None:
