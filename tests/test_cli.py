@@ -205,7 +205,7 @@ def test_without_weights_it_says_so_and_the_seed_repeats_them(run, tmp_path):
         printed = run("widen", SMALL, *SHAPE, "--factor", 2, "--seed", seed, "--out", out)[1]
         assert printed.startswith(f"{SMALL}, random initialisation (seed {seed})\n")
     assert torch.equal(torch.random.get_rng_state(), state)
-    a, b, c = (load_file(f"{out}.safetensors")["0.weight"] for out in (first, again, other))
+    a, b, c = (load_file(f"{out}.safetensors")["0.weight"][:6] for out in (first, again, other))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert run("verify", SMALL, "--student", f"{other}.safetensors")[0] == 0  # with the seed of the record
