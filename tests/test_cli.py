@@ -41,6 +41,18 @@ def layer_norm():
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 2), nn.ReLU(), nn.Linear(2, 8), nn.LayerNorm(8), nn.Linear(8, 2))
 
 
+class Halves(nn.Module):
+    """One layer makes two spaces of one width, of which the second cannot grow by half."""
+
+    def __init__(self):
+        super().__init__()
+        self.make, self.norm, self.read = nn.Linear(3, 16), nn.LayerNorm(8), nn.Linear(16, 2)
+
+    def forward(self, x):
+        a, b = self.make(x).chunk(2, 1)
+        return self.read(torch.cat([a.relu(), self.norm(b)], 1))
+
+
 def broken(depth):
     raise ZeroDivisionError("no depth")
 
@@ -111,6 +123,9 @@ def test_what_did_not_grow_and_why(run, weights):
     stayed = json.loads(printed)["stayed"]
     assert [row["made_by"] for row in stayed] == [["3"], ["5"]]
     assert stayed[1]["reason"] == "they are the network's output"
+    report = json.loads(run("widen", f"{__name__}:Halves", "--input", "3", "--factor", 1.5, "--json")[1])
+    assert report["grew"] == [{"made_by": ["make"], "from": 8, "to": 12}]
+    assert [(row["made_by"], row["width"]) for row in report["stayed"]] == [(["make"], 8), (["read"], 2)]
 
 
 def test_long_lists_are_cut_and_shown_by_all(run, capsys, monkeypatch):
@@ -230,11 +245,15 @@ def test_deepen_calibrates_on_files_and_folders(run, weights, tmp_path):
         assert "3 layers inserted:\n" in printed
         assert re.search(r"^  after 2 +3x3$", printed, re.MULTILINE)
         assert re.search(r"^  after 3\.1 +1x3, 3x1$", printed, re.MULTILINE)
-        assert "run on the first 2 examples of" in printed
+        assert f"run on the first 2 examples of {folder / 'a.npy' if path is folder else path}, 3x8x8 each" in printed
         assert "(train mode, float64), exact on the whole calibration batch alone\n" in printed
         # On other examples new batch norms are no identity in training mode: that does not fail it.
         status, printed, _ = run("verify", SMALL, "--weights", weights, "--student", out, "--json")
         assert (status, json.loads(printed)["certificates"][1]["relative"] > 1e-3) == (0, True)
+    moved = load_file(out)
+    moved["6.bias"][0] += 0.05
+    save_file(moved, out, {"net2net": json.dumps(sources.load_record(out))})
+    assert run("verify", SMALL, "--weights", weights, "--student", out)[0] == 1
 
 
 def test_calibration_on_noise_has_to_be_asked_for_and_warns_where_it_matters(run, weights):
