@@ -299,10 +299,11 @@ def widen(asked: argparse.Namespace) -> int:
     options: dict[str, Any] = {"widths": widths or None, "modules": asked.modules, "seed": asked.seed}
     out = _writable(asked)
     inputs, teacher, weights, examples = _teacher(asked)
-    if asked.random_pad:
-        student = net2net.random_pad(teacher, examples, asked.factor, **options)
-    else:
-        student = net2net.widen(teacher, examples, asked.factor, noise=asked.noise, exact=asked.exact, **options)
+    with sources.attempt("cannot widen this"):
+        if asked.random_pad:
+            student = net2net.random_pad(teacher, examples, asked.factor, **options)
+        else:
+            student = net2net.widen(teacher, examples, asked.factor, noise=asked.noise, exact=asked.exact, **options)
     return _finish(asked, out, inputs, teacher, student, weights, examples)
 
 
@@ -343,9 +344,9 @@ def verify(asked: argparse.Namespace) -> int:
         was, args = dict(model.get("weights") or {}), dict(model.get("args") or {})
     if model.get("name") == asked.model:
         if args != _arguments(asked):
-            given = " ".join(f"--model-arg {key}={json.dumps(value)}" for key, value in args.items())
+            were = " ".join(f"--model-arg {key}={json.dumps(value)}" for key, value in args.items())
             raise CommandError(
-                f"the student was grown from {asked.model} with {given or 'no --model-arg'}: say the same"
+                f"the student was grown from {asked.model} with {were or 'no --model-arg'}: say the same"
             )
         if asked.weights is None and not asked.pretrained and "seed" not in was:
             which = f"--weights with {was['file']}" if "file" in was else "--pretrained"
@@ -353,7 +354,8 @@ def verify(asked: argparse.Namespace) -> int:
     seed = was.get("seed", 0)
     asked.seed = asked.seed if asked.seed is not None else seed if isinstance(seed, int) else 0
     shape = record.get("input")
-    if asked.input is None and isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape):
+    given = asked.input or asked.inputs_from
+    if not given and isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape):
         asked.input = tuple(shape)
     inputs, teacher, weights, examples = _teacher(asked)
     done = net2net.history(teacher)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,18 +40,6 @@ def late_norm():
 
 def layer_norm():
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 2), nn.ReLU(), nn.Linear(2, 8), nn.LayerNorm(8), nn.Linear(8, 2))
-
-
-class Halves(nn.Module):
-    """One layer makes two spaces of one width, of which the second cannot grow by half."""
-
-    def __init__(self):
-        super().__init__()
-        self.make, self.norm, self.read = nn.Linear(3, 16), nn.LayerNorm(8), nn.Linear(16, 2)
-
-    def forward(self, x):
-        a, b = self.make(x).chunk(2, 1)
-        return self.read(torch.cat([a.relu(), self.norm(b)], 1))
 
 
 def broken(depth):
@@ -123,9 +112,13 @@ def test_what_did_not_grow_and_why(run, weights):
     stayed = json.loads(printed)["stayed"]
     assert [row["made_by"] for row in stayed] == [["3"], ["5"]]
     assert stayed[1]["reason"] == "they are the network's output"
-    report = json.loads(run("widen", f"{__name__}:Halves", "--input", "3", "--factor", 1.5, "--json")[1])
-    assert report["grew"] == [{"made_by": ["make"], "from": 8, "to": 12}]
-    assert [(row["made_by"], row["width"]) for row in report["stayed"]] == [(["make"], 8), (["read"], 2)]
+
+
+def test_of_two_spaces_from_one_layer_one_can_stay(monkeypatch):
+    spaces = [SimpleNamespace(width=8, made_by=["qkv"], fixed=fixed) for fixed in (None, "as heads")]
+    monkeypatch.setattr(net2net, "explain", lambda *args: SimpleNamespace(spaces=spaces))
+    entry = {"spaces": [{"made_by": ["qkv.weight", "qkv.bias"], "from": 8, "to": 12}]}
+    assert cli._stayed(None, None, None, entry) == [{"made_by": ["qkv"], "width": 8, "reason": "as heads"}]
 
 
 def test_long_lists_are_cut_and_shown_by_all(run, capsys, monkeypatch):
@@ -274,6 +267,12 @@ def test_examples_from_a_file(run, tmp_path):
         *("widen", SMALL, "--factor", 2, "--inputs-from", tmp_path / "x.npy", "--batch", 3, "--json")
     )
     assert (status, json.loads(printed)["input"]) == (0, [3, 8, 8])
+    out = tmp_path / "wide"
+    run("widen", SMALL, "--factor", 2, *SHAPE, "--out", out)
+    status, printed, _ = run(
+        *("verify", SMALL, "--student", f"{out}.safetensors", "--inputs-from", tmp_path / "x.npy", "--batch", 3)
+    )
+    assert (status, "the first 3 examples of" in printed) == (0, True)
     np.save(tmp_path / "x.npy", np.array([{}]), allow_pickle=True)
     assert "cannot read" in run("widen", SMALL, "--factor", 2, "--inputs-from", tmp_path / "x.npy")[2]
 
