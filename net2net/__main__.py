@@ -1,0 +1,649 @@
+"""Grow a model from the command line.
+
+    python -m net2net explain timm:resnet50
+    python -m net2net widen torchvision:resnet18 --weights r18.safetensors --factor 1.5 --out r18_wide.safetensors
+    python -m net2net deepen timm:resnet18 --weights r18.pt --site 'layer1.*=3' --calibration images.npy --out deep
+    python -m net2net verify torchvision:resnet18 --weights r18.safetensors --student r18_wide.safetensors
+
+MODEL is timm:NAME, torchvision:NAME, or package.module:factory for a function or class of your own that returns a
+model. A student is written as OUT.safetensors, with the record of its growth in the metadata, and OUT.json, with the
+model's name and the versions as well. It can be grown again: --weights takes it. Nothing is downloaded but with
+--pretrained.
+
+Exit status: 0; 1 if `verify` finds another function; 2 if what was asked for cannot be done, and one sentence why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import math
+import os
+import re
+import sys
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+import net2net
+from net2net import sources
+from net2net.certificate import Certificate
+from net2net.errors import GrowthError
+from net2net.sources import CommandError, Inputs
+from net2net.wider import matches
+
+SHOWN = 12  # rows of a list that can be long; --all shows every one
+TOLERANCE = 1e-5
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except CommandError as error:
+        _note(str(error))
+        return 2
+    except GrowthError as error:
+        text = str(error)
+        for argument in ("calibration", "factor", "modules"):  # what the library calls by its own name
+            text = text.replace(f"{argument}=", f"--{argument}")
+        _note(text.replace("widths=", "--width").replace("widths names", "--width names"))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read the table has seen enough, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parser() -> Parser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m net2net", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+
+    def command(run: Any, what: str, *examples: str) -> Parser:
+        lines = "\n".join(["example:" if len(examples) == 1 else "examples:", *(f"  {line}" for line in examples)])
+        made = commands.add_parser(
+            run.__name__, help=what, description=what, epilog=lines, formatter_class=raw, allow_abbrev=False
+        )
+        made.set_defaults(run=run, command=run.__name__)
+        return made
+
+    me = "python -m net2net"
+    explained = command(
+        explain, "list what can grow in a model, and what cannot and why", f"{me} explain timm:resnet50"
+    )
+    widened = command(
+        widen,
+        "make a model wider that computes the same function (Net2WiderNet)",
+        f"{me} widen torchvision:resnet18 --weights r18.safetensors --factor 1.5 --out r18_wide",
+        f"{me} widen timm:resnet50 --pretrained --width layer1.0.conv1=96 --noise 0.05 --exact --out r50_wide",
+        f"{me} widen my.models:small --model-arg depth=4 --input 1x28x28 --factor 2 --modules 'blocks.*'",
+    )
+    deepened = command(
+        deepen,
+        "make a model deeper that computes the same function (Net2DeeperNet)",
+        f"{me} deepen timm:resnet18 --weights r18.pt --site 'layer1.*=3' --calibration images.npy --out r18_deep",
+        f"{me} deepen timm:resnet18 --site 'layer2.1=1x3,3x1' --calibration random",
+    )
+    verified = command(
+        verify,
+        "rebuild a student from its record, load its weights, and compare it with its teacher",
+        f"{me} verify torchvision:resnet18 --weights r18.safetensors --student r18_wide.safetensors",
+    )
+    growing = (widened, deepened)
+
+    for made in (explained, *growing, verified):
+        group = made.add_argument_group("the teacher" if made is not explained else "the model")
+        group.add_argument("model", metavar="MODEL", help="timm:NAME, torchvision:NAME or package.module:factory")
+        group.add_argument(
+            "--model-arg",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            type=_key_value,
+            help="an argument of its factory; VALUE as in Python or JSON, else text; can be repeated",
+        )
+        source = group.add_mutually_exclusive_group()
+        source.add_argument(
+            "--weights",
+            type=Path,
+            metavar="FILE",
+            help="a .safetensors or .pt file; a student's too. Without: random initialisation by --seed",
+        )
+        source.add_argument("--pretrained", action="store_true", help="its published weights; may download them")
+        group = made.add_argument_group("what it is run on")
+        group.add_argument(
+            "--input",
+            type=_shape,
+            metavar="CxHxW",
+            help="the shape of one example (default: what timm says, 3x224x224 for torchvision)",
+        )
+        group.add_argument("--batch", type=_count, default=2, metavar="N", help="number of examples (default: 2)")
+        group.add_argument(
+            "--inputs-from",
+            type=Path,
+            metavar="FILE",
+            help="take the examples from a .safetensors, .npy or .pt file [N, …] instead of random numbers",
+        )
+        group.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+        seeds = "the maps, the noise, " if made is widened else ""
+        whose = " (default: the student's)" if made is verified else " (default: 0)"
+        group.add_argument(
+            "--seed",
+            type=int,
+            default=None if made is verified else 0,
+            help=f"of {seeds}random weights and random examples{whose}",
+        )
+
+    group = widened.add_argument_group("how far")
+    group.add_argument("--factor", type=float, help="multiplies every width that can grow, e.g. 1.5")
+    group.add_argument(
+        "--modules",
+        action="append",
+        metavar="GLOB",
+        help='restrict --factor to these modules ("*" stops at dots, "**" does not); can be repeated',
+    )
+    group.add_argument(
+        "--width",
+        action="append",
+        default=[],
+        metavar="LAYER=N",
+        type=_width,
+        help="instead of --factor: the new number of channels of a layer; can be repeated",
+    )
+    group = widened.add_argument_group("with what")
+    group.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        help="on the weights of the copies, as a fraction of each filter's standard deviation (default: 0)",
+    )
+    group.add_argument(
+        "--exact", action="store_true", help="put the noise where it cancels out: copies differ, the function does not"
+    )
+    group.add_argument(
+        "--random-pad", action="store_true", help="the paper's baseline: pad with random weights; another function"
+    )
+    group = deepened.add_argument_group("what to insert")
+    group.add_argument(
+        "--site",
+        action="append",
+        required=True,
+        metavar="GLOB=KERNELS",
+        type=_site,
+        help="the kernels to insert after a module, e.g. 'layer1.*=3' or 'layer2.1=1x3,3x1'; can be repeated. "
+        "`explain` lists the sites",
+    )
+    group.add_argument(
+        "--calibration",
+        metavar="PATH|random",
+        help="training images as the model takes them, to measure batch-norm statistics on: a .safetensors, .npy or "
+        ".pt file [N, C, H, W], or a folder of them; or the word random, for noise. The examples are its first",
+    )
+    group.add_argument(
+        "--calibration-batch", type=_count, default=32, metavar="N", help="images per forward pass (default: 32)"
+    )
+    group = verified.add_argument_group("the student")
+    group.add_argument("--student", type=Path, required=True, metavar="FILE", help="what widen or deepen wrote")
+    group.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="largest relative error that passes (default: %(default)g: rounding of float32 weights stays below)",
+    )
+    for made in (explained, *growing, verified):
+        group = made.add_argument_group("output")
+        if made in growing:
+            group.add_argument(
+                "--out", type=Path, help="OUT.safetensors and OUT.json are written; without: only the table"
+            )
+            group.add_argument("--force", action="store_true", help="replace them where they exist")
+        if made is not explained:
+            group.add_argument("--all", action="store_true", help="every row, however many")
+        group.add_argument("--json", action="store_true", help="as JSON instead of a table")
+    return parser
+
+
+def _pair(text: str, wanted: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not (key and sign and value):
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+    return key, value
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    key, value = _pair(text, "KEY=VALUE, e.g. num_classes=10")
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return key, parse(value)
+        except (ValueError, SyntaxError):
+            continue
+    return key, value
+
+
+def _width(text: str) -> tuple[str, int]:
+    wanted = "LAYER=N with a whole number N, e.g. layer1.0.conv1=96"
+    layer, value = _pair(text, wanted)
+    if not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+    return layer, int(value)
+
+
+def _site(text: str) -> tuple[str, list[Any]]:
+    """Kernels are "3", "1x3" or a word that `deepen` knows, separated by commas; or all of them are a list in JSON."""
+    wanted = "GLOB=KERNELS, e.g. 'layer1.*=3' or 'layer2.1=1x3,3x1'"
+    glob, value = _pair(text, wanted)
+    try:
+        if value.startswith("["):
+            return glob, json.loads(value)
+        return glob, [_kernel(part.strip()) for part in value.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+
+
+def _kernel(text: str) -> Any:
+    if text.isidentifier():
+        return text
+    sizes = tuple(int(size) for size in text.split("x"))
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.lower().split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"expected the shape of one example, e.g. 3x224x224, got {text!r}")
+    return tuple(map(int, sizes))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def explain(asked: argparse.Namespace) -> int:
+    _, model, _, examples = _teacher(asked)
+    found = net2net.explain(model, examples)
+    if asked.json:
+        _print_json({"model": asked.model, "spaces": [s._asdict() for s in found.spaces], "sites": found.sites})
+    else:
+        print(found)
+    return 0
+
+
+def widen(asked: argparse.Namespace) -> int:
+    widths = _once(asked.width, "--width")
+    if (asked.factor is None) == (not widths):
+        raise CommandError("say how far to widen by either --factor or --width, e.g. --factor 1.5")
+    if widths and asked.modules:
+        raise CommandError("--modules restricts --factor; --width names its layers itself")
+    if asked.exact and not asked.noise:
+        raise CommandError("--exact says where the noise goes: give --noise, too, e.g. --noise 0.05")
+    if asked.random_pad and asked.noise:
+        raise CommandError("--noise is for copies, and --random-pad makes none: give one of them")
+    options: dict[str, Any] = {"widths": widths or None, "modules": asked.modules, "seed": asked.seed}
+    out = _writable(asked)
+    inputs, teacher, weights, examples = _teacher(asked)
+    with sources.attempt("cannot widen this"):
+        if asked.random_pad:
+            student = net2net.random_pad(teacher, examples, asked.factor, **options)
+        else:
+            student = net2net.widen(teacher, examples, asked.factor, noise=asked.noise, exact=asked.exact, **options)
+    return _finish(asked, out, inputs, teacher, student, weights, examples)
+
+
+def deepen(asked: argparse.Namespace) -> int:
+    sites = _once(asked.site, "--site")
+    out = _writable(asked)
+    files = None
+    if asked.calibration not in (None, "random"):
+        files = sources.calibration_files(Path(asked.calibration))
+        next(sources.calibration_batches(files, 1, torch.device("cpu")))  # what is wrong with it, before the long work
+        asked.inputs_from = asked.inputs_from or (files[0] if asked.input is None else None)
+    inputs, teacher, weights, examples = _teacher(asked)
+    batches: Any = [examples] if asked.calibration else None
+    if files:
+        batches = sources.calibration_batches(files, asked.calibration_batch, examples.device)
+    with sources.attempt("cannot deepen this"):
+        student = net2net.deepen(teacher, examples, sites, batches)
+    if asked.calibration == "random" and _new_norms(teacher, student):
+        _note(
+            "warning: --calibration random measured the batch-norm statistics of the new layers on noise: the student "
+            "is its teacher in evaluation mode, but not on images in training mode; measure them on training images "
+            "if it is to be trained"
+        )
+    return _finish(asked, out, inputs, teacher, student, weights, examples)
+
+
+def verify(asked: argparse.Namespace) -> int:
+    state = sources.read_weights(asked.student)
+    record = sources.read_record(asked.student)
+    if not record["history"]:
+        raise CommandError(
+            f"{asked.student} has no record of a growth, neither in its metadata nor in "
+            f"{asked.student.with_suffix('.json')}: net2net writes both"
+        )
+    # What the record says is only compared with what was asked: a file does not choose what is imported or called.
+    with sources.attempt(f"cannot read the record of {asked.student}"):
+        model = dict(record.get("model") or {})
+        was, args = dict(model.get("weights") or {}), dict(model.get("args") or {})
+    if model.get("name") == asked.model:
+        if args != _arguments(asked):
+            were = " ".join(f"--model-arg {key}={json.dumps(value)}" for key, value in args.items())
+            raise CommandError(
+                f"the student was grown from {asked.model} with {were or 'no --model-arg'}: say the same"
+            )
+        if asked.weights is None and not asked.pretrained and "seed" not in was:
+            which = f"--weights with {was['file']}" if "file" in was else "--pretrained"
+            raise CommandError(f"the student was grown from weights, not from random ones: give {which}")
+    seed = was.get("seed", 0)
+    asked.seed = asked.seed if asked.seed is not None else seed if isinstance(seed, int) else 0
+    shape = record.get("input")
+    given = asked.input or asked.inputs_from
+    if not given and isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape):
+        asked.input = tuple(shape)
+    inputs, teacher, weights, examples = _teacher(asked)
+    done = net2net.history(teacher)
+    if record["history"][: len(done)] != done:
+        raise CommandError(f"{asked.student} was not grown from {asked.weights}: their records begin differently")
+    student = sources.regrow(record["history"], teacher, asked.student, inputs)
+    sources.fill(student, state, asked.student)
+    report = _report(asked, inputs, teacher, student.eval(), weights, examples)
+    # New batch norms undo the statistics that they were calibrated on, not those of any batch.
+    counted = [c for c in report["certificates"] if c["mode"] == "eval" or not _new_norms(teacher, student)]
+    passed = all(c["relative"] <= asked.tolerance for c in counted if "relative" in c)  # NaN is not
+    report |= {"tolerance": asked.tolerance, "passed": passed}
+    _show(asked, report)
+    if not report["passed"] and "sha256" in was and was["sha256"] != weights.get("sha256"):
+        _note(f"{asked.weights} is not the file that the student was grown from, which was called {was.get('file')}")
+    return 0 if report["passed"] else 1
+
+
+def _teacher(asked: argparse.Namespace) -> tuple[Inputs, nn.Module, dict[str, Any], torch.Tensor]:
+    try:
+        device = torch.device(asked.device)
+    except RuntimeError:
+        raise CommandError(f"there is no device {asked.device!r}: expected cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CommandError(f"there is no device {asked.device!r}: PyTorch finds {torch.cuda.device_count()} of them")
+    if asked.input and asked.inputs_from:
+        raise CommandError("--inputs-from has examples of a shape of their own: leave out --input")
+    inputs = Inputs(asked.input, asked.batch, asked.inputs_from, asked.seed, asked.model)
+    arguments = _once(asked.model_arg, "--model-arg")
+    loaded = sources.load(
+        asked.model,
+        arguments,
+        weights=asked.weights,
+        pretrained=asked.pretrained,
+        seed=asked.seed,
+        inputs=inputs,
+    )
+    model = loaded.model.to(device).eval()
+    return inputs, model, loaded.weights, inputs.of(model)
+
+
+def _once(pairs: list[tuple[str, Any]], option: str) -> dict[str, Any]:
+    for key, times in Counter(key for key, _ in pairs).items():
+        if times > 1:
+            raise CommandError(f"{option} {key} is given {times} times")
+    return dict(pairs)
+
+
+def _arguments(asked: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the factory as a record has them."""
+    return json.loads(json.dumps(_once(asked.model_arg, "--model-arg"), default=str))
+
+
+def _writable(asked: argparse.Namespace) -> Path | None:
+    """Where the student goes; everything that can be wrong with it is found before the work begins."""
+    if asked.out is None:
+        return None
+    if asked.out.suffix in (".pt", ".pth", ".bin", ".ckpt", ".json"):
+        raise CommandError(f"--out {asked.out}: students are written as .safetensors")
+    out = asked.out if asked.out.suffix == ".safetensors" else asked.out.with_name(f"{asked.out.name}.safetensors")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise CommandError(f"--out {asked.out}: {out.parent} is not a folder that can be written to")
+    if asked.weights is not None and out.resolve() == asked.weights.resolve():
+        raise CommandError(f"--out {asked.out} would replace the teacher's own weights")
+    for file in (out, out.with_suffix(".json")):
+        if file.exists() and not asked.force:
+            raise CommandError(f"{file} exists: --force replaces it")
+    return out
+
+
+def _finish(
+    asked: argparse.Namespace,
+    out: Path | None,
+    inputs: Inputs,
+    teacher: nn.Module,
+    student: nn.Module,
+    weights: dict[str, Any],
+    examples: torch.Tensor,
+) -> int:
+    record = {
+        "model": {"name": asked.model, "args": _arguments(asked), "weights": weights},
+        "input": list(examples.shape[1:]),
+        "history": net2net.history(student),
+        "versions": _versions(asked.model),
+    }
+    # Before the certificates, which take longer than all else.
+    files = sources.write_student(out, student, record) if out else []
+    report = _report(asked, inputs, teacher, student, weights, examples)
+    _show(asked, {**report, "files": [str(file) for file in files]})
+    return 0
+
+
+def _versions(spec: str) -> dict[str, str]:
+    found = {}
+    for name in ("net2net", "torch", spec.partition(":")[0].partition(".")[0]):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _report(
+    asked: argparse.Namespace,
+    inputs: Inputs,
+    teacher: nn.Module,
+    student: nn.Module,
+    weights: dict[str, Any],
+    examples: torch.Tensor,
+) -> dict[str, Any]:
+    """All that the table says, as plain data."""
+    new = net2net.history(student)[len(net2net.history(teacher)) :]
+    certificates: list[dict[str, Any]] = []
+    for train in (False, True):
+        try:
+            with sources.attempt(f"the models do not run on {inputs}"):
+                certificates.append(net2net.verify(teacher, student, examples, train=train)._asdict())
+        except CommandError as error:
+            if not train:
+                raise
+            certificates.append({"mode": "train", "failed": str(error)})  # e.g. batch norm of a single value
+    return {
+        "model": asked.model,
+        "weights": weights,
+        "inputs": str(inputs),
+        "input": list(examples.shape[1:]),
+        "parameters": [sources.parameters(teacher), sources.parameters(student)],
+        "macs": [sources.macs(teacher, examples), sources.macs(student, examples)],
+        "certificates": certificates,
+        "new_batch_norms": _new_norms(teacher, student),
+        "grew": _grew(new),
+        "stayed": _stayed(asked, teacher, examples, new[0]) if len(new) == 1 and "spaces" in new[0] else [],
+    }
+
+
+def _new_norms(teacher: nn.Module, student: nn.Module) -> int:
+    ours, theirs = (
+        sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) for model in (student, teacher)
+    )
+    return ours - theirs
+
+
+def _grew(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        rows += [{"made_by": _owners(s), "from": s["from"], "to": s["to"]} for s in entry.get("spaces", ())]
+        rows += [{"after": site, "layers": layers} for site, layers in entry.get("sites", {}).items()]
+    return rows
+
+
+def _owners(space: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(weight.rpartition(".")[0] for weight in space["made_by"]))
+
+
+def _stayed(
+    asked: argparse.Namespace, teacher: nn.Module, examples: torch.Tensor, entry: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The channel spaces of the teacher that are as wide as before, and why."""
+    grown = Counter((tuple(_owners(s)), s["from"]) for s in entry["spaces"])
+    rows = []
+    for space in net2net.explain(teacher, examples).spaces:
+        key = (tuple(space.made_by), space.width)
+        if grown[key]:
+            grown[key] -= 1
+            continue
+        rows.append({"made_by": space.made_by, "width": space.width, "reason": space.fixed or _not_asked(asked, space)})
+    return rows
+
+
+def _not_asked(asked: argparse.Namespace, space: Any) -> str:
+    """Why a space that can grow did not."""
+    if asked.command == "verify":
+        return "they could, and were not asked to or not far enough for a whole channel"
+    if asked.width:
+        return "not asked for"
+    patterns = [pattern.split(".") for pattern in asked.modules or ()]
+    parts = [name.split(".") for name in space.made_by]
+    if patterns and not any(matches(p[:n], pattern) for p in parts for n in range(len(p) + 1) for pattern in patterns):
+        return "outside --modules"
+    if round(space.width * asked.factor) == space.width:
+        return f"times {asked.factor:g} it is no whole channel more"
+    if getattr(space, "whole", False):
+        return "by whole-number factors only"
+    return "the forward pass counts on its width, or needs a whole-number factor"
+
+
+def _show(asked: argparse.Namespace, report: dict[str, Any]) -> None:
+    if asked.json:
+        _print_json(report)
+        return
+    weights, (before, after), (cost, costs) = report["weights"], report["parameters"], report["macs"]
+    source = weights.get("file") or ("pretrained weights" if "pretrained" in weights else None)
+    print(f"{report['model']}, {source or 'random initialisation (seed {seed})'.format(**weights)}")
+    print(f"run on {report['inputs']}, {'x'.join(map(str, report['input']))} each\n")
+    rows = [("", "teacher", "student", ""), ("parameters", f"{before:,}", f"{after:,}", f"x {after / before:.2f}")]
+    if cost and costs:
+        rows.append(("MACs per example", _in_units(cost), _in_units(costs), f"x {costs / cost:.2f}"))
+    widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    for name, *cells, ratio in rows:
+        numbers = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        print(f"{name.ljust(widths[0])}  {numbers}  {ratio}".rstrip())
+    print()
+    for certificate in report["certificates"]:
+        if "failed" in certificate:
+            print(f"no certificate in training mode: {certificate['failed']}")
+        else:
+            norms = certificate["mode"] == "train" and report["new_batch_norms"]
+            print(f"{Certificate(**certificate)}" + (", exact on the whole calibration batch alone" if norms else ""))
+    _show_growth(asked, report)
+    for file in report.get("files", ()):
+        print(f"wrote {file}")
+    if "files" in report and not report["files"]:
+        print("nothing was written: no --out")
+    if "passed" in report:
+        print(f"{'passed' if report['passed'] else 'FAILED'}: tolerance {report['tolerance']:g} (relative error)")
+
+
+def _show_growth(asked: argparse.Namespace, report: dict[str, Any]) -> None:
+    most = sys.maxsize if asked.all else SHOWN
+    names = sys.maxsize if asked.all else 3
+    spaces = [row for row in report["grew"] if "made_by" in row]
+    if spaces:
+        print(f"\n{_plural(len(spaces), 'channel space')} grew:")
+        cells = [(f"{r['from']} -> {r['to']}", sources.few(r["made_by"], names)) for r in spaces]
+        wide = max(len(cell) for cell, _ in cells[:most])
+        _rows([f"{cell.rjust(wide)}  {makers}" for cell, makers in cells], most)
+    deeper = [row for row in report["grew"] if "after" in row]
+    if deeper:
+        print(f"\n{_plural(sum(len(row['layers']) for row in deeper), 'layer')} inserted:")
+        places = [r["after"] if r["after"].startswith("before ") else f"after {r['after']}" for r in deeper]
+        wide = max(map(len, places[:most]))
+        _rows(
+            [f"{p.ljust(wide)}  {', '.join(map(_layer, r['layers']))}" for p, r in zip(places, deeper, strict=True)],
+            most,
+        )
+    if report["stayed"]:
+        print(f"\n{_plural(len(report['stayed']), 'channel space')} did not:")
+        by_reason: dict[str, list[str]] = {}
+        for row in report["stayed"]:  # the same reason in every block of a network is one
+            reason = row["reason"] if asked.all else re.sub(r" in module '[^']*'", "", row["reason"])
+            by_reason.setdefault(reason, []).append(sources.few(row["made_by"], names))
+        for reason, makers in by_reason.items():
+            print(f"  {len(makers):>3}  {reason}: {sources.few(makers, names)}")
+    if report["grew"] or report["stayed"]:
+        print()
+
+
+def _rows(lines: list[str], most: int) -> None:
+    for line in lines[:most]:
+        print(f"  {line}")
+    if len(lines) > most:
+        print(f"  and {len(lines) - most} more: --all")
+
+
+def _layer(layer: Any) -> str:
+    """A new layer of the record: its kernel, with what is unusual about it."""
+    if not isinstance(layer, dict):
+        return "x".join(map(str, layer))
+    if "block" in layer:
+        return "block"
+    words = ["x".join(map(str, layer["kernel"])) or "linear"]
+    words += ["dilated"] if any(d > 1 for d in layer.get("dilation", ())) else []
+    words += [word for word in ("depthwise", "maxout") if layer.get(word)]
+    return " ".join(words)
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _in_units(macs: int) -> str:
+    return f"{macs / 1e9:.3f} G" if macs >= 1e8 else f"{macs / 1e6:.3f} M" if macs >= 1e5 else f"{macs:,}"
+
+
+def _print_json(content: Any) -> None:
+    def plain(value: Any) -> Any:  # JSON has no NaN and no infinity
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(plain(content), indent=1))
+
+
+def _note(text: str) -> None:
+    print(f"net2net: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,382 @@
+"""What the command line works on: where a model, its weights and its inputs come from, and what the model costs.
+
+Whatever can be wrong with what a user names is a `CommandError` of one sentence. Models of the user's own need PyTorch
+and safetensors only; timm, torchvision and numpy are imported where they are named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+import net2net
+from net2net.errors import GrowthError
+from net2net.recording import as_arguments, on_meta
+
+Shape = tuple[int, ...]
+
+
+class CommandError(Exception):
+    """What was asked for cannot be had; one sentence that says what is wrong and what to do."""
+
+
+@contextmanager
+def attempt(what: str, where: bool = False) -> Iterator[None]:
+    """Turns any error into a `CommandError` that begins with `what`; `where` adds the line of code that raised it."""
+    try:
+        yield
+    except (CommandError, GrowthError):
+        raise
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), "")
+        text = f"{what}: {type(error).__name__}" + (f": {said}" if said else "")
+        frames = traceback.extract_tb(error.__traceback__)
+        if where and frames[-1].filename != __file__:
+            text += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+        raise CommandError(text) from error
+
+
+def package(name: str) -> Any:
+    """A package that not every installation has."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise CommandError(f"cannot import {name}: {error}") from error
+        raise CommandError(f"{error.name} is not installed: pip install {error.name}") from None
+    except Exception as error:  # e.g. a torchvision built for another torch
+        raise CommandError(f"cannot import {name}: {type(error).__name__}: {error}") from error
+
+
+def build(spec: str, arguments: Mapping[str, Any], *, pretrained: bool = False, seed: int = 0) -> nn.Module:
+    """The model that `timm:NAME`, `torchvision:NAME` or `package.module:factory` names, on the CPU, in evaluation mode.
+
+    arguments   are passed to its factory
+    pretrained  with its published weights, which may be downloaded; else its own random initialisation, seeded
+    """
+    source, _, name = spec.partition(":")
+    if not source or not name:
+        raise CommandError(
+            f"{spec!r} does not say where the model comes from: expected timm:NAME, torchvision:NAME or "
+            f"package.module:factory, e.g. timm:{name or source or 'resnet18'}"
+        )
+    make = {"timm": _timm, "torchvision": _torchvision}.get(source, partial(_factory, source))(name, pretrained)
+    failed = f"cannot make {spec}" if not pretrained else f"no pretrained weights for {spec}, --weights takes a file"
+    with torch.random.fork_rng(devices=[]), attempt(failed, where=True):
+        torch.default_generator.manual_seed(seed)
+        model = make(**arguments)
+    if not isinstance(model, nn.Module):
+        raise CommandError(f"{spec} returns {type(model).__name__}: expected a torch.nn.Module")
+    return model.eval()
+
+
+def _timm(name: str, pretrained: bool) -> Callable[..., Any]:
+    timm = package("timm")
+    if not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    return partial(timm.create_model, name, pretrained=pretrained)
+
+
+def _torchvision(name: str, pretrained: bool) -> Callable[..., Any]:
+    models = package("torchvision").models
+    if name not in models.list_models():
+        raise _unknown("torchvision", name, models.list_models())
+    if pretrained:
+        return partial(models.get_model, name, weights="DEFAULT")
+    # These two warn unless they are told whether to initialise themselves.
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return lambda **arguments: models.get_model(name, weights=None, **{**options, **arguments})
+
+
+def _unknown(source: str, name: str, known: list[str]) -> CommandError:
+    near = difflib.get_close_matches(name.lower(), known, 3)
+    hint = f"did you mean {' or '.join(f'{source}:{n}' for n in near)}?" if near else f"it has {len(known)} others"
+    return CommandError(f"{source} has no model {name!r}; {hint}")
+
+
+def _factory(source: str, name: str, pretrained: bool) -> Callable[..., Any]:
+    spec = f"{source}:{name}"
+    if pretrained:
+        raise CommandError(
+            f"--pretrained is for timm and torchvision: give {spec} a file with --weights, or --model-arg what it takes"
+        )
+    try:
+        found: Any = importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{source}.".startswith(f"{error.name}."):
+            raise CommandError(f"cannot import {source} for {spec}: {error}") from error
+        near = difflib.get_close_matches(source, ["timm", "torchvision"], 1)
+        hint = f"did you mean {near[0]}:{name}?" if near else "is it installed, or in the current folder?"
+        raise CommandError(f"there is no module {error.name!r} for {spec}; {hint}") from None
+    except (Exception, SystemExit) as error:
+        raise CommandError(f"cannot import {source} for {spec}: {type(error).__name__}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise CommandError(f"{source} has no {name!r}{hint}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise CommandError(f"{spec} is a {type(found).__name__}: expected a function or class that returns a model")
+    return found
+
+
+class Loaded(NamedTuple):
+    """A model, and where its weights are from as plain data: {"file", "sha256"}, {"pretrained": true} or {"seed"}."""
+
+    model: nn.Module
+    weights: dict[str, Any]
+
+
+def load(
+    spec: str, arguments: Mapping[str, Any], *, weights: Path | None, pretrained: bool, seed: int, inputs: Inputs
+) -> Loaded:
+    """A model with its weights. Those of a student of this package come with its record, which is replayed first."""
+    if weights is None:
+        model = build(spec, arguments, pretrained=pretrained, seed=seed)
+        return Loaded(model, {"pretrained": True} if pretrained else {"seed": seed})
+    state = read_weights(weights)
+    model = build(spec, arguments, seed=seed)
+    if history := read_record(weights)["history"]:
+        model = regrow(history, model, weights, inputs)
+    fill(model, state, weights)
+    return Loaded(model, {"file": weights.name, "sha256": _sha256(weights)})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def regrow(history: list[Any], teacher: nn.Module, path: Path, inputs: Inputs) -> nn.Module:
+    """What the record in `path` makes of a teacher."""
+    with attempt(f"the record of {path} cannot be replayed on this model"):
+        return replay(history, teacher, inputs.of(teacher))
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CommandError(f"there is no file {path}")
+    with attempt(f"cannot read the weights in {path}"):
+        return load_weights(path)
+
+
+def fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Load weights, all of them, or say which do not fit."""
+    own = model.state_dict()
+    shapes = [
+        f"{key} has shape {list(state[key].shape)}, the model's {list(tensor.shape)}"
+        for key, tensor in own.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    faults = [few(shapes, 2)] if shapes else []
+    if not shapes:
+        with attempt(f"the weights in {path} do not fit the model"):
+            missing, unexpected = model.load_state_dict(dict(state), strict=False)
+        faults += [f"it has no {few(missing)}"] if missing else []
+        faults += [f"the model has no {few(unexpected)}"] if unexpected else []
+    if faults:
+        raise CommandError(f"the weights in {path} do not fit the model: {'; '.join(faults)}")
+
+
+def few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record that belongs to a file of weights: in its own metadata, or in the .json beside it.
+
+    A dict with `history`, as of `net2net.history`, empty where there is none; and what `write_student` put beside it.
+    """
+    record: dict[str, Any] = {"history": []}
+    beside = path.with_suffix(".json")
+    if beside.is_file():
+        with attempt(f"cannot read {beside}"):
+            content = json.loads(beside.read_text())
+        if isinstance(content, list):
+            content = {"history": content}
+        if isinstance(content, dict) and isinstance(content.get("history"), list):
+            record = content
+    with suppress(GrowthError):  # weights without a record
+        inside = load_record(path)
+        if record["history"] and record["history"] != inside:
+            raise CommandError(f"the records in {path} and {beside} differ: remove the one that is not its own")
+        record["history"] = inside
+    return record
+
+
+def write_student(path: Path, student: nn.Module, record: dict[str, Any]) -> list[Path]:
+    """Write the weights, with the history in their metadata, and the record beside them; each is all or nothing."""
+    beside, part = path.with_suffix(".json"), path.with_name(f".{path.stem}.json.part{os.getpid()}")
+    with attempt(f"cannot write {path}"):
+        save_weights(path, student)
+        try:
+            part.write_text(json.dumps(record, indent=1) + "\n")
+            os.replace(part, beside)
+        finally:
+            part.unlink(missing_ok=True)
+    return [path, beside]
+
+
+class Inputs(NamedTuple):
+    """What a model is run on: a file of examples, or random numbers in the shape of one.
+
+    shape  of one example, e.g. (3, 224, 224); None for what the model is known for
+    """
+
+    shape: Shape | None
+    batch: int
+    file: Path | None
+    seed: int
+    spec: str
+
+    def of(self, model: nn.Module) -> torch.Tensor:
+        """[batch, …], on the model's device."""
+        if self.file is not None:
+            examples = read_tensor(self.file)[: self.batch]
+        else:
+            generator = torch.Generator().manual_seed(self.seed)
+            examples = torch.randn(self.batch, *(self.shape or self._known(model)), generator=generator)
+        return examples.to(device_of(model))
+
+    def _known(self, model: nn.Module) -> Shape:
+        config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)  # timm's
+        size = config.get("input_size") if isinstance(config, dict) else None
+        if size:
+            return tuple(size)
+        if self.spec.startswith("torchvision:"):
+            return (3, 299, 299) if self.spec == "torchvision:inception_v3" else (3, 224, 224)
+        raise CommandError(f"{self.spec} does not say what it takes: give the shape of one example, --input 3x224x224")
+
+    def __str__(self) -> str:
+        return (
+            f"the first {self.batch} examples of {self.file}"
+            if self.file
+            else f"{self.batch} random examples (seed {self.seed})"
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((t.device for t in model.parameters()), torch.device("cpu"))
+
+
+def read_tensor(path: Path) -> torch.Tensor:
+    """The one tensor in a .safetensors, .npy or .pt file, [N, …]; of several in it, the one called "images"."""
+    if not path.is_file():
+        raise CommandError(f"there is no file {path}")
+    if path.suffix == ".npy":
+        numpy = package("numpy")
+        with attempt(f"cannot read {path}"):
+            found: Any = torch.from_numpy(numpy.load(path, allow_pickle=False))
+    elif path.suffix in (".safetensors", ".pt", ".pth"):
+        with attempt(f"cannot read {path}"):
+            if path.suffix == ".safetensors":
+                found = package("safetensors.torch").load_file(path)
+            else:
+                found = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        raise CommandError(f"{path}: expected a .safetensors, .npy or .pt file with one tensor of examples")
+    if isinstance(found, dict):
+        tensors = [t for t in found.values() if isinstance(t, torch.Tensor)]
+        found = found.get("images", tensors[0] if len(tensors) == 1 else None)
+    if not isinstance(found, torch.Tensor) or not found.ndim or not len(found):
+        raise CommandError(f"{path}: expected one tensor of examples [N, …], or one that is called 'images'")
+    return found
+
+
+def calibration_files(path: Path) -> list[Path]:
+    """The files of examples at `path`: itself, or in alphabetical order those in a folder."""
+    if not path.exists():
+        raise CommandError(f"there is no file or folder {path}")
+    if not path.is_dir():
+        return [path]
+    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".npy", ".pt", ".pth"))
+    if not files:
+        raise CommandError(
+            f"{path} has no .safetensors, .npy or .pt file: save batches of preprocessed images there, [N, C, H, W]"
+        )
+    return files
+
+
+def calibration_batches(files: list[Path], size: int, device: torch.device) -> Iterator[torch.Tensor]:
+    for file in files:
+        images = read_tensor(file)
+        if not images.is_floating_point():
+            raise CommandError(f"{file} has {images.dtype}: expected images as the model takes them, normalised floats")
+        yield from images.to(device).split(size)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def macs(model: nn.Module, inputs: Any) -> int | None:
+    """Multiply-accumulates of one example in evaluation mode; None for a model that does not run on the meta device."""
+    one = pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t[:1], device="meta"), inputs)
+    args, kwargs = as_arguments(one)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            on_meta(model).eval()(*args, **kwargs)
+    except Exception:
+        return None
+    return counter.get_total_flops() // 2
+
+
+# Stand-in until net2net.weights and net2net.replay are there: then all below goes, for
+#     from net2net.weights import load_record, load_weights, save_weights
+# and regrow() calls net2net.replay(history, teacher), without inputs.
+KEY = "net2net"
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return package("safetensors.torch").load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)
+
+
+def load_record(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".safetensors":
+        with package("safetensors").safe_open(path, "pt") as file:
+            if KEY in (file.metadata() or {}):
+                return json.loads(file.metadata()[KEY])
+    raise GrowthError(f"{path} holds no record of a growth")
+
+
+def save_weights(path: Path, student: nn.Module) -> None:
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    state = {key: tensor.cpu().contiguous().clone() for key, tensor in student.state_dict().items()}
+    try:
+        package("safetensors.torch").save_file(state, part, {KEY: json.dumps(net2net.history(student))})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def replay(record: list[dict[str, Any]], teacher: nn.Module, inputs: Any) -> nn.Module:
+    from net2net.growth import Growth
+    from net2net.wider import remember
+
+    student, done = teacher, len(net2net.history(teacher))
+    for entry in record[done:]:
+        if entry["op"] == "deepen":
+            student = net2net.deepen(student, inputs, entry["sites"], [inputs], verify=False)
+            net2net.history(student).pop()
+        else:
+            student = Growth.of(entry).copied(student)
+        remember(student, entry)
+    return student
