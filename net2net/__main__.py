@@ -361,7 +361,7 @@ def verify(asked: argparse.Namespace) -> int:
     done = net2net.history(teacher)
     if record["history"][: len(done)] != done:
         raise CommandError(f"{asked.student} was not grown from {asked.weights}: their records begin differently")
-    student = sources.regrow(record["history"], teacher, asked.student, inputs)
+    student = sources.regrow(record["history"], teacher, asked.student)
     sources.fill(student, state, asked.student)
     report = _report(asked, inputs, teacher, student.eval(), weights, examples)
     # New batch norms undo the statistics that they were calibrated on, not those of any batch.
@@ -391,7 +391,6 @@ def _teacher(asked: argparse.Namespace) -> tuple[Inputs, nn.Module, dict[str, An
         weights=asked.weights,
         pretrained=asked.pretrained,
         seed=asked.seed,
-        inputs=inputs,
     )
     model = loaded.model.to(device).eval()
     return inputs, model, loaded.weights, inputs.of(model)
@@ -537,7 +536,7 @@ def _not_asked(asked: argparse.Namespace, space: Any) -> str:
         return "outside --modules"
     if round(space.width * asked.factor) == space.width:
         return f"times {asked.factor:g} it is no whole channel more"
-    if getattr(space, "whole", False):
+    if space.whole:
         return "by whole-number factors only"
     return "the forward pass counts on its width, or needs a whole-number factor"
 

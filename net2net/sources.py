@@ -23,9 +23,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-import net2net
 from net2net.errors import GrowthError
+from net2net.record import replay
 from net2net.recording import as_arguments, on_meta
+from net2net.weights import load_record, load_weights, save_weights
 
 Shape = tuple[int, ...]
 
@@ -142,9 +143,7 @@ class Loaded(NamedTuple):
     weights: dict[str, Any]
 
 
-def load(
-    spec: str, arguments: Mapping[str, Any], *, weights: Path | None, pretrained: bool, seed: int, inputs: Inputs
-) -> Loaded:
+def load(spec: str, arguments: Mapping[str, Any], *, weights: Path | None, pretrained: bool, seed: int) -> Loaded:
     """A model with its weights. Those of a student of this package come with its record, which is replayed first."""
     if weights is None:
         model = build(spec, arguments, pretrained=pretrained, seed=seed)
@@ -152,7 +151,7 @@ def load(
     state = read_weights(weights)
     model = build(spec, arguments, seed=seed)
     if history := read_record(weights)["history"]:
-        model = regrow(history, model, weights, inputs)
+        model = regrow(history, model, weights)
     fill(model, state, weights)
     return Loaded(model, {"file": weights.name, "sha256": _sha256(weights)})
 
@@ -162,10 +161,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def regrow(history: list[Any], teacher: nn.Module, path: Path, inputs: Inputs) -> nn.Module:
+def regrow(history: list[Any], teacher: nn.Module, path: Path) -> nn.Module:
     """What the record in `path` makes of a teacher."""
     with attempt(f"the record of {path} cannot be replayed on this model"):
-        return replay(history, teacher, inputs.of(teacher))
+        return replay(history, teacher)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -334,49 +333,3 @@ def macs(model: nn.Module, inputs: Any) -> int | None:
     except Exception:
         return None
     return counter.get_total_flops() // 2
-
-
-# Stand-in until net2net.weights and net2net.replay are there: then all below goes, for
-#     from net2net.weights import load_record, load_weights, save_weights
-# and regrow() calls net2net.replay(history, teacher), without inputs.
-KEY = "net2net"
-
-
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        return package("safetensors.torch").load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
-
-
-def load_record(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".safetensors":
-        with package("safetensors").safe_open(path, "pt") as file:
-            if KEY in (file.metadata() or {}):
-                return json.loads(file.metadata()[KEY])
-    raise GrowthError(f"{path} holds no record of a growth")
-
-
-def save_weights(path: Path, student: nn.Module) -> None:
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    state = {key: tensor.cpu().contiguous().clone() for key, tensor in student.state_dict().items()}
-    try:
-        package("safetensors.torch").save_file(state, part, {KEY: json.dumps(net2net.history(student))})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def replay(record: list[dict[str, Any]], teacher: nn.Module, inputs: Any) -> nn.Module:
-    from net2net.growth import Growth
-    from net2net.wider import remember
-
-    student, done = teacher, len(net2net.history(teacher))
-    for entry in record[done:]:
-        if entry["op"] == "deepen":
-            student = net2net.deepen(student, inputs, entry["sites"], [inputs], verify=False)
-            net2net.history(student).pop()
-        else:
-            student = Growth.of(entry).copied(student)
-        remember(student, entry)
-    return student

@@ -45,6 +45,9 @@ def save_weights(path: str | os.PathLike[str], student: nn.Module) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_model(student, str(temporary), metadata={KEY: json.dumps(history(student)), "format": "pt"})
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # safetensors lets nobody else read it
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
