@@ -97,8 +97,8 @@ def deepen(
 
     Returns a new model of the same class on the same device. The function is preserved exactly in evaluation mode; in
     training mode on a single calibration batch up to the precision of its statistics; by a block in both. No noise is
-    needed. An optimizer of the old model does not know the new parameters: build a new one. Raises `GrowthError` for a
-    site that cannot be deepened, with the reason.
+    needed. An optimizer of the old model does not know the new parameters: see `grow_optimizer`, or build a new one.
+    Raises `GrowthError` for a site that cannot be deepened, with the reason.
     """
     trace = Trace(model, example_inputs, strict=False)
     plan = {key: Site(trace, key, layers).plan for key, layers in choose(trace, sites).items()}

@@ -65,8 +65,8 @@ def widen(
                     function has moved further than rounding explains
 
     Returns a new model of the same class on the same device. An optimizer of the old model does not know the new
-    parameters: build a new one. Raises `GrowthError` if what was asked cannot grow, and `UnsupportedOperation` for an
-    operation through which the channels cannot be followed.
+    parameters: see `grow_optimizer`, or build a new one. Raises `GrowthError` if what was asked cannot grow, and
+    `UnsupportedOperation` for an operation through which the channels cannot be followed.
     """
 
     if not 0 <= noise < inf:
