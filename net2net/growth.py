@@ -114,10 +114,7 @@ class Growth:
         """A wider copy of the model, each parameter and buffer indexed by its maps."""
 
         def make(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            new = tensor.detach()
-            for dim, axis in self.axes(name).items():
-                new = new.index_select(dim, axis.index.to(new.device))
-            return new.clone() if new.data_ptr() == tensor.data_ptr() else new
+            return _copied(tensor.detach(), self.axes(name))
 
         return self._noted(rebuilt(model, make))
 
@@ -191,6 +188,25 @@ class Growth:
                 f"this is not a record of net2net.widen or random_pad ({type(error).__name__}: {error})"
             ) from error
         return cls(spaces, tensors, attributes)
+
+
+def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
+    """A new tensor, indexed along the given dimensions. Where the copies come after all that is old, as they do but for
+    concatenations, the old ones are written in one piece and the copies beside them."""
+    shape = [len(axes[dim].index) if dim in axes else n for dim, n in enumerate(tensor.shape)]
+    for dim, axis in axes.items():
+        if axis.fresh[: tensor.shape[dim]].any():
+            rest = {d: a for d, a in axes.items() if d != dim}
+            return _copied(tensor.index_select(dim, axis.index.to(tensor.device)), rest)
+    new = tensor.new_empty(shape)
+    filled = new[tuple(map(slice, tensor.shape))]
+    filled.copy_(tensor)
+    for dim, axis in sorted(axes.items(), reverse=True):  # rows last: they are long, and in one piece by then
+        old = tensor.shape[dim]
+        copies = filled.index_select(dim, axis.index[old:].to(tensor.device))
+        filled = new[tuple(slice(shape[d] if d >= dim else n) for d, n in enumerate(tensor.shape))]
+        filled.narrow(dim, old, len(axis.index) - old).copy_(copies)
+    return new
 
 
 def _note_widths(module: nn.Module) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
@@ -17,25 +19,11 @@ from torch.utils import _pytree as pytree
 from net2net.errors import GrowthError, UnsupportedOperation
 
 # Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
-SIZED = frozenset(
-    [
-        "new_empty",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "view",
-        "reshape",
-        "reshape_as",
-        "view_as",
-        "unflatten",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "narrow",
-        "expand",
-        "__getitem__",
-    ]
-)
+SIZED = """
+new_empty new_zeros new_ones new_full view reshape reshape_as view_as unflatten split split_with_sizes chunk narrow
+expand __getitem__
+"""
+SIZED = frozenset(SIZED.split())
 # Arguments that grow with the model in other operations: where they are, by position and keyword.
 GROWING = {
     **{f"conv{n}d": (6, "groups") for n in (1, 2, 3)},
@@ -143,7 +131,6 @@ class Recording(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
-            self.skeleton.eval()
         return self.calls
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
@@ -246,30 +233,20 @@ def _gather(value: Any, given: list[torch.Tensor], numbers: list[Any]) -> None:
 
 
 # The meta device takes up to a millisecond for each of these, whose results are as their first argument.
-POINTWISE = frozenset(
-    [
-        "relu",
-        "relu6",
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "silu",
-        "gelu",
-        "sigmoid",
-        "tanh",
-        "leaky_relu",
-        "elu",
-        "mish",
-    ]
-)
-ARITHMETIC = frozenset(["add", "sub", "mul", "div"])
+POINTWISE = "relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish"
+POINTWISE = frozenset(POINTWISE.split())
+ARITHMETIC = ("add", "sub", "mul", "div")
 
 
 def _shortcut(name: str, func: Callable, args: tuple, kwargs: dict) -> torch.Tensor | None:
     """The result of frequent operations without calling them, where nothing is unusual about their arguments."""
     x = args[0] if args else kwargs.get("input")
+    if name == "cat":
+        return _concatenated(*args, **kwargs) if len(args) < 3 and kwargs.keys() <= {"dim"} else None
     if not isinstance(x, torch.Tensor) or not x.is_contiguous() or not x.is_floating_point():
         return None
+    if name == "conv2d" and len(args) == 7 and not kwargs:
+        return _convolved(*args)
     if name == "batch_norm":
         others = [t for t in (*args[1:5], *kwargs.values()) if isinstance(t, torch.Tensor) and t is not x]
         return x.new_empty(x.shape) if x.ndim > 1 and all(t.shape == x.shape[1:2] for t in others) else None
@@ -284,6 +261,34 @@ def _shortcut(name: str, func: Callable, args: tuple, kwargs: dict) -> torch.Ten
         if isinstance(y, torch.Tensor) and y.shape == x.shape and y.dtype == x.dtype and y.is_contiguous():
             return x.new_empty(x.shape)
     return None
+
+
+def _convolved(x: Any, weight: Any, bias: Any, *sizes: Any) -> torch.Tensor | None:
+    """What conv2d returns for an image [N, C, H, W]; None where it might raise an error."""
+    if not all(isinstance(n, tuple) and len(n) == 2 for n in sizes[:3]) or x.ndim != 4 or weight.ndim != 4:
+        return None
+    stride, padding, dilation, groups = sizes
+    out, inner, *kernel = weight.shape
+    if x.shape[1] != inner * groups or out % groups or x.dtype != weight.dtype:
+        return None
+    image = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    ]
+    return x.new_empty((x.shape[0], out, *image)) if min(image) > 0 else None
+
+
+def _concatenated(parts: Any, dim: int = 0) -> torch.Tensor | None:
+    """What cat returns for tensors of one kind; None where it might raise an error."""
+    if not isinstance(parts, (tuple, list)) or not parts or not all(isinstance(t, torch.Tensor) for t in parts):
+        return None
+    first, shape = parts[0], list(parts[0].shape)
+    if not shape or any(t.dtype != first.dtype or t.ndim != len(shape) or not t.is_contiguous() for t in parts):
+        return None
+    dim %= len(shape)
+    shape[dim] = sum(t.shape[dim] for t in parts)
+    alike = all(t.shape[:dim] == first.shape[:dim] and t.shape[dim + 1 :] == first.shape[dim + 1 :] for t in parts)
+    return first.new_empty(shape) if alike else None
 
 
 def slices(shape: Iterable[int], index: Any) -> list[tuple[int, int, int] | int | None] | None:
@@ -364,6 +369,18 @@ def as_arguments(example_inputs: Any) -> tuple[tuple, dict]:
     return (example_inputs,), {}
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Pauses the garbage collector: tracing makes many small objects, and looking through all of them takes longer."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer once, by name."""
     yield from model.named_parameters()
@@ -396,7 +413,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         hasattr(kind, "__deepcopy__")
         or kind.__reduce_ex__ is not object.__reduce_ex__
         or kind.__getstate__ is not nn.Module.__getstate__
-        or kind.__setstate__ is not nn.Module.__setstate__
+        or not kind.__setstate__.__module__.startswith("torch.nn.modules.")  # those only fill in for old pickles
     ):
         return copy.deepcopy(module, memo)
     new = kind.__new__(kind)
@@ -411,8 +428,8 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             state[key] = {name: child if child is None else _copied(child, memo) for name, child in value.items()}
         elif not value and type(value) in (dict, set, list, OrderedDict):
             state[key] = type(value)()
-        elif type(value) is tuple and all(isinstance(each, _PLAIN) for each in value):
-            state[key] = value
+        elif type(value) in (tuple, list) and all(isinstance(each, _PLAIN) for each in value):
+            state[key] = type(value)(value)
         else:
             state[key] = copy.deepcopy(value, memo)
     return new

@@ -214,6 +214,7 @@ class Trace(Recording):
             if error.__cause__ is None or not known:
                 raise
         self.sites, self.entries, self.calls = sites, entries, calls
+        self.skeleton.eval()
         # One tensor cannot be divided for one use and whole for another.
         for name, dim in self.contracted:
             if name in self._copied or (name, dim) in self.outputs:

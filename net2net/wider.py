@@ -24,7 +24,7 @@ from torch import nn
 from net2net.certificate import confirm
 from net2net.errors import GrowthError
 from net2net.growth import Along, AxisMap, Channels, Growth, along, get_tensor
-from net2net.recording import SIZED, Call, Recording, place, tensors
+from net2net.recording import SIZED, Call, Recording, place, tensors, uncollected
 from net2net.spaces import Axis, Space, Trace, fix, resolve
 
 Maps = dict[Space, torch.Tensor]
@@ -157,7 +157,8 @@ def _plan(
     seed: int,
 ) -> Growth:
     """How the model grows: as asked, in all that then repeats the teacher's forward pass."""
-    return settle(Trace(model, example_inputs), example_inputs, factor, widths, modules, seed)
+    with uncollected():
+        return settle(Trace(model, example_inputs), example_inputs, factor, widths, modules, seed)
 
 
 def settle(

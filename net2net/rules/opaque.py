@@ -22,7 +22,7 @@ baddbmm einsum mm addmm multi_head_attention_forward
 local_response_norm topk sort
 pixel_shuffle pixel_unshuffle unfold fold grid_sample repeat repeat_interleave tile embedding
 index_select gather take_along_dim bilinear conv_tbc rot90 tril triu masked_fill outer cdist linalg_norm T mT
-glu channel_shuffle rand_like randn_like
+glu channel_shuffle rand_like randn_like lstm gru rnn_tanh rnn_relu
 """
 
 RULES = dict.fromkeys(NAMES.split(), opaque)
