@@ -203,7 +203,6 @@ GROWS |= {
 }
 
 HELD = {
-    "standardised": lambda: between(lambda m, h: F.conv2d(h, standardised(m.ws.weight)), ws=conv(8, 8)),
     "sum": lambda: between(lambda m, h: h / h.abs().sum(1, keepdim=True)),
     "split sizes": lambda: between(lambda m, h: torch.cat(h.split([6, 2], dim=1)[::-1], 1)),
     "slices": lambda: between(lambda m, h: torch.cat([h[:, 6:], h[:, :6]], 1)),
@@ -305,6 +304,16 @@ def test_attention_heads_are_copied_whole(fused, factor, randomise):
     assert student.attention.qkv.weight.shape == (3 * heads * 4, round(8 * factor))
     assert student.attention.proj.weight.shape == (round(8 * factor), heads * 4)
     assert student.attention.table.shape == (5, heads)
+    certify(teacher, student, x)
+    step(student, x)
+
+
+def test_a_standardised_weight_grows_in_what_it_makes(randomise):
+    teacher = between(lambda m, h: F.conv2d(h, standardised(m.ws.weight), padding=1), ws=conv(8, 8))
+    teacher, x = randomise(teacher).double(), images(3, 4, 4).double()
+    distinct(teacher, x)
+    student = widen(teacher, x, 1.5, noise=0.1, exact=True)
+    assert (student.make.out_channels, student.ws.weight.shape[0], student.read.in_channels) == (8, 12, 12)
     certify(teacher, student, x)
     step(student, x)
 
