@@ -33,7 +33,7 @@ GROWING = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """One operation of a forward pass: what was called, where, on what.
 
@@ -186,7 +186,9 @@ class Recording(TorchFunctionMode):
         call.out = out
         if not results:
             if name in ("__setitem__", "__set__"):
+                call.sources = [self._source(t) for t in given]
                 self.overwritten(call)
+                self.calls.append(call)
             return out
         call.sources = [self._source(t) for t in given]
         call.shapes = [tuple(t.shape) for t in results]

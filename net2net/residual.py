@@ -89,14 +89,14 @@ def _zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
     if shapes[0] != shapes[1]:
         raise GrowthError(refused + f"its output {shapes[1]} does not have the shape of its input {shapes[0]}")
     activation = out.call.name if out.call.name in idempotent else None
-    branches = _branches(out.call.inputs[0] if activation else out, start)
+    branches = _branches(out.call.inputs[0] if activation else out, start, name)
     if not branches:
         raise GrowthError(refused + _not_a_sum(out.call.inputs[0].call if activation else out.call, name))
     module = trace.skeleton.get_submodule(name)
     names = {id(p): n for n, p in module.named_parameters()}
     found: list[str] = []
     for branch in branches:
-        end = _end(branch, names, {})
+        end = _end(branch, name, names, {})
         if end is None:
             made = f"{branch.call.name!r}" if branch.call else "a constant"
             raise GrowthError(
@@ -112,7 +112,7 @@ def _not_a_sum(last: Call | None, name: str) -> str:
     if made in SUMS:
         return "neither side of the addition at its end is its own input (the shortcut is a projection, for instance)"
     before = last.inputs[0].call if last is not None and last.inputs else None
-    if before is not None and before.name in SUMS and f"{before.module}.".startswith(f"{name}."):
+    if before is not None and before.name in SUMS and _inside(before, name):
         return f"the {made!r} after the addition at its end does something to what has passed through it already"
     return f"it ends in {made!r}, not in an addition to its own input"
 
@@ -123,8 +123,12 @@ def _tensor(call: Call, position: int, keyword: str) -> Value | None:
     return next((v for v in call.inputs if v.tensor is tensor), None)
 
 
-def _branches(value: Value, start: Value) -> list[Value] | None:
-    """What is added to `start` on the way to `value`; None if that is not a chain of additions to it."""
+def _inside(call: Call | None, block: str) -> bool:
+    return call is not None and f"{call.module}.".startswith(f"{block}.")
+
+
+def _branches(value: Value, start: Value, block: str) -> list[Value] | None:
+    """What is added to `start` on the way to `value`; None if that is not a chain of additions to it in the block."""
     known: dict[int, list[Value] | None] = {}
 
     def walk(value: Value) -> list[Value] | None:
@@ -137,7 +141,7 @@ def _branches(value: Value, start: Value) -> list[Value] | None:
 
     def step(value: Value) -> list[Value] | None:
         call = value.call
-        if call is None:
+        if call is None or not _inside(call, block):
             return None
         if call.name in RESHAPES and value.tensor.dtype == call.inputs[0].tensor.dtype:
             return walk(call.inputs[0])
@@ -151,17 +155,17 @@ def _branches(value: Value, start: Value) -> list[Value] | None:
     return walk(value)
 
 
-def _end(value: Value, names: dict[int, str], known: dict[int, End | None]) -> End | None:
-    """The last parameters, among those in `names`, with which a tensor can start at zero and still be trained."""
+def _end(value: Value, block: str, names: dict[int, str], known: dict[int, End | None]) -> End | None:
+    """The last parameters of a block, among those in `names`, with which a tensor can start at zero and be trained."""
     if id(value) not in known:
         known[id(value)] = None
-        known[id(value)] = _last(value, names, known)
+        known[id(value)] = _last(value, block, names, known)
     return known[id(value)]
 
 
-def _last(value: Value, names: dict[int, str], known: dict[int, End | None]) -> End | None:
+def _last(value: Value, block: str, names: dict[int, str], known: dict[int, End | None]) -> End | None:
     call = value.call
-    if call is None:
+    if call is None or not _inside(call, block):
         return None
     if call.name in NORMS or call.name in LAYERS:
         weight, bias = (NORMS.get(call.name) or LAYERS[call.name])[:2]
@@ -169,22 +173,22 @@ def _last(value: Value, names: dict[int, str], known: dict[int, End | None]) -> 
         tensors = [t for t in given if t is not None]
         if call.name in LAYERS and len(tensors) == 1 and call.name != "multi_head_attention_forward":
             data = _tensor(call, 0, "input")
-            before = _end(data, names, known) if data is not None else None
+            before = _end(data, block, names, known) if data is not None else None
             if before is not None and before.rank == 0:  # without a bias the layer makes zeros of zeros
                 return before
         if given[0] is None or any(id(t) not in names for t in tensors):
             return None
         return End(0 if call.name in NORMS else 2, tuple(names[id(t)] for t in tensors))
     if call.name in SUMS or call.name in ("cat", "concat"):
-        ends = [_end(v, names, known) for v in call.inputs]
+        ends = [_end(v, block, names, known) for v in call.inputs]
         if len(call.inputs) < 2 or any(end is None for end in ends):
             return None
         return End(max(end.rank for end in ends), tuple(dict.fromkeys(n for end in ends for n in end.zeros)))
     if call.name in PRODUCTS:
-        ends = [_gain(v, names) or _end(v, names, known) for v in call.inputs]
+        ends = [_gain(v, names) or _end(v, block, names, known) for v in call.inputs]
         return min((end for end in ends if end is not None), key=lambda end: end.rank, default=None)
     if call.name in KEEPS_ZERO and call.inputs:
-        return _end(call.inputs[0], names, known)
+        return _end(call.inputs[0], block, names, known)
     return None
 
 

@@ -158,7 +158,7 @@ def tie(a: Axis | None, b: Axis | None, reason: str) -> None:
         a, b = resolve(a), resolve(b)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Value:
     """What is known of one tensor: the axis of each dimension, and the call that made it."""
 
@@ -283,8 +283,9 @@ class Trace(Recording):
         self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
 
     def overwritten(self, call: Call) -> None:
-        if any(value.tracked for value in call.inputs):
-            raise call.unsupported("it overwrites a part of a tensor")
+        for value in call.inputs:
+            for axis in value.axes:
+                fix(axis, f"{call.where} overwrites a part of a tensor")
 
     def _set(self, call: Call, results: list[torch.Tensor], axes: list[list[Axis | None]]) -> None:
         call.axes = axes

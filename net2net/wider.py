@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import zip_longest
@@ -331,15 +332,23 @@ def _targets(
         targets.update((other, round(other.width * factor)) for other in trace.uniform.get(space, ()))
     if not targets:
         where = "" if patterns is None else f" in {', '.join(patterns)}"
-        reasons = {space.fixed for space in trace.producers() if space.fixed}
+        reasons = _kinds([space.fixed for space in trace.producers() if space.fixed])
         if not whole and any(space in trace.uniform for space in trace.producers()):
-            reasons.add(f"a whole-number factor would do where channels are normalised together, {factor} does not")
-        raise GrowthError(f"nothing can grow{where}: {'; '.join(sorted(reasons)) or 'no layer makes channels there'}")
+            reasons.append(f"a whole-number factor would do where channels are normalised together, {factor} does not")
+        raise GrowthError(f"nothing can grow{where}: {'; '.join(reasons) or 'no layer makes channels there'}")
     grown = {space: width for space, width in targets.items() if width > space.width}
     if factor > 1 and not grown:
         widest = max(space.width for space in targets)
         raise GrowthError(f"factor {factor} adds no whole channel to any layer: the widest has {widest}")
     return grown
+
+
+def _kinds(reasons: Sequence[str]) -> list[str]:
+    """Reasons without those that differ from another by the module alone."""
+    kinds: dict[str, list[str]] = {}
+    for reason in dict.fromkeys(reasons):
+        kinds.setdefault(re.sub(r" in module '[^']*'", "", reason), []).append(reason)
+    return [its[0] + (f" (and {len(its) - 1} more like this)" if its[1:] else "") for its in kinds.values()]
 
 
 def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
