@@ -135,17 +135,7 @@ def measure(name: str, pipe: Any, max_params: float) -> None:
         row["input"] = "x".join(map(str, shape))
         if numbers:
             randomise(model, x)
-        held: dict[str, int] = {}
-        for space in net2net.explain(model, x).spaces:
-            if space.fixed:
-                held[space.fixed] = held.get(space.fixed, 0) + 1
-        for factor in FACTORS:
-            rows.append({**row, "factor": factor, **grow(model, x, factor, numbers)})
-            if "reason" not in rows[-1]:
-                # The commonest reasons for what was left alone; every network has the one that it ends with.
-                rest = sorted((n, why) for why, n in held.items() if why != "they are the network's output")
-                rows[-1]["held"] = sum(held.values())
-                rows[-1]["reason"] = "; ".join(f"{n}: {why}" for n, why in rest[:-3:-1])[:300]
+        rows += [{**row, "factor": factor, **grow(model, x, factor, numbers)} for factor in FACTORS]
     except Exception as error:  # the model itself fails: that too is a row
         rows.append({**row, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
     pipe.send(rows)
@@ -162,8 +152,14 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
         student = net2net.widen(model, x, factor, verify=False)
     except net2net.GrowthError as error:
         return {"grew": 0, "reason": f"refused: {' '.join(str(error).split())[:300]}"}
+    record = net2net.history(student)[-1]
+    held = record["held"]
+    # The commonest reasons for what was left alone, but for the one that every network ends with.
+    why = sorted((n, reason) for reason, n in held.items() if reason != "they are the network's output")[:-3:-1]
     found = {
-        "grew": len(net2net.history(student)[-1]["spaces"]),
+        "grew": len(record["spaces"]),
+        "held": sum(held.values()),
+        "reason": "; ".join(f"{n}: {reason}" for n, reason in why)[:300],
         "params_after_m": f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f}",
         "seconds": f"{time.monotonic() - start:.2f}",
     }

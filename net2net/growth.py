@@ -60,6 +60,7 @@ class Growth:
     spaces      the maps
     tensors     by name of a parameter or buffer and dimension, how it follows
     attributes  numbers that modules keep beside their tensors and that grow, by module name, e.g. a number of groups
+    held        how many channel spaces could not grow, by reason; for the reader alone
     """
 
     def __init__(
@@ -67,10 +68,12 @@ class Growth:
         spaces: list[Channels],
         tensors: dict[str, dict[int, Along]],
         attributes: dict[str, dict[str, Any]],
+        held: dict[str, int] | None = None,
     ):
         self.spaces = spaces
         self.tensors = tensors
         self.attributes = attributes
+        self.held = held or {}
         self._axes: dict[Blocks, AxisMap] = {}
         self._pieces: dict[tuple[int, int] | int, AxisMap] = {}
 
@@ -163,6 +166,7 @@ class Growth:
                 for name, dims in self.tensors.items()
             },
             "attributes": self.attributes,
+            "held": self.held,
         }
 
     @classmethod
@@ -187,7 +191,7 @@ class Growth:
             raise GrowthError(
                 f"this is not a record of net2net.widen or random_pad ({type(error).__name__}: {error})"
             ) from error
-        return cls(spaces, tensors, attributes)
+        return cls(spaces, tensors, attributes, dict(record.get("held", {})))
 
 
 def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:

@@ -213,7 +213,12 @@ def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]]) -> Grow
             size = _size(axis, maps)
             attributes.setdefault(module, {})[key] = [size] if isinstance(was, (tuple, list)) else size
     spaces = [Channels(producers.get(space, []), space.width, g) for space, g in maps.items()]
-    return Growth(spaces, grown, attributes)
+    held: dict[str, int] = {}
+    for space in producers:
+        if space.fixed and space not in maps:
+            kind = _kind(space.fixed)
+            held[kind] = held.get(kind, 0) + 1
+    return Growth(spaces, grown, attributes, held)
 
 
 def _size(axis: Axis, maps: Maps) -> int:
@@ -343,11 +348,16 @@ def _targets(
     return grown
 
 
+def _kind(reason: str) -> str:
+    """A reason without the module that it names."""
+    return re.sub(r" in module '[^']*'", "", reason)
+
+
 def _kinds(reasons: Sequence[str]) -> list[str]:
     """Reasons without those that differ from another by the module alone."""
     kinds: dict[str, list[str]] = {}
     for reason in dict.fromkeys(reasons):
-        kinds.setdefault(re.sub(r" in module '[^']*'", "", reason), []).append(reason)
+        kinds.setdefault(_kind(reason), []).append(reason)
     return [its[0] + (f" (and {len(its) - 1} more like this)" if its[1:] else "") for its in kinds.values()]
 
 

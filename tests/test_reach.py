@@ -421,6 +421,10 @@ REAL = {
     "shufflenet_v2_x0_5": (64, 1.5, 2),
     "mnasnet0_5": (48, 1.5, 2),
     "squeezenet1_1": (48, 1.5, 2),
+    "convnextv2_atto": (64, 2),
+    "resnet50_gn": (32, 1.5),
+    "vit_tiny_patch16_224": (224, 1.5, 2),
+    "efficientvit_b0": (64, 1.5),
 }
 
 
