@@ -101,7 +101,6 @@ def measure(name: str, pipe: Any, max_params: float) -> None:
     """Send one row per factor."""
     import torch
 
-    import net2net
     from net2net.recording import on_meta
 
     torch.set_num_threads(1)
