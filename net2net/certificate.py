@@ -72,8 +72,9 @@ def verify(
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
 
 
-def confirm(teacher: nn.Module, student: nn.Module, example_inputs: Any) -> None:
-    """Raise `GrowthError`, with the numbers, if a student is further from its teacher than rounding explains.
+def confirm(teacher: nn.Module, student: nn.Module, example_inputs: Any, train: bool = False) -> None:
+    """Raise `GrowthError`, with the numbers, if a student is further from its teacher than rounding explains; with
+    `train` in training mode, too.
 
     In float32 first where the model is, which is fast; float64 decides where that is not enough.
     """
@@ -82,14 +83,16 @@ def confirm(teacher: nn.Module, student: nn.Module, example_inputs: Any) -> None
         raise GrowthError("what is on the meta device has no values to verify with: pass real ones, or verify=False")
     dtypes = [p.dtype for p in teacher.parameters() if p.dtype in ROUNDING] or [torch.float32]
     own = max(dtypes, key=ROUNDING.__getitem__)
-    certificate = verify(teacher, student, example_inputs, dtype=own if own is torch.float32 else torch.float64)
-    if not certificate.relative <= ROUNDING[own]:
-        certificate = verify(teacher, student, example_inputs)
-    if not certificate.relative <= ROUNDING[own]:
-        raise GrowthError(
-            f"the grown model does not compute its teacher's function: {certificate}; expected a relative error of at "
-            f"most {ROUNDING[own]:g}. Please report the model; verify=False returns it all the same"
-        )
+    first = own if own is torch.float32 else torch.float64
+    for mode in (False, True) if train else (False,):
+        certificate = verify(teacher, student, example_inputs, train=mode, dtype=first)
+        if not certificate.relative <= ROUNDING[own]:
+            certificate = verify(teacher, student, example_inputs, train=mode)
+        if not certificate.relative <= ROUNDING[own]:
+            raise GrowthError(
+                f"the grown model does not compute its teacher's function: {certificate}; expected a relative error of "
+                f"at most {ROUNDING[own]:g}. Please report the model; verify=False returns it all the same"
+            )
 
 
 def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -215,7 +215,8 @@ def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
 
 def _note_widths(module: nn.Module) -> None:
     """Bring a layer's own record of its widths up to date with its weight."""
-    weight = getattr(module, "weight", None)
+    layers = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
+    weight = module.weight if isinstance(module, layers) else None
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.modules.conv._ConvNd):

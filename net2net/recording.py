@@ -20,7 +20,7 @@ from net2net.errors import GrowthError, UnsupportedOperation
 
 # Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
 SIZED = """
-new_empty new_zeros new_ones new_full view reshape reshape_as view_as unflatten split split_with_sizes chunk narrow
+new_empty new_zeros new_ones view reshape reshape_as view_as unflatten split split_with_sizes chunk narrow
 expand __getitem__
 """
 SIZED = frozenset(SIZED.split())
@@ -30,6 +30,7 @@ GROWING = {
     "layer_norm": (1, "normalized_shape"),
     "rms_norm": (1, "normalized_shape"),
     "group_norm": (1, "num_groups"),
+    "new_full": (1, "size"),
 }
 
 
@@ -122,8 +123,9 @@ class Recording(TorchFunctionMode):
             raise
         except Exception as error:
             where = place(self.module) + (" in training mode" if training else "")
+            said = next((line for line in str(error).splitlines() if line.strip()), "")[:300]
             failure = GrowthError(
-                f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {error} (check the "
+                f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {said} (check the "
                 "example inputs; a branch that depends on data cannot be followed; constant tensors must be buffers)"
             )
             failure.calls = tuple(self.calls)
@@ -134,7 +136,7 @@ class Recording(TorchFunctionMode):
         return self.calls
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
-        self._stack.append(self.modules.get(id(module), "?"))
+        self._stack.append(self.modules.get(id(module), self.module))
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._stack.pop()
@@ -175,6 +177,9 @@ class Recording(TorchFunctionMode):
         results: list[torch.Tensor] = []
         call = Call(name, args, kwargs, self.module, numbers=numbers)
         if given:
+            foreign = not given[0].is_meta and id(given[0]) not in self._sources
+            if foreign and func.__name__.endswith("_") and not name.startswith("__"):
+                raise GrowthError(f"{call.where} changes a tensor that is none of the model's parameters or buffers")
             self.before(call, given)  # operations in place change what is known of their argument
             out = _shortcut(name, func, args, kwargs)
             if out is None:
@@ -186,6 +191,7 @@ class Recording(TorchFunctionMode):
         call.out = out
         if not results:
             if name in ("__setitem__", "__set__"):
+                call.counts = _counts(call)
                 call.sources = [self._source(t) for t in given]
                 self.overwritten(call)
                 self.calls.append(call)
@@ -232,6 +238,8 @@ def _gather(value: Any, given: list[torch.Tensor], numbers: list[Any]) -> None:
                 given.append(leaf)
             elif isinstance(leaf, (Number, str)):
                 numbers.append(leaf)
+            elif hasattr(leaf, "tolist"):  # an array of numpy
+                numbers.append(leaf.tolist())
 
 
 # The meta device takes up to a millisecond for each of these, whose results are as their first argument.
@@ -245,13 +253,14 @@ def _shortcut(name: str, func: Callable, args: tuple, kwargs: dict) -> torch.Ten
     x = args[0] if args else kwargs.get("input")
     if name == "cat":
         return _concatenated(*args, **kwargs) if len(args) < 3 and kwargs.keys() <= {"dim"} else None
-    if not isinstance(x, torch.Tensor) or not x.is_contiguous() or not x.is_floating_point():
+    if not isinstance(x, torch.Tensor) or not (x.is_meta and x.is_contiguous() and x.is_floating_point()):
         return None
     if name == "conv2d" and len(args) == 7 and not kwargs:
         return _convolved(*args)
     if name == "batch_norm":
         others = [t for t in (*args[1:5], *kwargs.values()) if isinstance(t, torch.Tensor) and t is not x]
-        return x.new_empty(x.shape) if x.ndim > 1 and all(t.shape == x.shape[1:2] for t in others) else None
+        fit = x.ndim > 1 and all(t.is_meta and t.shape == x.shape[1:2] for t in others)
+        return x.new_empty(x.shape) if fit else None
     if func.__name__.endswith("_"):
         return None
     if name in POINTWISE:
@@ -260,7 +269,9 @@ def _shortcut(name: str, func: Callable, args: tuple, kwargs: dict) -> torch.Ten
         return x if kwargs.get("inplace") else x.new_empty(x.shape)
     if name in ARITHMETIC and len(args) == 2 and not kwargs:
         y = args[1]
-        if isinstance(y, torch.Tensor) and y.shape == x.shape and y.dtype == x.dtype and y.is_contiguous():
+        if isinstance(y, torch.Tensor) and (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device):
+            if not y.is_contiguous():
+                return None
             return x.new_empty(x.shape)
     return None
 
@@ -271,7 +282,7 @@ def _convolved(x: Any, weight: Any, bias: Any, *sizes: Any) -> torch.Tensor | No
         return None
     stride, padding, dilation, groups = sizes
     out, inner, *kernel = weight.shape
-    if x.shape[1] != inner * groups or out % groups or x.dtype != weight.dtype:
+    if x.shape[1] != inner * groups or out % groups or (x.dtype, x.device) != (weight.dtype, weight.device):
         return None
     image = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
@@ -285,7 +296,9 @@ def _concatenated(parts: Any, dim: int = 0) -> torch.Tensor | None:
     if not isinstance(parts, (tuple, list)) or not parts or not all(isinstance(t, torch.Tensor) for t in parts):
         return None
     first, shape = parts[0], list(parts[0].shape)
-    if not shape or any(t.dtype != first.dtype or t.ndim != len(shape) or not t.is_contiguous() for t in parts):
+    if not shape or any((t.dtype, t.device, t.ndim) != (first.dtype, first.device, len(shape)) for t in parts):
+        return None
+    if not all(t.is_contiguous() for t in parts):
         return None
     dim %= len(shape)
     shape[dim] = sum(t.shape[dim] for t in parts)
@@ -323,6 +336,9 @@ def _counts(call: Call) -> list[int]:
         if items is None:
             return [n for n in pytree.tree_leaves(call.args[1]) if type(n) is int]
         return [n for item in items if item is not None for n in ((item,) if isinstance(item, int) else item[::2])]
+    if call.name == "__setitem__":  # nothing has its result's shape: where a slice stops, too
+        items = slices(call.args[0].shape, call.args[1])
+        return [n for item in items or () if item is not None for n in ((item,) if isinstance(item, int) else item)]
     if call.name == "narrow":
         start = call.get(2, "start")
         return [start % (call.get(0, "input").shape[call.get(1, "dim")] or 1)] if isinstance(start, int) else []
@@ -428,10 +444,12 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             state[key] = value
         elif key == "_modules":
             state[key] = {name: child if child is None else _copied(child, memo) for name, child in value.items()}
-        elif not value and type(value) in (dict, set, list, OrderedDict):
+        elif type(value) in (dict, set, list, OrderedDict) and not value:
             state[key] = type(value)()
         elif type(value) in (tuple, list) and all(isinstance(each, _PLAIN) for each in value):
             state[key] = type(value)(value)
+        elif isinstance(value, torch.Tensor) and not value.is_leaf and id(value) not in memo:
+            state[key] = value.detach().clone()  # made from others by a hook before the forward pass, as in pruning
         else:
             state[key] = copy.deepcopy(value, memo)
     return new

@@ -235,6 +235,13 @@ class Trace(Recording):
                     space.fixed = space.fixed or f"{reason}, and some of those cannot grow"
         return group
 
+    def settle_groups(self) -> None:
+        """What was fixed since the trace holds back all that has to grow by the same factor."""
+        for members in self.uniform.values():
+            why = next((space.fixed for space in members if space.fixed), None)
+            for space in members if why else ():
+                space.fixed = space.fixed or f"they are normalised together with some that cannot grow: {why}"
+
     def evenly(self, axis: Axis | None, reason: str) -> None:
         """Let an axis grow by a whole number only, every channel equally often."""
         if axis is not None:
@@ -242,12 +249,16 @@ class Trace(Recording):
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         super()._enter(module, inputs)
+        if id(module) not in self.modules:  # one that the forward pass made
+            return
         value = self._values.get(id(inputs[0])) if inputs and isinstance(inputs[0], torch.Tensor) else None
         self.entries.setdefault(self._stack[-1], []).append(value)
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        value = self._values.get(id(output)) if isinstance(output, torch.Tensor) else None
-        self.sites.setdefault(self._stack.pop(), []).append(value)
+        name = self._stack.pop()
+        if id(module) in self.modules:
+            value = self._values.get(id(output)) if isinstance(output, torch.Tensor) else None
+            self.sites.setdefault(name, []).append(value)
 
     def _return(self, output: Any) -> None:
         """Forbid the network's output to grow."""
@@ -283,6 +294,7 @@ class Trace(Recording):
         self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
 
     def overwritten(self, call: Call) -> None:
+        call.axes = []
         for value in call.inputs:
             for axis in value.axes:
                 fix(axis, f"{call.where} overwrites a part of a tensor")
@@ -312,7 +324,7 @@ class Trace(Recording):
 
     def keeps(self, module: str, key: str, axis: Axis | None) -> None:
         """Note that a module keeps the length of an axis in an attribute, if it has such a one."""
-        if axis is not None and isinstance(getattr(self.skeleton.get_submodule(module), key, None), (int, tuple, list)):
+        if axis is not None and isinstance(vars(self.skeleton.get_submodule(module)).get(key), (int, tuple, list)):
             self.attributes.append((module, key, axis))
 
     def axes_of(self, tensor: torch.Tensor) -> list[Axis | None]:

@@ -11,6 +11,7 @@ random pad  old entries stay where they are; new rows and columns keep the stude
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -72,15 +73,16 @@ def widen(
 
     if not 0 <= noise < inf:
         raise GrowthError(f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise}")
-    growth = _plan(model, example_inputs, factor, widths, modules, seed)
+    trace, growth = _plan(model, example_inputs, factor, widths, modules, seed)
     entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **growth.record()}
     student = growth.copied(model)
     growth.divide(student)
+    unseen = trace.training_calls is None  # what training mode does is known from its numbers alone
     if verify and not exact:
-        confirm(model, student, example_inputs)
+        confirm(model, student, example_inputs, train=unseen)
     disturb(student, growth, noise, exact, seed)
     if verify and exact:
-        confirm(model, student, example_inputs)
+        confirm(model, student, example_inputs, train=unseen)
     remember(student, entry)
     return student
 
@@ -116,7 +118,7 @@ def random_pad(
     The other arguments, the result and the errors are those of `widen`.
     """
 
-    growth = _plan(model, example_inputs, factor, widths, modules, seed)
+    _, growth = _plan(model, example_inputs, factor, widths, modules, seed)
     student = growth.copied(model)
     pad(student, growth, init, seed)
     remember(student, {"op": "random_pad", "seed": seed, **growth.record()})
@@ -156,10 +158,11 @@ def _plan(
     widths: Mapping[str, int] | None,
     modules: str | Sequence[str] | None,
     seed: int,
-) -> Growth:
+) -> tuple[Trace, Growth]:
     """How the model grows: as asked, in all that then repeats the teacher's forward pass."""
     with uncollected():
-        return settle(Trace(model, example_inputs), example_inputs, factor, widths, modules, seed)
+        trace = Trace(model, example_inputs)
+        return trace, settle(trace, example_inputs, factor, widths, modules, seed)
 
 
 def settle(
@@ -230,10 +233,9 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
     on tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
     `x / x.shape[1]`, `view(-1, 64)`, or a branch. The channels at the first such place are then fixed, for another try.
     """
-    modes = [(False, trace.calls)]
-    if trace.training_calls is not None and not _alike(trace.calls, trace.training_calls):
-        modes.append((True, trace.training_calls))
-    for training, theirs in modes:
+    for training, theirs in ((False, trace.calls), (True, trace.training_calls)):
+        if theirs is None:
+            continue
         why = "its numbers, shapes or connections do not grow along"
         try:
             ours: Sequence[Call] = Recording(student).run(example_inputs, training)
@@ -247,7 +249,7 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
         call = theirs[min(done, len(theirs) - 1)]
         reason = f"{call.name!r} in {place(call.module)} counts on their width"
         # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
-        inside = [c for c in theirs if f"{c.module}.".startswith(f"{call.module}.")]
+        inside = [c for c in theirs if not call.module or f"{c.module}.".startswith(f"{call.module}.")]
         for calls in (_siblings(trace, call, theirs), inside):
             axes = [axis for c in calls for each in (*(v.axes for v in c.inputs), *c.axes) for axis in each]
             if any(axis is not None and _grows(axis, maps) for axis in axes):
@@ -258,6 +260,7 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
             )
         for axis in axes:
             fix(axis, reason)
+        trace.settle_groups()
         return False
     return True
 
@@ -269,20 +272,13 @@ def _siblings(trace: Trace, call: Call, calls: Sequence[Call]) -> list[Call]:
         own.setdefault(each.module, []).append(each)
     at = next((k for k, each in enumerate(own[call.module]) if each is call), 0)
     kind = type(trace.skeleton.get_submodule(call.module))
+    if kind.__module__.startswith("torch.nn."):  # which have no code of their own for their use here
+        return [call]
     return [
         each[at]
         for module, each in own.items()
         if at < len(each) and each[at].name == call.name and type(trace.skeleton.get_submodule(module)) is kind
     ]
-
-
-def _alike(evaluation: Sequence[Call], training: Sequence[Call]) -> bool:
-    """Whether a model does the same in both modes, but for the flag that says which."""
-    return len(evaluation) == len(training) and all(
-        (a.name, a.module, a.shapes, a.counts, a.sources) == (b.name, b.module, b.shapes, b.counts, b.sources)
-        and [n for n in a.numbers if not isinstance(n, bool)] == [n for n in b.numbers if not isinstance(n, bool)]
-        for a, b in zip(evaluation, training, strict=True)
-    )
 
 
 def _first_difference(teacher: Sequence[Call], student: Sequence[Call], maps: Maps) -> int | None:
@@ -295,7 +291,7 @@ def _first_difference(teacher: Sequence[Call], student: Sequence[Call], maps: Ma
         if (a.name, a.module, a.sources) != (b.name, b.module, b.sources):
             return at
         sized = a.name in SIZED and any(value.tracked for value in a.inputs)
-        if not sized and a.numbers != b.numbers:
+        if not sized and a.numbers != b.numbers and repr(a.numbers) != repr(b.numbers):  # NaN is itself here
             return at
         if [tuple(map(size, shape, axes)) for shape, axes in zip(a.shapes, a.axes, strict=True)] != b.shapes:
             return at
@@ -368,9 +364,14 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
     for name, dim in trace.outputs:
         made.setdefault(owner(name), (name, dim))
     targets: dict[Space, tuple[int, str]] = {}
+    asked: set[Space] = set()
     for module, width in widths.items():
         if module not in made:
-            raise GrowthError(f"widths names {module!r}, which makes no channels; layers that do: {', '.join(made)}")
+            near = difflib.get_close_matches(module, made, 5) or list(made)
+            rest = f" and {len(near) - 8} more" if len(near) > 8 else ""
+            raise GrowthError(
+                f"widths names {module!r}, which makes no channels; layers that do: {', '.join(near[:8])}{rest}"
+            )
         name, dim = made[module]
         axis = resolve(trace.axes[name][dim] or ())
         if isinstance(width, bool) or not isinstance(width, int):
@@ -392,6 +393,8 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
             raise GrowthError(f"cannot widen {module!r}: its channels have to stay as they are, {space.fixed}")
         if targets.get(space, (width, ""))[0] != width:
             other_width, other = targets[space]
+            if space not in asked:
+                raise GrowthError(f"{module!r} and {other!r} are normalised together: widen both by the same factor")
             raise GrowthError(
                 f"{module!r} ({width}) and {other!r} ({other_width}) share their channels: give both the same width"
             )
@@ -401,6 +404,7 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
                 f"come equally often; give a multiple of {current * units}"
             )
         targets[space] = (width, module)
+        asked.add(space)
         for other in trace.uniform.get(space, ()):
             same = other.width * width // current
             if targets.get(other, (same, ""))[0] != same:

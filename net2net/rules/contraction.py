@@ -22,10 +22,20 @@ def _layer(trace: Trace, call: Call, out_dim: int, in_dim: int, channels: int) -
         fix(axes[channels], f"{call.where} sums over them with a weight that is computed")
     tie(axes[channels], w[in_dim], f"{call.where} reads them from the network's input or a tensor that cannot follow")
     if bias is not None:
-        tie(trace.axes_of(bias)[0], w[out_dim], f"the bias of {call.where} cannot follow them")
+        _bias(trace, call, bias, w[out_dim])
     out = list(axes)
     out[channels] = w[out_dim]
     return out
+
+
+def _bias(trace: Trace, call: Call, bias: torch.Tensor, made: Axis | None) -> None:
+    *rest, own = trace.axes_of(bias) or [None]
+    if bias.ndim and (made is None or bias.shape[-1] == length(made)):
+        tie(own, made, f"the bias of {call.where} cannot follow them")
+    else:  # one number for all
+        rest.append(own)
+    for axis in rest:
+        fix(axis, f"the bias of {call.where} is spread over others")
 
 
 def convolution(trace: Trace, call: Call) -> list[Axis | None]:
@@ -66,7 +76,7 @@ def _grouped(trace: Trace, call: Call, groups: int, channels: int) -> list[Axis 
                     tie(first, other, reason)
         tie(w[1], cut(axes[channels], [weight.shape[1]], reason)[0] if axes[channels] is not None else None, reason)
     if bias is not None:
-        tie(trace.axes_of(bias)[0], w[0], f"the bias of {call.where} cannot follow them")
+        _bias(trace, call, bias, w[0])
     out = list(axes)
     out[channels] = w[0]
     return out
@@ -93,6 +103,9 @@ def attention(trace: Trace, call: Call) -> list[Axis | None]:
     masks = [trace.value_of(mask)] if isinstance(mask, torch.Tensor) else []
     for axis in (*q.axes[-2:], *k.axes[-2:], v.axes[-2], *(axis for m in masks for axis in m.axes[-2:])):
         fix(axis, f"{call.where} needs every one of them as it is")
+    if call.get(None, "enable_gqa") and q.tensor.shape[-3] != k.tensor.shape[-3]:
+        for value in (q, k, v):
+            fix(value.axes[-3], f"{call.where} shares keys and values among groups of them")
     return [*_leading(trace, call, [q, k, v, *masks], call.out.ndim), None, v.axes[-1]]
 
 

@@ -48,7 +48,7 @@ def along(trace: Trace, call: Call) -> list[Axis | None]:
     position = {"normalize": 2, "roll": 2}.get(call.name, 1)
     dims = call.get(position, "dim", call.kwargs.get("dims", 1 if call.name == "normalize" else None))
     if isinstance(dims, int):
-        dims = (dims,)
+        dims = call.args[1:] if call.name == "flip" and len(call.args) > 2 else (dims,)
     if not isinstance(dims, (tuple, list)) or not isinstance(call.out, torch.Tensor):
         raise call.unsupported("give its dim")
     axes = list(value.axes)
@@ -93,14 +93,14 @@ def extreme(trace: Trace, call: Call) -> list:
 
 
 UNARY = """
-relu relu6 hardtanh hardswish hardsigmoid silu mish gelu sigmoid tanh elu selu celu leaky_relu rrelu softplus softsign
+relu relu6 hardtanh hardswish hardsigmoid silu mish gelu sigmoid tanh elu selu celu leaky_relu softplus softsign
 log_sigmoid threshold hardshrink softshrink tanhshrink clamp clip clamp_min clamp_max neg abs exp expm1 log log1p sqrt
 rsqrt square reciprocal sign erf sin cos floor ceil round dropout dropout1d dropout2d dropout3d alpha_dropout
-feature_alpha_dropout bernoulli nan_to_num zero fill
+feature_alpha_dropout nan_to_num zero fill isnan isfinite logical_not
 """
 BINARY = """
 add sub subtract mul multiply div divide true_divide __radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ rsub maximum
-minimum pow __rpow__ addcmul lerp where
+minimum pow __rpow__ addcmul lerp where gt lt ge le eq ne logical_and logical_or
 """
 COPIES = """
 zeros_like ones_like full_like empty_like

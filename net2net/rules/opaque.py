@@ -21,8 +21,10 @@ NAMES = """
 baddbmm einsum mm addmm multi_head_attention_forward
 local_response_norm topk sort
 pixel_shuffle pixel_unshuffle unfold fold grid_sample repeat repeat_interleave tile embedding
-index_select gather take_along_dim bilinear conv_tbc rot90 tril triu masked_fill outer cdist linalg_norm T mT
+index_select gather take_along_dim bilinear conv_tbc rot90 tril triu masked_fill outer cdist linalg_norm
 glu channel_shuffle rand_like randn_like lstm gru rnn_tanh rnn_relu
+rrelu bernoulli _weight_norm mv dot vdot logsumexp prod median quantile diagonal aminmax nanmean cosine_similarity
+cummax cummin
 """
 
 RULES = dict.fromkeys(NAMES.split(), opaque)

@@ -30,6 +30,8 @@ def concatenate(trace: Trace, call: Call) -> list[Axis | None]:
 def _merge(call: Call, dims: list[tuple[int, Axis | None]]) -> Axis | None:
     """The axis of several neighbouring dimensions (size, axis) flattened into one."""
     tracked = [i for i, (_, axis) in enumerate(dims) if axis is not None]
+    if len(tracked) > 1:  # what cannot grow anyway need not be followed
+        tracked = [i for i in tracked if not all(space.fixed for space, _ in resolve(dims[i][1] or ()))] or tracked[:1]
     if not tracked:
         return None
     if len(tracked) > 1:
@@ -68,7 +70,9 @@ def _separate(trace: Trace, call: Call, axis: Axis, sizes: list[int]) -> list[Ax
     """
     heads = getattr(trace.skeleton.get_submodule(call.module), "num_heads", None)
     if heads in sizes and heads != 1:
-        return _heads(trace, call, axis, sizes, len(sizes) - 1 - sizes[::-1].index(heads))
+        # The last that could be meant, but for the last dimension where there is another: that is a head's width.
+        *others, at = (k for k, size in enumerate(sizes) if size == heads)
+        return _heads(trace, call, axis, sizes, others[-1] if others and at == len(sizes) - 1 else at)
     repeats = [repeat for _, repeat in resolve(axis)]
     for at, size in enumerate(sizes):
         outer, inner = prod(sizes[:at]), prod(sizes[at + 1 :])
@@ -125,9 +129,12 @@ def flatten(trace: Trace, call: Call) -> list[Axis | None]:
 
 def permute(trace: Trace, call: Call) -> list[Axis | None]:
     value = call.inputs[0]
-    if call.name == "transpose":
-        order = list(range(value.tensor.ndim))
-        a, b = call.get(1, "dim0"), call.get(2, "dim1")
+    order = list(range(value.tensor.ndim))
+    if call.name in ("t", "T"):
+        order.reverse()
+    elif call.name in ("transpose", "swapaxes", "mT"):
+        first, second = ("dim0", "dim1") if call.name == "transpose" else ("axis0", "axis1")
+        a, b = (-1, -2) if call.name == "mT" else (call.get(1, first), call.get(2, second))
         order[a], order[b] = order[b], order[a]
     else:
         dims = call.kwargs.get("dims", call.args[1:])
@@ -249,7 +256,7 @@ RULES = {
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
     "flatten": flatten,
     **dict.fromkeys(("view", "reshape", "reshape_as", "view_as", "unflatten"), reshape),
-    **dict.fromkeys(("permute", "transpose"), permute),
+    **dict.fromkeys(("permute", "transpose", "swapaxes", "t", "T", "mT"), permute),
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), pieces),
     "unbind": unbind,
     "__getitem__": getitem,

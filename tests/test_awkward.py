@@ -1,0 +1,172 @@
+"""Forward passes that look at their widths, or are written in unusual ways: a student is right, or refused."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune
+
+from net2net import GrowthError, random_pad, verify, widen
+
+
+class Net(nn.Module):
+    """a makes 4 channels, o reads them; what lies between is the test's."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.o = nn.Linear(5, 4), nn.Linear(4, 2)
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.run = forward
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def grown(net, x=X, factor=2, pad=True, **options):
+    """The student; its function is its teacher's in both modes, and the teacher is what it was."""
+    net = net.double()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    student = widen(net, x, factor, **{"verify": False, **options})
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    for train in (False, True):
+        assert verify(net, student, x, train=train).relative < 1e-9
+    if pad:
+        padded = random_pad(net, x, factor)
+        assert [t.shape for t in padded.state_dict().values()] == [t.shape for t in student.state_dict().values()]
+    return student
+
+
+def paint(m, x):
+    h, mask = m.a(x), torch.zeros(1, 8, dtype=x.dtype)
+    mask[:, : h.shape[1]] = 1
+    return m.o(h) * mask.sum()
+
+
+def normalised_with_one_that_stays(m, x):
+    a, b = m.a(x), m.b(x)
+    return m.both(m.ln(torch.cat([a, b], 1))) + m.o(b / b.shape[1])
+
+
+def branch_of_students_in_training(m, x):
+    h = m.a(x)
+    return m.o(h * 2 if m.training and h.shape[1] > 4 else h)
+
+
+HELD = {
+    "filled with the width": lambda m, x: m.o(m.a(x)) + m.a(x).new_full((1,), m.a(x).shape[1]),
+    "the width in an array": lambda m, x: m.o(m.a(x)) + torch.as_tensor(np.full(1, m.a(x).shape[1], np.float64)),
+    "the width in a slice": paint,
+    "a branch in training": branch_of_students_in_training,
+    "random slopes": lambda m, x: m.o(F.rrelu(m.a(x), training=m.training)),
+    "a limit in a module made on the way": lambda m, x: m.o(nn.Hardtanh(-m.a(x).shape[1], m.a(x).shape[1])(m.a(x))),
+    "logsumexp": lambda m, x: m.o(m.a(x) - m.a(x).logsumexp(1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_hides_its_width_stays(name):
+    with pytest.raises(GrowthError, match=r"nothing can grow: '\w+' .*(counts on their width|needs every one of them)"):
+        grown(Net(HELD[name]))
+    if name not in ("the width in an array", "the width in a slice"):  # whose channels these are cannot be known
+        net = Net(lambda m, x: m.end(m.b(HELD[name](m, x))), b=nn.Linear(2, 6), end=nn.Linear(6, 3))
+        student = grown(net, factor=1.5)
+        assert (student.a.out_features, student.b.out_features) == (4, 9)
+
+
+GROWS = {
+    "transposed": lambda m, x: m.o(m.a(x).t().T),
+    "transposed twice": lambda m, x: m.o(m.a(x)[None].mT.swapaxes(1, 2)[0]),
+    "compared": lambda m, x: m.o(torch.where(m.a(x) > 0, m.a(x), m.a(x) / 3)),
+    "a constant NaN": lambda m, x: m.o(m.a(x).nan_to_num(float("nan"))),
+    "a layer norm made on the way": lambda m, x: m.o(F.layer_norm(m.a(x), m.a(x).shape[1:])),
+    "a bias for all": lambda m, x: m.o(F.linear(x, m.a.weight, m.one)),
+}
+
+
+@pytest.mark.parametrize("name", GROWS)
+def test_what_is_written_in_an_unusual_way_grows(name):
+    net = Net(GROWS[name])
+    net.one = nn.Parameter(torch.ones(1))
+    assert grown(net).a.weight.shape[0] == 8
+
+
+@pytest.mark.parametrize("options", [{"factor": 2}, {"factor": None, "widths": {"a": 8}}])
+def test_what_is_normalised_together_with_channels_that_stay_stays(options):
+    net = Net(normalised_with_one_that_stays, b=nn.Linear(5, 4), ln=nn.LayerNorm(8), both=nn.Linear(8, 2))
+    with pytest.raises(GrowthError, match="counts on their width"):
+        grown(net, **options)
+
+
+def test_flipped_dimensions_given_one_by_one():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Net(lambda m, x: x.flip(2, 1)), nn.Conv2d(4, 2, 1)).double()
+    with pytest.raises(GrowthError, match="'flip'"):
+        widen(net, torch.randn(2, 3, 5, 5, dtype=torch.float64), 2)
+
+
+class Heads(nn.Module):
+    def __init__(self, inputs, heads, width):
+        super().__init__()
+        self.num_heads, self.width, self.linear = heads, width, nn.Linear(inputs, heads * width)
+
+    def forward(self, x):
+        return self.linear(x).view(*x.shape[:2], self.num_heads, self.width).transpose(1, 2)
+
+
+def shared_keys(m, x):
+    q, k, v = (heads(x[:, None].expand(-1, 3, -1) * 1) for heads in (m.q, m.k, m.v))
+    return m.read(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
+
+
+def test_heads_that_share_keys_stay():
+    net = Net(shared_keys, q=Heads(5, 4, 3), k=Heads(5, 2, 3), v=Heads(5, 2, 3), read=nn.Linear(12, 2))
+    with pytest.raises(GrowthError, match="shares keys and values among groups"):
+        grown(net)
+
+
+class FixedHeads(Heads):
+    num_heads = property(lambda self: 2, lambda self, value: None)
+
+
+def test_a_number_of_heads_that_is_computed_stays():
+    def forward(m, x):
+        q = m.q(x[:, None].expand(-1, 3, -1) * 1)
+        return m.read(F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2))
+
+    with pytest.raises(GrowthError, match="counts on their width"):
+        grown(Net(forward, q=FixedHeads(5, 2, 3), read=nn.Linear(6, 2)))
+
+
+def test_tensors_that_are_plain_attributes():
+    net = Net(lambda m, x: m.o(m.a(x)))
+    net.table = torch.arange(4.0)
+    assert torch.equal(grown(net).table, net.table)
+    prune.l1_unstructured(net.a, "weight", amount=0.5)
+    with torch.no_grad():
+        net(X)
+    grown(net, pad=False)  # a pruned layer cannot initialise itself
+
+
+def test_training_that_cannot_be_followed_is_measured():
+    def forward(m, x):
+        h = m.a(x)
+        if m.training and torch.rand(()) < 2:
+            h = h / h.norm(dim=1, keepdim=True)
+        return m.o(h)
+
+    with pytest.raises(GrowthError, match=r"does not compute its teacher's function.*train mode"):
+        widen(Net(forward).double(), X, 2)
+
+
+def test_a_closure_over_the_teacher_is_refused_and_leaves_it_alone():
+    net = Net(lambda m, x: m.o(m.hidden(m.a(x))), bn=nn.BatchNorm1d(4))
+    net.hidden = lambda h: net.bn(h)
+    with pytest.raises(GrowthError):
+        widen(net, X.float(), 2)
+    assert net.bn.num_batches_tracked == 0
