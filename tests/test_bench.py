@@ -1,0 +1,60 @@
+"""The benchmark scripts run, and the README's numbers are those of the committed tables."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Sent(list):
+    send = list.extend
+
+
+def test_coverage_measures_a_model_and_says_why_another_was_not_tried(monkeypatch):
+    coverage, rows = script("coverage"), Sent()
+    coverage.measure("torchvision:shufflenet_v2_x0_5", rows, max_params=100)
+    assert [row["factor"] for row in rows] == [1.5, 2.0]
+    for row in rows:
+        assert row["kind"] == "batch-norm convolutional"
+        assert row["grew"] > 10
+        assert coverage.preserved(row)
+    larger = Sent()
+    coverage.measure("torchvision:shufflenet_v2_x0_5", larger, max_params=1)
+    assert all(row["grew"] > 10 and "dtype" not in row for row in larger)
+    broken = Sent()
+    coverage.measure("torchvision:no_such_model", broken, max_params=100)
+    assert "no_such_model" in broken[0]["reason"]
+
+
+def test_a_student_that_moved_would_count_as_such():
+    coverage = script("coverage")
+    row = {"error_eval": "1e-7", "error_train": "2e-5", "dtype": "float32"}
+    assert not coverage.preserved(row)
+    assert coverage.preserved(row | {"error_train": "9e-6"})
+    assert not coverage.preserved(row | {"dtype": "float64"})
+    assert not coverage.preserved(row | {"error_train": "nan"})
+
+
+def test_the_readme_has_the_totals_of_the_committed_table():
+    assert script("coverage").summary(ROOT / "results" / "coverage.csv") in README
+
+
+def test_the_readme_has_the_times_of_the_committed_table():
+    with (ROOT / "results" / "bench" / "transform.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert f"| {row['model']} | {row['operations']} | {row['widen_ms']} |" in README
+
+
+def test_the_geometric_mean():
+    assert script("transform").geometric_mean([1.0, 4.0, 2.0]) == pytest.approx(2.0)
