@@ -65,7 +65,7 @@ def inputs(model: Any, name: str) -> list[tuple[int, int, int]]:
     config = getattr(model, "default_cfg", None) or {}
     full = tuple(config.get("input_size") or (3, 224, 224))
     fixed = config.get("fixed_input_size", False)
-    return [full] if fixed else [(full[0], SMALL, SMALL), full]
+    return [full] if fixed else [(full[0], SMALL, SMALL), full, (full[0], 299, 299)]
 
 
 def randomise(model: Any, x: Any) -> None:
