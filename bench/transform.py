@@ -5,8 +5,9 @@
 
 All in one process, taking turns; milliseconds, the fastest of `--repeat`. `widen` is the whole transformation
 (tracing, checking that the student repeats its teacher's forward pass, copying) without the numerical verification.
-Torch-Pruning's `build_dependency` is its analysis alone; the copy is that of the finished student. `ms_per_operation`
-should stay the same from the small to the large networks of a family: the cost is linear in the number of operations.
+Torch-Pruning's `build_dependency` is its analysis alone (a forward pass on the CPU, and its graph); listing the groups
+of channels comes on top. The copy is that of the finished student. `ms_per_operation` should stay the same from the
+small to the large networks of a family: the cost is linear in the number of operations.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from net2net.recording import Recording, on_meta
 
 COMPARED = ("inception_v3", "resnet50", "densenet121", "efficientnet_b0")
 SCALING = ("resnet18", "resnet34", "resnet101", "resnet152", "densenet169", "densenet201")
-COLUMNS = ("model", "operations", "widen_ms", "deepcopy_ms", "torch_pruning_ms", "ms_per_operation")
+COLUMNS = (
+    *("model", "operations", "widen_ms", "deepcopy_ms", "torch_pruning_ms", "torch_pruning_groups_ms"),
+    "ms_per_operation",
+)
 
 
 def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -59,7 +63,9 @@ def measure(name: str, repeat: int, peer: Any) -> dict[str, Any]:
         "deepcopy_ms": lambda: copy.deepcopy(student),
     }
     if peer is not None and name in COMPARED:
+        built = peer.DependencyGraph().build_dependency(model, example_inputs=x)
         actions["torch_pruning_ms"] = lambda: peer.DependencyGraph().build_dependency(model, example_inputs=x)
+        actions["torch_pruning_groups_ms"] = lambda: list(built.get_all_groups())
     times = fastest(actions, repeat)
     operations = len(Recording(on_meta(model)).run(x))
     row = {"model": name, "operations": operations, **{k: f"{v:.0f}" for k, v in times.items()}}

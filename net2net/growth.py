@@ -206,10 +206,13 @@ def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
     filled = new[tuple(map(slice, tensor.shape))]
     filled.copy_(tensor)
     for dim, axis in sorted(axes.items(), reverse=True):  # rows last: they are long, and in one piece by then
-        old = tensor.shape[dim]
-        copies = filled.index_select(dim, axis.index[old:].to(tensor.device))
+        old, before = tensor.shape[dim], filled
         filled = new[tuple(slice(shape[d] if d >= dim else n) for d, n in enumerate(tensor.shape))]
-        filled.narrow(dim, old, len(axis.index) - old).copy_(copies)
+        target, index = filled.narrow(dim, old, len(axis.index) - old), axis.index[old:].to(tensor.device)
+        if target.is_contiguous():
+            torch.index_select(before, dim, index, out=target)
+        else:
+            target.copy_(before.index_select(dim, index))
     return new
 
 

@@ -32,6 +32,7 @@ from net2net.spaces import Axis, Space, Trace, fix, resolve
 Maps = dict[Space, torch.Tensor]
 
 
+@uncollected()
 def widen(
     model: nn.Module,
     example_inputs: Any,
@@ -97,6 +98,7 @@ def disturb(student: nn.Module, growth: Growth, noise: float, exact: bool, seed:
         add(get_tensor(student, name), dim, axis, noise, _generator(seed, "noise", name))
 
 
+@uncollected()
 def random_pad(
     model: nn.Module,
     example_inputs: Any,
@@ -160,9 +162,8 @@ def _plan(
     seed: int,
 ) -> tuple[Trace, Growth]:
     """How the model grows: as asked, in all that then repeats the teacher's forward pass."""
-    with uncollected():
-        trace = Trace(model, example_inputs)
-        return trace, settle(trace, example_inputs, factor, widths, modules, seed)
+    trace = Trace(model, example_inputs)
+    return trace, settle(trace, example_inputs, factor, widths, modules, seed)
 
 
 def settle(
