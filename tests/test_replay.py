@@ -17,7 +17,6 @@ from torch import nn
 from net2net import (
     GrowthError,
     deepen,
-    deeper,
     history,
     load_record,
     load_weights,
@@ -109,7 +108,6 @@ def test_what_comes_back_is_ones_own(teacher):
     assert (teacher[0].weight != 0).all()
 
 
-@pytest.mark.skipif(not hasattr(deeper, "insert"), reason="deepen's record does not hold the layers yet")
 def test_deepen_replays_its_architecture(teacher):
     student = widen(deepen(teacher, SMALL, {"2": [3]}, [SMALL]), SMALL, 2)
     again = replay(json.dumps(history(student)), small().double())
