@@ -4,7 +4,8 @@
     python bench/coverage.py --match 'resnet*' --out coverage_resnet.csv
     python bench/coverage.py --summary              # the totals of what is there
 
-One row per model and factor, written as it comes; models that have a row are skipped, so that calling it again goes on.
+One row per model and factor, written as it comes; what has its row is skipped, so that calling it again goes on, with a
+larger `--max-params` to the numbers of larger models.
 Weights are a seeded random initialisation; batch-norm statistics are those of a batch, disturbed, and parameters that
 the initialisation leaves constant are randomised, because zeros and ones hide faults. Errors are relative to the
 largest output, in float32; where one is above 1e-5, the model is converted to float64 before it is widened, which
@@ -183,10 +184,16 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
     }
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, sorted; of a model and factor that was measured again, the last."""
+    with path.open() as file:
+        rows = {(row["model"], row["factor"]): row for row in csv.DictReader(file)}
+    return [rows[key] for key in sorted(rows)]
+
+
 def summary(path: Path) -> str:
     """The totals of a table, for the README."""
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table(path)
     lines = ["| models | tried | grow | of these measured | function preserved |", "|---|---|---|---|---|"]
     for kind in ("batch-norm convolutional", "other"):
         models: dict[str, list[dict[str, str]]] = {}
@@ -223,8 +230,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     done = set()
     if arguments.out.exists():
-        with arguments.out.open() as file:
-            done = {row["model"] for row in csv.DictReader(file)}
+        done = {
+            row["model"]
+            for row in table(arguments.out)
+            if row["dtype"] or row["grew"] in ("", "0") or float(row["params_m"]) > arguments.max_params
+        }
     todo = [
         n
         for n in names()
@@ -238,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     running: list[tuple[str, Any, Any, float]] = []
     with arguments.out.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if not done:
+        if not file.tell():
             writer.writeheader()
         while todo or running:
             while todo and len(running) < arguments.jobs:
@@ -267,8 +277,7 @@ def main(argv: list[str] | None = None) -> int:
                     file.flush()
                     outcome = [r.get("error_train") or r.get("reason", "") for r in rows]
                     print(f"{len(todo) + len(running)} left; {name}: {outcome}", flush=True)
-    with arguments.out.open() as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: (row["model"], row["factor"]))
+    rows = table(arguments.out)
     temporary = arguments.out.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
