@@ -9,29 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from nets import Net, conv
 from torch import nn
 
 from net2net import GrowthError, deepen, history, verify, widen
 from net2net.inception_bn import inception_bn
 
 PAIR = [(3, 1), (1, 3)]
-
-
-class Net(nn.Module):
-    """Named parts under a forward pass `run(parts, x)`."""
-
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, *args, **kwargs):
-        return self.run(self, *args, **kwargs)
-
-
-def conv(inputs, outputs, kernel=3, **options):
-    return nn.Conv2d(inputs, outputs, kernel, padding="same", **options)
 
 
 def layer(inputs, outputs, kernel=3, eps=1e-5, momentum=0.1):

@@ -7,28 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from nets import Net, conv
 from torch import nn
 
 import net2net
 from net2net import GrowthError, Layer, Maxout, deepen, explain, history, verify, widen
 from net2net.deeper import insert
-
-
-class Net(nn.Module):
-    """Named parts under a forward pass `run(parts, x)`."""
-
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, *args, **kwargs):
-        return self.run(self, *args, **kwargs)
-
-
-def conv(inputs, outputs, kernel=3, **options):
-    return nn.Conv2d(inputs, outputs, kernel, padding="same", **options)
 
 
 def images(*shape, batch=4, seed=1):

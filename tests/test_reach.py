@@ -4,28 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from nets import Net, conv
 from torch import nn
 
 from net2net import GrowthError, verify, widen
 
 timm = pytest.importorskip("timm")
-
-
-class Net(nn.Module):
-    """Named parts under a forward pass `run(parts, x)`."""
-
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
-def conv(inputs, outputs, kernel=3, **options):
-    return nn.Conv2d(inputs, outputs, kernel, padding="same", **options)
 
 
 def between(run, inputs=8, **parts):

@@ -8,27 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from nets import Net, conv
 from torch import nn
 
 from net2net import GrowthError, UnsupportedOperation, history, random_pad, verify, widen
 from net2net.inception_bn import inception_bn, init_weights
-
-
-class Net(nn.Module):
-    """Named parts under a forward pass `run(parts, x)`."""
-
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, *args, **kwargs):
-        return self.run(self, *args, **kwargs)
-
-
-def conv(inputs, outputs, kernel=3, **options):
-    return nn.Conv2d(inputs, outputs, kernel, padding="same", **options)
 
 
 def head(m, x):

@@ -1,0 +1,21 @@
+"""Parts of the networks that several tests are made of."""
+
+from torch import nn
+
+
+class Net(nn.Module):
+    """Named parts under a forward pass `run(parts, x)`."""
+
+    def __init__(self, run, **parts):
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *args, **kwargs):
+        return self.run(self, *args, **kwargs)
+
+
+def conv(inputs, outputs, kernel=3, **options):
+    """A convolution that keeps the size of its image."""
+    return nn.Conv2d(inputs, outputs, kernel, padding="same", **options)
