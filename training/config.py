@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -37,12 +37,38 @@ class Growth(Section):
     calibration_images: int = Field(gt=1)  # net2deeper: the batch that the batch-norm statistics are measured on
 
 
-class Data(Section):
+class MemoryData(Section):
+    """Small grey images that are held in memory, on the device."""
+
     name: Literal["fashion_mnist", "generated"]
     root: str
     validation: Literal["test", "held_out"]  # held_out: the last 10,000 training images, to make choices on
     val_images: int = Field(gt=0)  # the first so many of them
     flip: bool
+
+    classes: ClassVar[int] = 10
+    channels: ClassVar[int] = 1
+
+
+class ImageNetData(Section):
+    """JPEG files, read and augmented by worker processes (training/pipeline.py)."""
+
+    name: Literal["imagenet"]
+    root: str
+    classes: int = Field(gt=1)
+    train_images: int = Field(gt=0)  # what has to be there, of each ...
+    val_images: int = Field(gt=0)  # ... so that an incomplete copy is found before training, not after
+    image_size: int = Field(gt=0)
+    crop_fraction: float = Field(gt=0, le=1)  # validation: side of the centre crop over the resized image's short side
+    min_area: float = Field(gt=0, le=1)  # training: random-resized crop of at least this part of the image
+    flip: bool
+    color_jitter: float = Field(ge=0)  # brightness, contrast and saturation by up to this fraction; 0: off
+    workers: int | None = Field(gt=0)  # a process's; null: its share of the job's cores
+
+    channels: ClassVar[int] = 3
+
+
+Data = Annotated[MemoryData | ImageNetData, Field(discriminator="name")]
 
 
 class Optimizer(Section):
@@ -65,9 +91,19 @@ class Schedule(Section):
 class Training(Section):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=1)  # global, whatever the number of processes
+    # Images in one forward pass, over which batch norm takes its statistics; null: the whole mini-batch. The mini-batch
+    # is so many of them on any number of processes: what a run computes does not depend on the machine.
+    bn_batch_size: int | None = Field(gt=1)
     eval_every: int = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
     ema_decay: float = Field(ge=0, lt=1)  # average of the weights for evaluation; 0: off
+    precision: Literal["float32", "bfloat16"]  # of the forward and backward pass; the weights are float32
+    compile: bool  # torch.compile of the training pass
+    keep: int = Field(gt=0)  # so many checkpoints, the newest ones, beside a student's first
+
+    @property
+    def chunk(self) -> int:
+        return self.bn_batch_size or self.batch_size
 
 
 class Wandb(Section):
@@ -77,6 +113,7 @@ class Wandb(Section):
 
 class Config(Section):
     seed: int = Field(ge=0)
+    figures: list[Literal["fig4", "fig5", "fig6"]]  # of which it is a curve; for grouping in Weights & Biases
     model: Model
     growth: Growth | None
     data: Data
@@ -87,7 +124,7 @@ class Config(Section):
 
 
 # What may differ between two calls that train the same run.
-OPERATIONAL = ("data.root", "wandb.mode", "wandb.project")
+OPERATIONAL = ("figures", "data.root", "data.workers", "training.keep", "wandb.mode", "wandb.project")
 
 
 class _Loader(yaml.SafeLoader):
@@ -193,13 +230,21 @@ def _keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         sections = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(t, type)]
-        inner = next((t for t in sections if issubclass(t, BaseModel)), None)
-        keys += _keys(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+        inner = [key for t in sections if issubclass(t, BaseModel) for key in _keys(t, f"{prefix}{name}.")]
+        keys += dict.fromkeys(inner) if inner else [f"{prefix}{name}"]
     return keys
 
 
 def _explain(error: Any, origin: dict[str, str], path: str) -> str:
-    key = ".".join(map(str, error["loc"]))
+    loc = [str(part) for part in error["loc"]]
+    if error["type"] == "union_tag_invalid":
+        loc, error = [*loc, "name"], {**error, "msg": f"expected {error['ctx']['expected_tags']}"}
+        error["input"] = error["input"]["name"]
+    elif error["type"] == "union_tag_not_found":
+        loc, error = [*loc, "name"], {**error, "type": "missing"}
+    elif loc[0] == "data" and len(loc) > 2:
+        del loc[1]  # the kind of data, which pydantic puts between section and key
+    key = ".".join(loc)
     where = origin.get(key) or next((o for k, o in origin.items() if k.startswith(f"{key}.")), path)
     if error["type"] == "extra_forbidden":
         known = _keys()
