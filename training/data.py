@@ -54,7 +54,7 @@ class Order:
         return generator
 
     def chunks(self, step: int) -> tuple[int, list[torch.Tensor]]:
-        """The epoch of mini-batch `step`, counted from 0 over all epochs, and this process's chunks: indices [chunk]."""
+        """The epoch of mini-batch `step`, counted from 0, and this process's chunks of it: indices [chunk] each."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self.begin(epoch)
@@ -148,6 +148,8 @@ class MemoryImages:
 
     def validation(self, batch_size: int = 500) -> Iterator[Batch]:
         for images, labels in zip(*(t.split(batch_size) for t in self._val), strict=True):
+            if not len(labels):  # more processes than images
+                return
             yield _normalise(images), labels
 
     def faults(self) -> list[str]:

@@ -139,18 +139,14 @@ class Statistics:
     chunks that each had, they are what they would have been. The same holds for the averages of the weights' EMA.
     """
 
-    def __init__(self, processes: Processes, chunks_here: int, chunks: int):
+    def __init__(self, model: nn.Module, processes: Processes, chunks_here: int, chunks: int):
         self.processes, self.weight, self.here = processes, chunks_here / chunks, chunks_here
-        self.buffers: list[torch.Tensor] = []
-
-    def follow(self, model: nn.Module) -> None:
-        """The model whose forward passes `passed` will be told of."""
         self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
     @torch.no_grad()
     def passed(self, chunk: int) -> None:
-        """After the forward pass of chunk number `chunk` of this process's in this step."""
-        if self.here == 1 or not self.buffers:
+        """After chunk number `chunk` of this process's in this step."""
+        if self.here == 1:
             return
         if chunk == 0:
             self.sums = [buffer.clone() for buffer in self.buffers]
@@ -181,3 +177,11 @@ class Statistics:
             self.processes.sum(flat.mul_(self.weight))
             for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
                 buffer.copy_(mean.view_as(buffer))
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether this is what is left of a call to a process that is no more."""
+    text = str(error).lower()
+    return dist.is_initialized() and any(
+        sign in text for sign in ("gloo", "nccl", "connection closed", "connection reset", "timed out", "peer")
+    )

@@ -11,21 +11,21 @@ from torch import nn
 
 import net2net
 from net2net.inception_bn import InceptionBN, inception_bn, init_weights
-from training.config import Config
+from training.config import Config, ImageNetData, MemoryData
 from training.config import Model as ModelConfig
-from training.data import NUM_CLASSES, Data
+from training.data import Data
 from training.run import CheckpointError, load_checkpoint
 
 PAIR = ((3, 1), (1, 3))
 
 
-def build(model: ModelConfig) -> InceptionBN:
+def build(model: ModelConfig, data: MemoryData | ImageNetData) -> InceptionBN:
     return inception_bn(
         model.name,
         width=model.width,
         extra_pairs=model.extra_pairs,
-        num_classes=NUM_CLASSES,
-        in_channels=1,
+        num_classes=data.classes,
+        in_channels=data.channels,
         bn_momentum=model.bn_momentum,
     )
 
@@ -45,7 +45,7 @@ def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> 
             "train it to its end first"
         )
     was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
-    teacher = build(was)
+    teacher = build(was, config.data)
     teacher.load_state_dict(saved["ema"] or saved["model"])
     batch = data.first(growth.calibration_images).cpu()
 
