@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from training import pipeline
 from training.fashion_mnist import DataError
 from training.imagenet import readers
-from training.pipeline import ImageData, Preparation, draw_of, own_draws
+from training.pipeline import ImageData, Preparation, draw_of, drawn_colors, drawn_crop
 
 SIZE, BATCH, CHUNK = 32, 8, 4  # 24 training images: three mini-batches of two chunks in an epoch
 CPU = torch.device("cpu")
@@ -211,15 +211,27 @@ def difference(a, b):
 @pytest.mark.parametrize("size", [(500, 375), (300, 460), (1400, 1100)])
 def test_training_crops_are_torchvisions(size):
     """Crop and resize in one step, and a large JPEG decoded at reduced scale, change next to nothing."""
-    plain = Preparation(224, 0.875, 0.05, 0, False)
+    plain, theirs = Preparation(224, 0.875, 0.05, 0, False), v2.RandomResizedCrop(224, scale=(0.05, 1))
     data = jpeg(size=size)
     for draw in range(8):
-        with own_draws():
-            ours = plain.train(data, draw)
-            torch.default_generator.manual_seed(draw)
-            theirs = plain.crop(Image.open(io.BytesIO(data)))
+        torch.manual_seed(draw)
+        ours = plain.train(data, draw)
         assert ours.shape == (224, 224, 3)
-        assert difference(ours, theirs) < 1
+        assert difference(ours, theirs(Image.open(io.BytesIO(data)))) < 1
+
+
+@pytest.mark.parametrize("size", [(500, 375), (33, 70), (1, 1), (1000, 3), (3, 1000), (100, 60)])
+def test_torchvision_draws_the_same(size):
+    crop, jitter = v2.RandomResizedCrop(224, scale=(0.3, 1)), v2.ColorJitter(0.4, 0.4, 0.4)
+    for draw in range(50):
+        generator = torch.Generator().manual_seed(draw)
+        torch.manual_seed(draw)
+        box = crop.make_params([Image.new("L", size)])
+        assert drawn_crop(*size, 0.3, generator) == (box["left"], box["top"], box["width"], box["height"])
+        order, factors = drawn_colors(0.4, generator)
+        colors = jitter.make_params([])
+        assert order == colors["fn_idx"].tolist()
+        assert factors == tuple(colors[f"{kind}_factor"] for kind in ("brightness", "contrast", "saturation"))
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (120, 90), (2000, 1300)])
@@ -233,15 +245,15 @@ def test_colour_jitter_is_torchvisions_to_the_bit():
     jitter = v2.ColorJitter(0.9, 0.9, 0.9)
     for number in range(40):
         image = picture(number, (60, 50))
-        params = jitter.make_params([])
-        assert np.array_equal(pipeline.jittered(image, params), jitter.transform(image, params))
+        torch.manual_seed(number)
+        drawn = drawn_colors(0.9, torch.Generator().manual_seed(number))
+        assert np.array_equal(pipeline.jittered(image, *drawn), jitter(image))
 
 
 def test_the_flip_comes_half_of_the_time():
     flipped, plain = Preparation(SIZE, 0.875, 0.999, 0, True), Preparation(SIZE, 0.875, 0.999, 0, False)
     data = jpeg(size=(100, 90))
-    with own_draws():
-        pairs = [(flipped.train(data, draw), plain.train(data, draw)) for draw in range(60)]
+    pairs = [(flipped.train(data, draw), plain.train(data, draw)) for draw in range(60)]
     turned = [np.array_equal(a, b[:, ::-1]) for a, b in pairs]
     assert all(np.array_equal(a, b) for (a, b), turn in zip(pairs, turned, strict=True) if not turn)
     assert 15 < sum(turned) < 45
@@ -253,7 +265,7 @@ def test_odd_kinds_of_images_become_rgb(mode):
     image = picture(1, (80, 60)).convert("I;16" if mode == "I;16" else mode)
     image.save(file, "JPEG" if mode in ("L", "CMYK") else "PNG")
     prepared = Preparation(SIZE, 0.875, 0.05, 0.4, True)
-    with own_draws(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         pipeline.quiet()
         assert prepared.train(file.getvalue(), 0).shape == prepared.val(file.getvalue()).shape == (SIZE, SIZE, 3)
 
@@ -320,8 +332,7 @@ def test_a_truncated_image_is_replaced_counted_and_named_once(folders, load, wor
     # The next image, augmented as the damaged one would have been.
     place = order.index(7)
     other = data._work.preparation
-    with own_draws():
-        pixels = other.train(reader.read(9), draw_of(3, 0, 7)).copy()
+    pixels = other.train(reader.read(9), draw_of(3, 0, 7)).copy()
     images = torch.cat([images for images, _ in chunks])
     assert torch.equal(images[place], data._normalised(torch.from_numpy(pixels)[None])[0])
 
