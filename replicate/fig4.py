@@ -9,7 +9,7 @@ net padded with random weights ("random pad"), and the standard net from random 
 
 import sys
 
-from replicate.runner import main
+from replicate.launch import main
 
 ARMS = ("teacher_narrow", "standard", "wider", "random_pad")
 

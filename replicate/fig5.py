@@ -8,7 +8,7 @@ The teacher is the standard net; against the student stands the same deep net fr
 
 import sys
 
-from replicate.runner import main
+from replicate.launch import main
 
 ARMS = ("standard", "deeper", "deeper_random_init")
 

@@ -8,7 +8,7 @@ As in the paper the larger nets are not trained from scratch; the standard net f
 
 import sys
 
-from replicate.runner import main
+from replicate.launch import main
 
 ARMS = ("standard", "wider_sqrt2", "deeper_4pairs")
 
