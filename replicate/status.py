@@ -17,7 +17,7 @@ from typing import NamedTuple
 from replicate import fig4, fig5, fig6
 from replicate.runner import CONFIGS, Stage, plan, read_json
 from replicate.slurm import Queued, SlurmError, queue
-from training.config import ConfigError
+from training.config import ConfigError, differences, flatten
 
 FIGURES = {"4": fig4.ARMS, "5": fig5.ARMS, "6": fig6.ARMS}
 ALIVE_SECONDS = 120  # a training writes its progress every second or so, except in an evaluation
@@ -42,6 +42,9 @@ def _state(stage: Stage, queued: Queued | None, teacher: State | None) -> State:
     if stage.finished:
         result = manifest["result"]
         return State("done", f"validation accuracy {result['val_top1']:.2%}, {duration(result['wall_s'])}")
+    if manifest.get("status") == "finished":
+        other = ", ".join(differences(manifest["config"], flatten(stage.config)))
+        return State("failed", f"its folder holds a run of another config: {other}")
     job = noted.get("job")
     if queued and queued.state not in ("RUNNING", "COMPLETING"):
         behind = f"for {stage.teacher}, " if teacher and teacher.word != "done" else ""
