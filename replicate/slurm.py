@@ -86,7 +86,12 @@ def _explain(error: Any, file: Path | None, given: dict[str, Any]) -> str:
         return f"{file}: unknown key {key!r}; valid keys: {', '.join(Site.model_fields)}"
     if error["type"] == "missing":
         return f"{file or 'Slurm'}: {key} is missing: give it in the site file, or with {_flag(key)}"
-    message = error["msg"].replace("Input should be", "expected").replace("a valid ", "a ")
+    message = (
+        error["msg"]
+        .replace("Input should be", "expected")
+        .replace("a valid integer", "an integer")
+        .replace("a valid ", "a ")
+    )
     return f"{where}: {message}, got {error['input']!r} ({type(error['input']).__name__})"
 
 

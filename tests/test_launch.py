@@ -154,7 +154,8 @@ def test_a_refusal_of_sbatch_is_passed_on_in_a_sentence(fake_slurm, tmp_path, ca
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: p1' >&2\nexit 1\n")
     command = ["--smoke", "--runs", str(tmp_path / "runs"), "--launcher", "slurm", *SITE]
     assert launch.main("", fig4.ARMS, command) == 2
-    assert capsys.readouterr().err == ("sbatch refuses smoke/teacher_narrow: sbatch: error: invalid partition: p1\n")
+    refusal = "sbatch refuses smoke/teacher_narrow: sbatch: error: invalid partition: p1\n"
+    assert capsys.readouterr().err.endswith(refusal)  # after what sbatch itself said
 
 
 def test_without_an_answer_of_squeue_nothing_is_submitted(fake_slurm, tmp_path, capsys):
@@ -219,7 +220,7 @@ def test_flags_go_before_the_site_file(tmp_path):
         ("gpus_per_node: 8\nminutes: 1\npartiton: x", "site.yaml: unknown key 'partiton'; valid keys: partition, "),
         ("gpus_per_node: 8", "minutes is missing: give it in the site file, or with --minutes"),
         ("minutes: 8", "gpus_per_node is missing: give it in the site file, or with --gpus"),
-        ("gpus_per_node: '8'\nminutes: 1", "site.yaml: gpus_per_node: expected a integer, got '8' (str)"),
+        ("gpus_per_node: '8'\nminutes: 1", "site.yaml: gpus_per_node: expected an integer, got '8' (str)"),
         ("gpus_per_node: -1\nminutes: 1", "greater than or equal to 0, got -1 (int)"),
         ("gpus_per_node: [", "site.yaml: not valid YAML: "),
         ("- 1", "site.yaml: expected keys and values, got list"),
@@ -231,7 +232,7 @@ def test_a_wrong_site_file_is_refused_in_a_sentence(tmp_path, capsys, text, word
     file.write_text(text)
     assert launch.main("", fig4.ARMS, ["--smoke", "--launcher", "print", "--site", str(file)]) == 2
     captured = capsys.readouterr()
-    assert words.replace("a integer", "a").split(",")[0].split(" integer")[0] in captured.err
+    assert words in captured.err
     assert captured.err.count("\n") == 1
 
 
