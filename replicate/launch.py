@@ -90,7 +90,8 @@ def _local(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stage
         gpu = bool(gpus) or not _small(stages)
         print(_with_seconds(stages, jobs) if not gpu else _with_price(stages, len(gpus)))
         return 0
-    return Runner(stages, jobs, max(1, cores // jobs), processes, gpus).run()
+    threads = max(1, cores // (len(gpus) or jobs * widest))
+    return Runner(stages, jobs, threads, processes, gpus).run()
 
 
 def _processes(stage: Stage, asked: int | None, gpus: int) -> int:

@@ -257,6 +257,7 @@ class Runner:
     """Keeps `jobs` stages running until none is left that can.
 
     With GPUs each stage has `processes` of them to itself, and as many stages run side by side as there are GPUs for.
+    `threads` are those of one process.
     """
 
     def __init__(self, stages: list[Stage], jobs: int, threads: int, processes: dict[str, int], gpus: list[str]):
@@ -317,7 +318,7 @@ class Runner:
         stage.begin_log("on this machine")
         processes = self.processes[stage.name]
         if self.gpus or processes > 1:
-            environment = {"OMP_NUM_THREADS": str(max(1, self.threads // processes))}
+            environment = {"OMP_NUM_THREADS": str(self.threads)}
             if self.gpus:
                 mine = self.taken[stage.name] = [self.free.pop(0) for _ in range(processes)]
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -128,16 +129,18 @@ class Job:
             time.sleep(0.2)
         if torch.returncode == 0 or self.stage.finished:
             return
-        if not first:
-            time.sleep(SETTLE_SECONDS)  # the first node has the job queued again, and Slurm then ends this task
+        if not first:  # the first node may have the job queued again, and Slurm then ends this task with SIGTERM
+            deadline = time.monotonic() + SETTLE_SECONDS
+            while signal.SIGTERM not in asked and time.monotonic() < deadline:
+                time.sleep(0.2)
         elif signal.SIGUSR2 in asked or (asked and _state(job) == "RUNNING"):
             submitits(signal.SIGUSR2, None)  # has the job queued again; does not return, unless with an error
         elif asked:
-            raise SlurmError("stopped by Slurm")
+            sys.exit(128 + asked[0])  # cancelled, or queued again by Slurm
         why = self.stage.why(f"torchrun ended with {torch.returncode}")
         if first:
             self.stage.note(**self.stage.noted(), failed=why)
-        raise SlurmError(why)
+        sys.exit(f"{self.stage.name} failed: {why}")
 
     def checkpoint(self) -> Any:
         """Called by submitit before it queues the job again: the same once more, train.py goes on by itself."""

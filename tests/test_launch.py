@@ -280,7 +280,7 @@ def test_more_processes_than_the_batch_has_work_for_are_refused(tmp_path, monkey
 def test_gpus_are_shared_out_and_given_back(tmp_path, monkeypatch):
     """Four GPUs and two processes each: two stages side by side, each with GPUs of its own."""
     stages = stages_of(tmp_path, arms=("teacher_narrow",))
-    runner = Runner(stages, 4, 4, {stage.name: 2 for stage in stages}, ["0", "1", "5", "7"])
+    runner = Runner(stages, 4, 3, {stage.name: 2 for stage in stages}, ["0", "1", "5", "7"])
     seen = []
 
     class Pretended:
@@ -297,12 +297,12 @@ def test_gpus_are_shared_out_and_given_back(tmp_path, monkeypatch):
     for stage in stages[:2]:
         assert runner._fits(stage)
         runner._start(stage)
-    assert seen == [("0,1", "2"), ("5,7", "2")]
+    assert seen == [("0,1", "3"), ("5,7", "3")]
     assert not runner._fits(stages[2])
     finish(stages[0])
     runner._ended(*runner.running[stages[0].name])
     runner._start(stages[2])
-    assert seen[2] == ("0,1", "2")
+    assert seen[2] == ("0,1", "3")
     runner.bar.close()
 
 
