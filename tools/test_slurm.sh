@@ -25,6 +25,7 @@ work=$(mktemp -d)
 export SLURM_CONF="$work/slurm.conf"
 pids=
 finish() {
+    set +e
     if [ "$(sinfo -h -o %t 2>/dev/null)" ]; then # no job outlives its Slurm
         scancel --user=root 2>/dev/null || true
         for _ in $(seq 60); do [ "$(squeue -h 2>/dev/null)" ] || break; sleep 0.5; done
@@ -38,7 +39,7 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'exit 143' TERM HUP PIPE
 
 free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
 host=$(hostname -s)
