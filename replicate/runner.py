@@ -138,9 +138,10 @@ class Stage:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def plan(scale: str, arms: Iterable[str], seeds: Iterable[int], runs: Path, configs: Path = CONFIGS) -> list[Stage]:

@@ -25,19 +25,23 @@ SILENT_SECONDS = 600
 
 
 class State(NamedTuple):
-    word: str  # done, running, failed, stopped, waiting, not started
+    word: str  # done, running, failed, stopped, waiting, not started, unknown
     text: str
 
 
-def states(stages: list[Stage], queued: dict[str, Queued]) -> dict[str, State]:
-    """The state of each stage by its name, teachers before their students as `plan` has them."""
+def states(stages: list[Stage], queue: dict[str, Queued] | None) -> dict[str, State]:
+    """The state of each stage by its name, teachers before their students as `plan` has them.
+
+    `queue` holds the jobs that have not ended; None: Slurm could not be asked.
+    """
     found: dict[str, State] = {}
     for stage in stages:
-        found[stage.name] = _state(stage, queued.get(stage.noted().get("job", "")), found.get(stage.teacher or ""))
+        queued = (queue or {}).get(stage.noted().get("job", ""))
+        found[stage.name] = _state(stage, queued, queue is not None, found.get(stage.teacher or ""))
     return found
 
 
-def _state(stage: Stage, queued: Queued | None, teacher: State | None) -> State:
+def _state(stage: Stage, queued: Queued | None, asked: bool, teacher: State | None) -> State:
     manifest, noted = stage.manifest(), stage.noted()
     if stage.finished:
         result = manifest["result"]
@@ -50,11 +54,13 @@ def _state(stage: Stage, queued: Queued | None, teacher: State | None) -> State:
         behind = f"for {stage.teacher}, " if teacher and teacher.word != "done" else ""
         step = f", goes on at step {stage.step}" if stage.step else ""
         return State("waiting", f"{behind}job {job} {queued.state.lower()} ({queued.reason}){step}")
-    if stage.locked or queued or _sign_of_life(stage, noted):
+    if stage.locked or queued or ((not job or not asked) and _sign_of_life(stage, noted)):
         where = f"job {job} on {queued.nodes}" if queued else f"on {noted.get('host', 'this machine')}"
         return State("running", f"{_progress(stage, noted)}, {where}")
     if why := noted.get("failed") or (manifest.get("status") == "failed" and manifest.get("error")):
         return State("failed", f"{why} (log: {stage.log})")
+    if job and not asked:
+        return State("unknown", f"job {job}, and Slurm could not be asked; step {stage.step} of {stage.steps}")
     gone = f"; its job {job} has left the queue: cancelled or killed, or its teacher failed" if job else ""
     if stage.step or manifest.get("status") == "running":
         return State("stopped", f"at step {stage.step} of {stage.steps}{gone}; running the script again goes on")
@@ -76,7 +82,7 @@ def _age(stage: Stage) -> float | None:
 def _sign_of_life(stage: Stage, noted: dict) -> bool:
     """Of another machine that shares the folder, where its lock may not be seen."""
     elsewhere = "failed" not in noted and noted.get("host", os.uname().nodename) != os.uname().nodename
-    return elsewhere and "job" not in noted and (age := _age(stage)) is not None and age < ALIVE_SECONDS
+    return elsewhere and (age := _age(stage)) is not None and age < ALIVE_SECONDS
 
 
 def _progress(stage: Stage, noted: dict) -> str:
@@ -135,6 +141,6 @@ def main(argv: list[str] | None = None) -> int:
         queued = queue(stage.noted()["job"] for stage in stages if "job" in stage.noted() and not stage.finished)
     except SlurmError as error:
         print(f"{error}; what follows is from the runs' folders alone", file=sys.stderr)
-        queued = {}
+        queued = None
     print(table(stages, states(stages, queued)))
     return 0

@@ -470,7 +470,7 @@ def six(tmp_path):
 
 
 def state_of(six, arm, queued=None):
-    return status.states(list(six.values()), queued or {})[six[arm].name]
+    return status.states(list(six.values()), {} if queued is None else queued)[six[arm].name]
 
 
 def test_done_and_not_started_and_waiting(six):
@@ -514,6 +514,16 @@ def test_failed_with_the_reason_and_stopped(six):
     assert "its job 12 has left the queue" in state_of(six, "standard").text
     standard.note(job="12", failed="no room")
     assert state_of(six, "standard") == ("failed", f"no room (log: {standard.log})")
+
+
+def test_where_slurm_cannot_be_asked_nothing_is_made_up(six):
+    stage = six["standard"]
+    stage.note(job="12", host="another", started=time.time() - 60)
+    found = status.states(list(six.values()), None)
+    assert found[stage.name] == ("unknown", "job 12, and Slurm could not be asked; step 0 of 6")
+    write(stage, "progress.json", {"step": 2, "steps": 6, "images_per_s": 32.0})
+    found = status.states(list(six.values()), None)
+    assert found[stage.name] == ("running", "step 2 of 6, 32 images/s, 4 s left, on another")
 
 
 def test_a_run_of_another_config_is_named(six):

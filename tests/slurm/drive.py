@@ -17,7 +17,7 @@ from pathlib import Path
 from replicate import fig4
 
 ROOT = Path(__file__).resolve().parents[2]
-TEACHER_STEPS = 120  # long enough to be interrupted
+TEACHER_STEPS = 80  # long enough to be interrupted
 STAGES = [f"{arm}/seed0" for arm in fig4.ARMS] + ["teacher_narrow/seed1", "wider/seed1"]
 BEGAN = time.monotonic()
 
@@ -27,7 +27,7 @@ def say(text):
 
 
 def run(*command, code=0):
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
     if done.returncode != code:
         raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{done.stdout}{done.stderr}")
     return done.stdout
