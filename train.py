@@ -49,10 +49,11 @@ def train(
     """
     options, device = config.training, processes.device
     state = processes.first(lambda: run.restore())
-    data = open_data(config, device, processes.rank, processes.world, processes.local_world)
+    data = open_data(config, device, processes.rank, processes.world, processes.local_world, processes.first)
     with contextlib.ExitStack() as closing:
         closing.callback(data.close)
-        processes.first(lambda: run.start({"fingerprint": data.fingerprint, **data.facts}))
+        machine = {"processes": processes.world, "device": processes.device_name}
+        processes.first(lambda: run.start({"fingerprint": data.fingerprint, **data.facts}, **machine))
 
         # The model is always built from its config; a student then takes over the weights grown from its teacher.
         torch.manual_seed(config.seed)

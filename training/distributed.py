@@ -83,6 +83,10 @@ class Processes:
         return said
 
     @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.cuda else "cpu"
+
+    @property
     def main(self) -> bool:
         return self.rank == 0
 
