@@ -17,7 +17,7 @@ from pathlib import Path
 from replicate import fig4
 
 ROOT = Path(__file__).resolve().parents[2]
-TEACHER_STEPS = 80  # long enough to be interrupted
+TEACHER_STEPS = 120  # long enough to be interrupted
 STAGES = [f"{arm}/seed0" for arm in fig4.ARMS] + ["teacher_narrow/seed1", "wider/seed1"]
 BEGAN = time.monotonic()
 
@@ -69,10 +69,13 @@ class Replication:
         return {row[1]: (row[2], row[3]) for row in columns}
 
     def json(self, stage, name):
-        return json.loads((self.runs / stage / name).read_text())
+        path = self.runs / stage / name
+        return json.loads(path.read_text()) if path.exists() else {}
 
-    def job(self, stage):
-        return self.json(stage, "job.json")["job"]
+    def on_its_way(self, stage):
+        """Whether the attempt that runs now has made steps; cheaper than a call of `status`."""
+        progress, started = self.runs / stage / "progress.json", self.json(stage, "job.json").get("started")
+        return bool(started) and progress.exists() and progress.stat().st_mtime > started
 
     def metrics(self, stage):
         with (self.runs / stage / "metrics.csv").open() as lines:
@@ -124,35 +127,39 @@ check(submitted(slurm.fig4(*SLURM)) == {}, "called again, it submits nothing")
 state, text = slurm.status()["wider/seed0"]
 check(state == "waiting" and "for teacher_narrow/seed0" in text and "Dependency" in text, f"status: {state}: {text}")
 
-wait(lambda: slurm.step("teacher_narrow/seed0") >= 10, "the first teacher is on its way")
-state, text = slurm.status()["teacher_narrow/seed0"]
-check(state == "running" and f"job {array}_0" in text and f"of {TEACHER_STEPS}" in text, f"status: {state}: {text}")
-run("scontrol", "requeue", f"{array}_0")
 wait(lambda: (slurm.runs / "teacher_narrow/seed1/log.txt").exists(), "the second teacher is on its way")
 run("scancel", f"{array}_1")
 wait(lambda: f"{array}_1" not in run("squeue", "-h", "--array", "-o", "%i"), "the second teacher is cancelled")
 state, text = slurm.status()["teacher_narrow/seed1"]
 check(state == "stopped" and "left the queue" in text, f"status: {state}: {text}")
-state, text = slurm.status()["teacher_narrow/seed0"]
-check(state in ("waiting", "running"), f"status of the one that was queued again: {state}: {text}")
 wait(lambda: first["wider/seed1"][0] not in run("squeue", "-h", "--array", "-o", "%i"), "its student left the queue")
 third = submitted(slurm.pair(*SLURM, "--seeds", "0", "1"))
 check(set(third) == {"teacher_narrow/seed1", "wider/seed1"}, "only the cancelled two are submitted again")
 
+wait(lambda: slurm.step("teacher_narrow/seed0") >= 10, "the first teacher is on its way")
+state, text = slurm.status()["teacher_narrow/seed0"]
+check(state == "running" and f"job {array}_0" in text and f"of {TEACHER_STEPS}" in text, f"status: {state}: {text}")
+run("scontrol", "requeue", f"{array}_0")
+state, text = slurm.status()["teacher_narrow/seed0"]
+check(state in ("waiting", "running"), f"status of the one that was queued again: {state}: {text}")
+
 # What Slurm sends before the time limit is over; submitit has the job queued again.
 again = third["teacher_narrow/seed1"][0]
-wait(lambda: slurm.status()["teacher_narrow/seed1"][1].startswith("step"), "the second teacher is on its way again")
+wait(lambda: slurm.on_its_way("teacher_narrow/seed1"), "the second teacher is on its way again")
 run("scancel", "--signal=USR2", again)
 
-wait(lambda: slurm.status()["random_pad/seed0"][0] == "failed", "the spoilt stage has failed")
-text = slurm.status()["random_pad/seed0"][1]
-check("is not a run's manifest" in text, f"status says why: {text}")
+wait(lambda: "failed" in slurm.json("random_pad/seed0", "job.json"), "the spoilt stage has failed")
+wait(lambda: second["random_pad/seed0"][0] not in run("squeue", "-h", "-o", "%i").split(), "its job has ended")
+state, text = slurm.status()["random_pad/seed0"]
+check(state == "failed" and "is not a run's manifest" in text, f"status says why: {state}: {text}")
 ended = run("scontrol", "show", "job", second["random_pad/seed0"][0])
 check("JobState=FAILED" in ended, "its job is FAILED for Slurm too")
 shutil.rmtree(spoilt)
 check(set(submitted(slurm.fig4(*SLURM))) == {"random_pad/seed0"}, "repaired, it is submitted again, alone")
 
-wait(lambda: all(slurm.status()[name][0] == "done" for name in STAGES), "all are done")
+wait(lambda: all(slurm.json(name, "run.json").get("status") == "finished" for name in STAGES), "all are finished")
+found = slurm.status()
+check(all(found[name][0] == "done" for name in STAGES), "status says so")
 check(submitted(slurm.fig4(*SLURM)) == {}, "called at the end, the script submits nothing")
 for name in STAGES:
     check(slurm.metrics(name) == local.metrics(name), f"{name}: the metrics are those of the local run")
