@@ -3,159 +3,224 @@
     python train.py configs/laptop/standard.yaml                      # from scratch: teacher, baseline and reference
     python train.py configs/laptop/wider.yaml                         # Net2WiderNet student of teacher_narrow
     python train.py configs/laptop/wider.yaml --seed 3 --set optimizer.lr_scale=0.5 --out runs/try/wider
+    torchrun --standalone --nproc-per-node 8 train.py configs/imagenet/wider.yaml       # eight GPUs, the same steps
 
-Reads a config, writes metrics.csv, run.json and checkpoint.pt into runs/<scale>/<arm>/seed<k>/. Ctrl-C or SIGTERM saves
-and stops; the same command goes on from there, and ends as if it had never stopped, bit for bit on the same machine.
+Reads a config, writes metrics.csv, run.json and checkpoint.pt into runs/<scale>/<arm>/seed<k>/. Ctrl-C, SIGTERM or
+SIGUSR1 saves and stops; the same command goes on from there, on any number of processes, and ends as if it had never
+stopped: bit for bit on the same CPU and number of processes, but for rounding elsewhere.
 All arms run through this one loop; they differ in their config, and in what their first weights are.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import signal
 import sys
-import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import RMSpropTF
+from timm.optim import RMSpropTF, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from torch.nn.parallel import DistributedDataParallel
 
 from training.config import Config, ConfigError, load
-from training.data import Data
+from training.data import Batch, Data, Order, open_data
+from training.distributed import Elsewhere, Processes, Statistics, lost_contact
+from training.evaluation import before_training, evaluate
 from training.fashion_mnist import DataError
 from training.growth import build, grow
-from training.run import Clock, Run, RunError
+from training.report import Report
+from training.run import Clock, Run, RunError, Stopped
 
-STEP0_BATCHES = 4  # mini-batches for the training accuracy before the first update
+
+def train(
+    config: Config, run: Run | None, processes: Processes, teacher: Path | None, stop: Callable[[], bool]
+) -> None:
+    """Train from the run's last checkpoint, or from the start, to the last step; raise `Stopped` if asked to stop.
+
+    `run` is the main process's; the others compute the same and write nothing.
+    """
+    options, device = config.training, processes.device
+    state = processes.first(lambda: run.restore())
+    data = open_data(config, device, processes.rank, processes.world, processes.local_world, processes.first)
+    with contextlib.ExitStack() as closing:
+        closing.callback(data.close)
+        machine = {"processes": processes.world, "device": processes.device_name}
+        processes.first(lambda: run.start({"fingerprint": data.fingerprint, **data.facts}, **machine))
+
+        # The model is always built from its config; a student then takes over the weights grown from its teacher.
+        torch.manual_seed(config.seed)
+        model = build(config.model, config.data)
+        if state is not None:
+            model.load_state_dict(state["model"])
+        else:
+            processes.first(lambda: begin(config, run, model, teacher, data))
+            processes.share(model)
+        model.to(device, memory_format=torch.channels_last)
+        update = Update(config, model, processes, data.order)
+        step, rows, clock = 0, [], Clock()
+        if state is not None:
+            step, rows, clock = state["step"], state["rows"], Clock(state["wall_s"])
+            update.restore(state)
+        reports: list[Report] = []
+        processes.first(lambda: reports.append(closing.enter_context(Report(run, state, rows))))
+        report = reports[0] if reports else None
+
+        def save() -> None:
+            check_finite(update, processes, step, rows)
+            saved = {**update.state(), "step": step, "rows": rows, "wall_s": clock()}
+            if run:  # the record that net2net's `load_record` looks for: how this model came to be
+                saved |= {"wandb_id": report.id, "history": run.manifest.get("growth", {}).get("history", [])}
+            processes.first(lambda: run.save(saved))
+
+        batches = data.stream(step)
+        while True:
+            due = step % options.eval_every == 0 or step == options.steps
+            if due and (not rows or rows[-1]["step"] != step):
+                check_finite(update, processes, step, rows)
+                update.statistics.average(update.models)
+                row = {"step": step, "images": step * options.batch_size, "wall_s": round(clock(), 2)}
+                row["lr"] = learning_rate(config, min(step, options.steps - 1))
+                if since := step - rows[-1]["step"] if rows else 0:
+                    losses, correct = update.totals()
+                    row["train_loss"] = float(losses[:since].double().mean())
+                    row["train_top1"] = int(correct) / (since * options.batch_size)
+                else:
+                    row["train_loss"], row["train_top1"] = before_training(model, data, processes, update.autocast)
+                measured = evaluate(update.models[-1], data, processes, update.autocast, stop)
+                report_faults(data, processes, run)
+                if measured is None:
+                    save()
+                    raise Stopped(step)
+                row["val_loss"], row["val_top1"] = measured
+                rows.append(row)
+                update.clear()
+                save()
+                if report:
+                    report.evaluated(row)
+            if step == options.steps:
+                break
+            if processes.agree(stop()):
+                save()
+                raise Stopped(step)
+            update(step, batches)
+            step += 1
+            if report:
+                report.step(step)
+
+    processes.settle()
+    if run:
+        last = {k: rows[-1][k] for k in ("train_top1", "val_top1", "wall_s")}
+        run.note(status="finished", result={"steps": step, "val_images": data.val_images, **last})
 
 
-def train(config: Config, run: Run, teacher: Path | None, stop: Callable[[], bool]) -> None:
-    """Train from the run's last checkpoint, or from the start, to the last step; raise `Stopped` if asked to stop."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options, state = config.training, run.restore()
-    data = Data(config.data, config.seed, options.batch_size, device)
+def begin(config: Config, run: Run, model: nn.Module, teacher: Path | None, data: Data) -> None:
+    """Give a new run's model its first weights, and note where they are from."""
+    facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    if config.growth is not None and teacher is not None:
+        student, facts["growth"] = grow(config, model, teacher, data)
+        model.load_state_dict(student.state_dict())
+    run.note(**facts)
 
-    # The model is always built from its config; a student then takes over the weights that were grown from its teacher.
-    torch.manual_seed(config.seed)
-    model = build(config.model)
-    if state is None:
-        facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-        if config.growth is not None and teacher is not None:
-            student, facts["growth"] = grow(config, model, teacher, data)
-            model.load_state_dict(student.state_dict())
-        run.start(**facts)
-    else:
-        model.load_state_dict(state["model"])
-        run.start()
-    model.to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(config, model)
-    ema = ModelEmaV3(model, decay=options.ema_decay) if options.ema_decay else None
-    mirror = Mirror(config, run, state["wandb_id"] if state else None)
 
-    step, rows = 0, []
-    losses = torch.zeros(options.eval_every, device=device)  # of the steps since the last evaluation; read only there
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    clock = Clock()
-    if state is not None:
-        step, rows, clock = state["step"], state["rows"], Clock(state["wall_s"])
-        optimizer.load_state_dict(state["optimizer"])
-        losses.copy_(state["losses"])
-        correct.copy_(state["correct"])
+class Update:
+    """One step of training: passes over this process's chunks of the mini-batch, the optimizer, the average of weights.
+
+    Nothing in a step waits for the device: losses and hits are added up there and read at the next evaluation.
+    """
+
+    def __init__(self, config: Config, model: nn.Module, processes: Processes, order: Order):
+        options, device = config.training, processes.device
+        self.config, self.model, self.processes = config, model, processes
+        self.optimizer = make_optimizer(config, model)
+        warmup = {"use_warmup": options.ema_warmup, "warmup_gamma": 9.0, "warmup_power": 1.0}  # (step) / (9 + step)
+        self.ema = ModelEmaV3(model, decay=options.ema_decay, **warmup) if options.ema_decay else None
+        self.models = [model, self.ema.module] if self.ema else [model]  # the last one is what is evaluated
+        self.chunks_here = len(order.mine)
+        self.statistics = Statistics(model, processes, self.chunks_here, order.chunks_per_batch)
+        self.share = processes.world / order.chunks_per_batch  # of a chunk in the mean that DDP takes over processes
+        self.forward: nn.Module = torch.compile(model) if options.compile else model
+        if processes.world > 1:
+            with warnings.catch_warnings():  # torch 2.13 has a new name for the argument, torch 2.11 has not
+                warnings.simplefilter("ignore", FutureWarning)
+                self.forward = DistributedDataParallel(
+                    self.forward, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
+        half = options.precision == "bfloat16"
+        self.autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=half)
+        self.losses = torch.zeros(options.eval_every, device=device)  # of the steps since the last evaluation
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+
+    def __call__(self, step: int, batches: Iterator[Batch]) -> None:
+        options = self.config.training
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.statistics.remember()
+        for chunk in range(self.chunks_here):
+            images, labels = next(batches)
+            images = images.contiguous(memory_format=torch.channels_last)
+            last = chunk == self.chunks_here - 1
+            with contextlib.nullcontext() if last or self.processes.world == 1 else self.forward.no_sync():
+                with self.autocast():
+                    logits = self.forward(images).float()
+                    loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+                (loss * self.share).backward()
+            self.statistics.passed(chunk)
+            self.losses[step % options.eval_every] += loss.detach() * (self.share / self.processes.world)
+            self.correct += (logits.detach().argmax(1) == labels).sum()
+        if self.config.optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.model, step + 1 if options.ema_warmup else None)
+
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of the steps since the last evaluation, and the training images that were classified right."""
+        return self.processes.sum(self.losses.clone()), self.processes.sum(self.correct.clone())
+
+    def clear(self) -> None:
+        self.losses.zero_()
+        self.correct.zero_()
+
+    def state(self) -> dict[str, Any]:
+        self.statistics.average(self.models)
+        losses, correct = self.totals()
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "losses": losses,
+            "correct": correct,
+            "rng": torch.get_rng_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        if self.processes.main:  # they are sums over all processes
+            self.losses.copy_(state["losses"])
+            self.correct.copy_(state["correct"])
         torch.set_rng_state(state["rng"])
-        if ema:
-            ema.module.load_state_dict(state["ema"])
-
-    def save() -> None:
-        check_finite(losses, step, options.eval_every, rows)
-        run.save(
-            {
-                "step": step,
-                "rows": rows,
-                "wall_s": clock(),
-                "model": model.state_dict(),
-                "ema": ema.module.state_dict() if ema else None,
-                "optimizer": optimizer.state_dict(),
-                "losses": losses,
-                "correct": correct,
-                "rng": torch.get_rng_state(),
-                "wandb_id": mirror.id,
-                "history": run.manifest.get("growth", {}).get("history", []),  # of this model, from its teacher's
-            }
-        )
-
-    bar = Bar(run, step, options.steps, options.batch_size)
-    while True:
-        due = step % options.eval_every == 0 or step == options.steps
-        if due and (not rows or rows[-1]["step"] != step):
-            since = step - rows[-1]["step"] if rows else 0
-            check_finite(losses, step, options.eval_every, rows)
-            if since:
-                train_loss = float(losses[:since].double().mean())
-                train_top1 = int(correct) / (since * options.batch_size)
-            else:
-                train_loss, train_top1 = before_training(model, data)
-            val_loss, val_top1 = evaluate(ema.module if ema else model, data)
-            rows.append(
-                {
-                    "step": step,
-                    "images": step * options.batch_size,
-                    "wall_s": round(clock(), 2),
-                    "lr": learning_rate(config, min(step, options.steps - 1)),
-                    "train_loss": train_loss,
-                    "train_top1": train_top1,
-                    "val_loss": val_loss,
-                    "val_top1": val_top1,
-                }
-            )
-            losses.zero_()
-            correct.zero_()
-            save()
-            mirror.log(rows)
-            bar.evaluated(rows[-1])
-        if step == options.steps:
-            break
-        if stop():
-            save()
-            bar.close()
-            raise Stopped(step)
-
-        images, labels = data.batch(step)
-        model.train()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        logits = model(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
-        optimizer.step()
-        if ema:
-            ema.update(model)
-        losses[step % options.eval_every] = loss.detach()
-        correct += (logits.detach().argmax(1) == labels).sum()
-        step += 1
-        bar.step(step)
-
-    bar.close()
-    mirror.finish()
-    last = {k: rows[-1][k] for k in ("train_top1", "val_top1", "wall_s")}
-    run.note(status="finished", result={"steps": step, "val_images": len(data.val_labels), **last})
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """RMSProp as TensorFlow's, which the paper used: eps inside the square root, mean square starting at one."""
+    """RMSProp as TensorFlow's, which the paper used: eps inside the square root, mean square starting at one.
+
+    Norms and biases are not decayed.
+    """
     o = config.optimizer
-    return RMSpropTF(
-        model.parameters(), o.lr, alpha=o.decay, eps=o.eps, momentum=o.momentum, weight_decay=o.weight_decay
-    )
+    groups = param_groups_weight_decay(model, o.weight_decay)
+    return RMSpropTF(groups, o.lr, alpha=o.decay, eps=o.eps, momentum=o.momentum)
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -170,109 +235,34 @@ def learning_rate(config: Config, step: int) -> float:
     return rate * schedule.decay_rate ** ((step - schedule.warmup_steps) / schedule.decay_steps)
 
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, data: Data) -> tuple[float, float]:
-    """Loss and top-1 accuracy over the whole validation set, each image once."""
-    model.eval()
-    loss, correct, n = 0.0, 0, 0
-    for images, labels in data.validation():
-        logits = model(images.contiguous(memory_format=torch.channels_last))
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        correct += int((logits.argmax(1) == labels).sum())
-        n += len(labels)
-    if n != len(data.val_labels):
-        raise RunError(f"the evaluation saw {n} of {len(data.val_labels)} validation images")
-    return loss / n, correct / n
+def check_finite(update: Update, processes: Processes, step: int, rows: list[dict[str, Any]]) -> None:
+    """Refuse to evaluate or save a model that has lost its numbers; the last checkpoint stays."""
+    bad = ~update.totals()[0].isfinite().cpu()
+    every, began = update.config.training.eval_every, rows[-1]["step"] if rows else 0
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        losses = processes.gather(update.losses.cpu())
+        ranks = [str(rank) for rank, one in enumerate(losses) if not one[first].isfinite()]
+        where = f" (in process {', '.join(ranks)} of {processes.world})" if processes.world > 1 else ""
+        what = f"the training loss is not a number at step {began // every * every + first}{where}"
+    elif not all(bool(parameter.isfinite().all()) for parameter in update.model.parameters()):
+        what = f"the weights are not numbers after step {step - 1}"  # they are the same on all processes
+    else:
+        return
+    kept = f"the checkpoint of step {began} or later is kept" if rows else "there is no checkpoint yet"
+    told = RunError if processes.main else Elsewhere
+    raise told(f"{what}: {kept}; try a lower optimizer.lr in another folder (--out)")
 
 
-@torch.no_grad()
-def before_training(model: nn.Module, data: Data) -> tuple[float, float]:
-    """Training loss and accuracy of step 0: the first mini-batches in training mode, without updating anything."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model.train()
-    loss, correct, n = 0.0, 0, 0
-    for step in range(STEP0_BATCHES):
-        images, labels = data.batch(step)
-        logits = model(images.contiguous(memory_format=torch.channels_last))
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        correct += int((logits.argmax(1) == labels).sum())
-        n += len(labels)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
-    return loss / n, correct / n
-
-
-def check_finite(losses: torch.Tensor, step: int, eval_every: int, rows: list[dict[str, Any]]) -> None:
-    """Refuse to evaluate or save a model whose loss is no number; the last checkpoint stays."""
-    if not bool(losses.isfinite().all()):
-        first = (rows[-1]["step"] if rows else 0) // eval_every * eval_every + int((~losses.isfinite()).nonzero()[0])
-        kept = f"the checkpoint of step {rows[-1]['step']} is kept" if rows else "there is no checkpoint yet"
-        raise RunError(f"the training loss is not a number at step {first}: {kept}; try a lower optimizer.lr")
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and saved."""
-
-
-class Bar:
-    """Progress: a bar on a terminal, a line an evaluation elsewhere, and a file for whoever started us."""
-
-    def __init__(self, run: Run, step: int, steps: int, batch_size: int):
-        self.run, self.steps, self.batch_size = run, steps, batch_size
-        self.bar = tqdm(total=steps, initial=step, unit="step", desc=run.folder.parent.name, disable=None)
-        self.mark, self.marked, self.rate = step, time.monotonic(), 0.0
-
-    def step(self, step: int) -> None:
-        self.bar.update()
-        now = time.monotonic()
-        if now - self.marked >= 1.0:
-            self.rate = (step - self.mark) * self.batch_size / (now - self.marked)
-            self.mark, self.marked = step, now
-            self.run.progress(step, self.rate)
-
-    def evaluated(self, row: dict[str, Any]) -> None:
-        text = f"train {row['train_top1']:.2%}  val {row['val_top1']:.2%}"
-        self.bar.set_postfix_str(text)
-        self.run.progress(row["step"], self.rate)
-        if self.bar.disable:
-            print(f"step {row['step']}/{self.steps}  {text}  {row['wall_s']:.0f} s", flush=True)
-
-    def close(self) -> None:
-        self.bar.close()
-
-
-class Mirror:
-    """Copies the rows to Weights & Biases where asked for; metrics.csv is the record."""
-
-    def __init__(self, config: Config, run: Run, run_id: str | None):
-        self.wandb, self.id, self.sent = None, run_id, -1
-        if config.wandb.mode == "disabled":
-            return
-        import wandb
-
-        scale, arm, seed = run.folder.parts[-3:] if len(run.folder.parts) >= 3 else ("", "", run.folder.name)
-        try:
-            self.wandb = wandb.init(
-                project=config.wandb.project,
-                mode=config.wandb.mode,
-                dir=run.folder,
-                id=run_id,
-                resume="allow",
-                name=f"{arm}-{seed}",
-                group=scale,
-                config=run.manifest["config"],
-            )
-        except wandb.Error as error:
-            raise RunError(f"wandb does not start: {error}; use --set wandb.mode=offline or disabled") from None
-        self.id = self.wandb.id
-
-    def log(self, rows: list[dict[str, Any]]) -> None:
-        if self.wandb is not None:
-            self.wandb.log(rows[-1], step=rows[-1]["step"])
-
-    def finish(self) -> None:
-        if self.wandb is not None:
-            self.wandb.finish()
+def report_faults(data: Data, processes: Processes, run: Run | None) -> None:
+    """Name the images that could not be read, once each, and keep their number in run.json."""
+    faults = [fault for one in processes.gather(data.faults()) for fault in one]
+    if not faults:
+        return
+    if run:
+        for fault in faults:
+            print(f"train.py: unreadable image, replaced by the next one: {fault}", file=sys.stderr)
+    processes.first(lambda: run.note(unreadable_images=run.manifest.get("unreadable_images", 0) + len(faults)))
 
 
 def default_folder(config: Path, seed: int) -> Path:
@@ -290,6 +280,22 @@ def teacher_of(config: Config, folder: Path) -> Path | None:
     return folder.parent.parent / name / f"seed{config.seed}" / "checkpoint.pt"
 
 
+def failed(error: Exception, run: Run | None, processes: Processes) -> Exception:
+    """Note in run.json why the run ends, for the other processes too; returns what is to be raised."""
+    if isinstance(error, RuntimeError):
+        if not lost_contact(error):
+            return error
+        reasons = processes.confessions()
+        why = f"another process of this run ended: {'; '.join(reasons) or 'killed, or out of memory: it left no word'}"
+        error = RunError(f"{why}; the same command goes on from the last checkpoint")
+    elif not isinstance(error, Elsewhere):
+        processes.confess(error)
+    if run and run.manifest:
+        with contextlib.suppress(RunError):  # a full disk: the first error is the one to tell
+            run.note(status="failed", error=str(error))
+    return error
+
+
 def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: False) -> int:
     """`orphaned` tells that whoever started this run is gone, so that it should stop as if asked to."""
     parser = argparse.ArgumentParser(
@@ -304,29 +310,36 @@ def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: F
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        if number in asked:  # a second time: at once
+        if number in asked and number == signal.SIGINT:  # Ctrl-C a second time: at once
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         asked.append(number)
 
-    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         overrides = arguments.set + ([f"seed={arguments.seed}"] if arguments.seed is not None else [])
         config = load(arguments.config, overrides)
         folder = arguments.out or default_folder(arguments.config, config.seed)
-        with Run(folder, config) as run:
-            if run.finished:
+        with Processes() as processes, contextlib.ExitStack() as stack:
+            opened: list[Run] = []
+            processes.first(lambda: opened.append(stack.enter_context(Run(folder, config))))
+            run = opened[0] if opened else None
+            stopped: Stopped | None = None
+            if not processes.first(lambda: run.finished):
+                try:
+                    train(config, run, processes, teacher_of(config, folder), lambda: bool(asked) or orphaned())
+                except Stopped as caught:  # on all processes at the same step: they part as after the last one
+                    stopped = caught
+                    processes.settle()
+                except (RunError, DataError, ConfigError, RuntimeError) as error:
+                    raise failed(error, run, processes) from None
+            if stopped is not None:
+                raise stopped
+            if run:
                 print(f"{folder} is finished: {run.manifest['result']}")
-                return 0
-            try:
-                train(config, run, teacher_of(config, folder), lambda: bool(asked) or orphaned())
-            except (RunError, DataError, ConfigError) as error:
-                if run.manifest:
-                    run.manifest.update(status="failed", error=str(error))
-                    run.note()
-                raise
-            print(f"{folder} is finished: {run.manifest['result']}")
             return 0
+    except Elsewhere:
+        return 2
     except (RunError, DataError, ConfigError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

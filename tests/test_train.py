@@ -1,9 +1,12 @@
 """train.py end to end on generated images: what it writes, that a resume is exact, and what is said when it fails."""
 
+import contextlib
 import csv
+import itertools
 import json
 import multiprocessing
 import os
+import platform
 import random
 import resource
 import signal
@@ -17,7 +20,9 @@ import net2net
 import train
 from training import growth, run
 from training.config import Model, load
-from training.data import Data
+from training.data import open_data
+from training.distributed import Processes
+from training.evaluation import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -113,7 +118,7 @@ def test_the_checkpoint_holds_the_record_that_rebuilds_the_student(runs):
     assert record == json.loads((student.parent / "run.json").read_text())["growth"]["history"]
     config = torch.load(teacher, weights_only=True)["config"]
     was = Model(**{k.removeprefix("model."): v for k, v in config.items() if k.startswith("model.")})
-    rebuilt = net2net.replay(record, growth.build(was))
+    rebuilt = net2net.replay(record, growth.build(was, load(config_file("wider")).data))
     rebuilt.load_state_dict(net2net.load_weights(student), strict=True)
     assert net2net.history(rebuilt) == record
 
@@ -134,46 +139,74 @@ def test_random_pad_has_the_students_shape_and_not_its_function(runs):
 def test_averaged_weights_are_what_is_evaluated_and_handed_on(runs):
     state = torch.load(runs / "teacher_narrow" / "seed0" / "checkpoint.pt", weights_only=True)
     assert not same(state["model"], state["ema"])
-    config = load(config_file("wider"))
-    data = Data(config.data, 0, 32, CPU)
-    model = growth.build(load(config_file("teacher_narrow")).model)
+    config = load(config_file("teacher_narrow"))
+    model = growth.build(config.model, config.data)
     model.load_state_dict(state["ema"])
-    assert train.evaluate(model, data)[1] == state["rows"][-1]["val_top1"]
+    found = evaluate(model, open_data(config, CPU), Processes(), contextlib.nullcontext, lambda: False)
+    assert found[1] == state["rows"][-1]["val_top1"]
 
 
 # ---- order, schedule
 
 
+def images_of(*overrides, rank=0, world=1):
+    return open_data(load(config_file("standard"), overrides), CPU, rank, world)
+
+
+def batches(data, step, n=1):
+    """The chunks of `n` mini-batches from `step` on."""
+    return list(itertools.islice(data.stream(step), n * len(data.order.mine)))
+
+
 def test_every_image_comes_once_an_epoch_and_the_order_is_a_function_of_seed_and_epoch():
-    data = load(config_file("standard")).data
-    a, b = Data(data, 0, 32, CPU), Data(data, 0, 32, CPU)
-    later = [b.batch(step) for step in (400, 3, 800)]  # asked for out of order: the same batches
+    a, b = images_of(), images_of()
+    later = [batches(b, step) for step in (400, 3, 800)]  # asked for out of order: the same batches
     for step, batch in zip((400, 3, 800), later, strict=True):
-        assert same(a.batch(step), batch)
-    assert not same(Data(data, 1, 32, CPU).batch(3), later[1])
-    seen = torch.cat([a._order[i * 32 : (i + 1) * 32] for i in range(a.per_epoch)])
+        assert same(batches(a, step), batch)
+    assert not same(batches(images_of("seed=1"), 3), later[1])
+    seen = torch.cat([a.order.chunks(step)[1][0] for step in range(a.order.per_epoch)])
     assert len(seen.unique()) == len(seen) == 12_000
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_the_mini_batch_is_the_same_on_any_number_of_processes(world):
+    whole = images_of()
+    parts = [images_of("training.bn_batch_size=4", rank=rank, world=world) for rank in range(world)]
+    for step in (0, 374, 375):  # the last of an epoch, the first of the next one
+        images, labels = batches(whole, step)[0]
+        chunks = {c: batch for part in parts for c, batch in zip(part.order.mine, batches(part, step), strict=True)}
+        assert sorted(chunks) == list(range(8))
+        assert same(torch.cat([chunks[c][0] for c in range(8)]), images)
+        assert same(torch.cat([chunks[c][1] for c in range(8)]), labels)
+    assert same(parts[-1].first(50), whole.first(50))
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_validation_images_are_dealt_out_once_each_whatever_their_number(world):
+    whole = torch.cat([images for images, _ in images_of("data.val_images=20").validation()])
+    few = ("data.val_images=20", "training.bn_batch_size=4")
+    parts = [list(images_of(*few, rank=rank, world=world).validation()) for rank in range(world)]
+    seen = torch.cat([images for part in parts for images, _ in part])
+    sums = [sorted(image.double().sum().item() for image in images) for images in (seen, whole)]
+    assert sums[0] == sums[1]
+
+
 def test_flips_follow_the_seed_the_epoch_and_the_image():
-    on = Data(load(config_file("standard")).data, 0, 32, CPU)
-    off = Data(load(config_file("standard"), ["data.flip=false"]).data, 0, 32, CPU)
-    images, plain = on.batch(0)[0], off.batch(0)[0]
+    images, plain = batches(images_of(), 0)[0][0], batches(images_of("data.flip=false"), 0)[0][0]
     flipped = [not torch.equal(a, b) for a, b in zip(images, plain, strict=True)]
     assert 0 < sum(flipped) < 32
     assert all(torch.equal(a, b.flip(-1) if f else b) for a, b, f in zip(images, plain, flipped, strict=True))
 
 
 def test_validation_sees_every_image_once_at_any_batch_size():
-    data = Data(load(config_file("standard")).data, 0, 32, CPU)
+    data = images_of()
     whole = torch.cat([labels for _, labels in data.validation(200)])
     assert same(whole, torch.cat([labels for _, labels in data.validation(77)]))
     assert len(whole) == 200
 
 
 def test_held_out_images_are_not_trained_on():
-    data = Data(load(config_file("standard"), ["data.validation=held_out"]).data, 0, 32, CPU)
-    assert len(data.images) == 2_000
+    assert images_of("data.validation=held_out").order.n == 2_000
 
 
 def test_the_schedules():
@@ -185,6 +218,58 @@ def test_the_schedules():
     exponential = load(config_file("standard"), [*base, "schedule.decay_rate=0.5", "schedule.decay_steps=30"])
     assert train.learning_rate(exponential, 40) == pytest.approx(0.01)
     assert train.learning_rate(exponential, 70) == pytest.approx(0.005)
+
+
+# ---- options of the larger scales
+
+
+def test_a_compiled_pass_takes_the_same_steps(runs, tmp_path, monkeypatch):
+    """Traced by dynamo, run without a compiler: code generation for a net of this depth takes minutes on a CPU."""
+    compiled = []
+
+    def trace(model):
+        compiled.append(model)
+        return real(model, backend="eager")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    options = ("training.bn_batch_size=16", "training.steps=2")
+    assert call("teacher_narrow", tmp_path / "compiled", *options, "training.compile=true") == 0
+    assert call("teacher_narrow", tmp_path / "plain", *options) == 0
+    assert len(compiled) == 1
+    ours, theirs = final_state(tmp_path / "compiled"), final_state(tmp_path / "plain")
+    assert same({**ours, "config": None}, {**theirs, "config": None})
+
+
+def test_half_precision_computes_in_it_and_keeps_the_weights_whole(tmp_path):
+    options = ("training.precision=bfloat16", "training.label_smoothing=0.1", "optimizer.clip_norm=2.0")
+    assert call("standard", tmp_path / "half", *options) == 0
+    assert call("standard", tmp_path / "whole", *options[1:]) == 0
+    ours, theirs = (torch.load(tmp_path / x / "checkpoint.pt", weights_only=True) for x in ("half", "whole"))
+    assert all(t.dtype == torch.float32 for t in ours["model"].values() if t.is_floating_point())
+    first, other = (state["rows"][0]["val_loss"] for state in (ours, theirs))
+    assert first != other
+    assert first == pytest.approx(other, abs=0.02)
+
+
+def test_norms_and_biases_are_not_decayed():
+    config = load(config_file("standard"), ["optimizer.weight_decay=0.1"])
+    model = growth.build(config.model, config.data)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in train.make_optimizer(config, model).param_groups:
+        for parameter in group["params"]:
+            weights = parameter.ndim > 1
+            assert group["weight_decay"] == (0.1 if weights else 0.0), names.pop(id(parameter))
+            del names[id(parameter)]
+    assert not names
+
+
+def test_the_average_of_weights_warms_up_as_tensorflow_s():
+    config = load(config_file("standard"), ["training.ema_warmup=true", "training.ema_decay=0.99"])
+    model = growth.build(config.model, config.data)
+    update = train.Update(config, model, Processes(), open_data(config, CPU).order)
+    assert [update.ema.get_decay(n) for n in (2, 11)] == [pytest.approx(1 / 10), pytest.approx(10 / 19)]
+    assert update.ema.get_decay(100_000) == 0.99
 
 
 # ---- interruption
@@ -245,7 +330,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(runs, tmp_pat
     assert json.loads((out / "run.json").read_text())["growth"]["history"]  # written by the first, killed process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path, number):
     process = start("standard", tmp_path / "run", *LONG)
     while not (tmp_path / "run" / "metrics.csv").exists():
@@ -335,7 +420,7 @@ def test_another_process_trains_in_the_folder(tmp_path, capsys):
     config = load(config_file("standard"))
     with run.Run(tmp_path, config):
         error = refused("standard", tmp_path, capsys)
-    assert f"another process (pid {os.getpid()}) is training in {tmp_path}" in error
+    assert f"another process (pid {os.getpid()} on {platform.node()}) is training in {tmp_path}" in error
 
 
 def test_the_run_s_own_checkpoint_is_truncated(runs, tmp_path, capsys):
@@ -391,3 +476,4 @@ def test_the_data_is_damaged(tmp_path, capsys):
 def test_more_images_are_asked_for_than_there_are(tmp_path, capsys):
     assert "data.val_images: 9999 asked for" in refused("standard", tmp_path / "a", capsys, "data.val_images=9999")
     assert "training.batch_size: 99999" in refused("standard", tmp_path / "b", capsys, "training.batch_size=99999")
+    assert "training.bn_batch_size: 7" in refused("standard", tmp_path / "c", capsys, "training.bn_batch_size=7")

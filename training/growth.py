@@ -11,21 +11,24 @@ from torch import nn
 
 import net2net
 from net2net.inception_bn import InceptionBN, inception_bn, init_weights
-from training.config import Config
+from training.config import Config, ImageNetData, MemoryData
 from training.config import Model as ModelConfig
-from training.data import NUM_CLASSES, Data
+from training.data import Data
+from training.lease import dead, describe, owner
 from training.run import CheckpointError, load_checkpoint
 
 PAIR = ((3, 1), (1, 3))
+CERTIFIED_IMAGES = 64  # of the calibration images: what the certificates are measured on, in float64
+CALIBRATION_BATCH = 256  # images at a time, for the sake of memory
 
 
-def build(model: ModelConfig) -> InceptionBN:
+def build(model: ModelConfig, data: MemoryData | ImageNetData) -> InceptionBN:
     return inception_bn(
         model.name,
         width=model.width,
         extra_pairs=model.extra_pairs,
-        num_classes=NUM_CLASSES,
-        in_channels=1,
+        num_classes=data.classes,
+        in_channels=data.channels,
         bn_momentum=model.bn_momentum,
     )
 
@@ -38,22 +41,31 @@ def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> 
     and the certificates: of the growth as it was (with its noise), and without noise, where it has to be exact.
     """
     growth = config.growth
-    saved = load_checkpoint(checkpoint, "teacher")
-    if saved["step"] != saved["config"]["training.steps"]:
+    trainer = owner(checkpoint.with_name("lock"))
+    busy = None if trainer is None or dead(trainer) else f"{describe(trainer)} is training it: run this one after it"
+    try:
+        saved = load_checkpoint(checkpoint, "teacher")
+    except CheckpointError:
+        if busy and not checkpoint.exists():
+            raise CheckpointError(f"the teacher's checkpoint {checkpoint} does not exist yet: {busy}") from None
+        raise
+    steps = saved["config"]["training.steps"]
+    if saved["step"] != steps or saved["rows"][-1]["step"] != steps:  # stopped in its last evaluation: no last row yet
         raise CheckpointError(
-            f"the teacher {checkpoint} is not finished (step {saved['step']} of {saved['config']['training.steps']}): "
-            "train it to its end first"
+            f"the teacher {checkpoint} is not finished (step {saved['step']} of {steps}): "
+            + (busy or "train it to its end first")
         )
     was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
-    teacher = build(was)
+    teacher = build(was, config.data)
     teacher.load_state_dict(saved["ema"] or saved["model"])
-    batch = data.first(growth.calibration_images).cpu()
+    images = data.first(growth.calibration_images).cpu()
+    batch = images[:CERTIFIED_IMAGES]
 
     def student(noise: float) -> nn.Module:
         if growth.method == "net2deeper":
             pairs = PAIR * (config.model.extra_pairs - was.extra_pairs)
             sites = {"inception.*.middle.2": pairs, "inception.*.long.3": pairs}
-            return net2net.deepen(teacher, batch, sites, calibration=[batch])
+            return net2net.deepen(teacher, batch, sites, calibration=images.split(CALIBRATION_BATCH))
         widths = {
             name: module.out_channels
             for name, module in reference.named_modules()

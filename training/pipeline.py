@@ -33,7 +33,7 @@ from PIL import Image, ImageEnhance, features
 from torch.utils.data import DataLoader, Dataset
 
 from training.fashion_mnist import DataError
-from training.imagenet import SPLITS, Reader, Unreadable, check, fingerprint, quiet, reading
+from training.imagenet import SPLITS, Reader, Report, Unreadable, check, fingerprint, quiet, reading
 from training.processes import begin_worker, context, cpus
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, scaled to 0..1
@@ -242,14 +242,18 @@ class ImageData:
         rank: int = 0,
         world: int = 1,
         local_world: int = 1,
+        report: Report | None = None,
     ):
-        """`data` is a config's section `ImageNetData`; `local_world` processes share this machine's cores."""
+        """`data` is a config's section `ImageNetData`; `local_world` processes share this machine's cores.
+
+        `report` is what `check` found of the data, where somebody has looked already: it lists two thousand folders.
+        """
         from training.data import Order  # it imports torchvision, for which the workers should not have to wait
 
         self.workers = cpus(local_world) if data.workers is None else data.workers
         if self.workers:
             context()  # its imports take seconds: begun now, they are done when the first worker is needed
-        report = check(data.root, data.classes, data.train_images, data.val_images, fast=True)
+        report = report or check(data.root, data.classes, data.train_images, data.val_images, fast=True)
         if report.problems:
             raise DataError("\n".join(report.problems))
         readers, self.device, self.rank, self.world = report.readers, device, rank, world

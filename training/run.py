@@ -1,32 +1,45 @@
 """A run's folder: who may write in it, its checkpoint, its metrics, its manifest. Every file is replaced whole.
 
-run.json        what was run: config, seeds, versions, teacher, growth, and how it ended
+run.json        what was run: config, data, seeds, versions, teacher, growth, and how it ended
 metrics.csv     one row per evaluation
 checkpoint.pt   everything needed to go on; it holds the rows too, so that metrics and weights never disagree
+checkpoint-<step>.pt   the ones before it, `training.keep` in all: gone on from where the newest cannot be read
+step0.pt        of a student: what was grown, before its first update
 progress.json   step and rate, for whoever watches
+lock            which process writes here
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
+import errno
+import hashlib
 import io
 import json
 import os
 import pickle
 import platform
+import shutil
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from training.config import Config, differences, flatten
+from training.config import OPERATIONAL, Config, differences, flatten
+from training.lease import Lease, Taken
+
+T = TypeVar("T")
 
 COLUMNS = ("step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
 FORMAT = 1
+# What a network file system says when it will be back: tried again after so many seconds each.
+TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EREMOTEIO}
+PAUSES = (1.0, 3.0, 10.0)
 
 
 class RunError(Exception):
@@ -37,6 +50,10 @@ class CheckpointError(RunError):
     """A checkpoint is missing, damaged, or not the one that is needed."""
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and saved at this step."""
+
+
 class Run:
     """A run's folder, locked for this process as long as the object is open."""
 
@@ -44,52 +61,45 @@ class Run:
         self.folder = folder
         self.config = config
         self.manifest: dict[str, Any] = {}
+        self._saved: int | None = None  # step of checkpoint.pt
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("a+")
+            patiently(lambda: folder.mkdir(parents=True, exist_ok=True))
+            self._lease = patiently(lambda: Lease(folder))
+        except Taken as taken:
+            raise RunError(
+                f"{taken} is training in {folder}: wait for it, or choose another folder with --out"
+            ) from None
         except OSError as error:
             raise RunError(f"cannot write into {folder}: {error.strerror}; choose another folder with --out") from None
         try:
-            self._take_lock()
             self._open_manifest()
         except BaseException:
-            self._lock.close()
+            self._lease.release()
             raise
-
-    def _take_lock(self) -> None:
-        try:
-            # The kernel frees it when the process ends, however it ends: no stale locks.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            raise RunError(
-                f"another process (pid {self._lock.read().strip() or 'unknown'}) is training in {self.folder}: "
-                "wait for it, or choose another folder with --out"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.close()
+        self._lease.release()
 
     def _open_manifest(self) -> None:
         path = self.folder / "run.json"
         mine = flatten(self.config)
         if path.exists():
             try:
-                self.manifest = json.loads(path.read_text())
+                self.manifest = json.loads(patiently(path.read_text))
                 theirs = self.manifest["config"]
+            except OSError as error:
+                raise RunError(f"cannot read {path}: {error.strerror}") from None
             except (ValueError, KeyError, TypeError):
                 raise RunError(f"{path} is not a run's manifest: move {self.folder} away, or choose --out") from None
             if changed := differences(mine, theirs):
                 listed = ", ".join(f"{k} ({theirs.get(k)!r} there, {mine.get(k)!r} now)" for k in changed)
                 raise RunError(
-                    f"{self.folder} holds a run of another config: {listed}. Nothing was touched; "
-                    "use the old config, choose another folder with --out, or move that one away"
+                    f"{self.folder} holds a run of another config: {listed}. Nothing was touched; use the old config "
+                    f"(fingerprint {fingerprint(theirs)}, this one's is {fingerprint(mine)}), "
+                    "choose another folder with --out, or move that one away"
                 )
         elif (self.folder / "checkpoint.pt").exists():
             raise RunError(f"{self.folder} has a checkpoint but no run.json: move it away, or choose --out")
@@ -98,12 +108,20 @@ class Run:
     def finished(self) -> bool:
         return self.manifest.get("status") == "finished"
 
-    def start(self, **facts: Any) -> None:
-        """Write the manifest of a run that begins or goes on."""
-        known = {key: self.manifest[key] for key in ("parameters", "growth") if key in self.manifest}
+    def start(self, data: dict[str, Any], **facts: Any) -> None:
+        """Write the manifest of a run that begins or goes on; refuse other data than it began with."""
+        before = self.manifest.get("data", data)
+        if before["fingerprint"] != data["fingerprint"]:
+            raise RunError(
+                f"{self.folder} was begun on other data: fingerprint {before['fingerprint'][:16]} there, "
+                f"{data['fingerprint'][:16]} now ({_counts(before)}, now {_counts(data)}). Nothing was touched; "
+                "give it the old data (--set data.root=…), or choose another folder with --out"
+            )
+        known = {key: self.manifest[key] for key in ("parameters", "growth", "wandb_id") if key in self.manifest}
         self.manifest = {
             "status": "running",
             "config": flatten(self.config),
+            "data": data,
             "versions": versions(),
             "git": git_state(),
             "threads": torch.get_num_threads(),
@@ -112,15 +130,41 @@ class Run:
         self.note(**facts)
 
     def note(self, **facts: Any) -> None:
+        self._check_lease()
         self.manifest.update(facts)
         write(self.folder / "run.json", json.dumps(self.manifest, indent=1).encode() + b"\n")
 
     def save(self, state: dict[str, Any]) -> None:
         """Checkpoint first, then the metrics that it holds."""
+        self._check_lease()
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "config": flatten(self.config), **state}, buffer)
-        write(self.folder / "checkpoint.pt", buffer.getvalue())
+        newest = self.folder / "checkpoint.pt"
+        self._keep_step0()  # a kill may have come between checkpoint and copy
+        if self.config.training.keep > 1 and self._saved is not None and self._saved != state["step"]:
+            _duplicate(newest, self.folder / f"checkpoint-{self._saved:08d}.pt")
+        write(newest, buffer.getvalue())
+        self._saved = state["step"]
+        for old in self._older()[self.config.training.keep - 1 :]:
+            with contextlib.suppress(OSError):  # one too many does no harm
+                old.unlink(missing_ok=True)
+        self._keep_step0()
         self._write_metrics(state["rows"])
+
+    def _check_lease(self) -> None:
+        if self._lease.lost:
+            raise RunError(
+                f"{self._lease.lost} has taken over {self.folder} while this one did not answer: it goes on there, "
+                "this one stops and saves nothing"
+            )
+
+    def _keep_step0(self) -> None:
+        if self._saved == 0 and self.config.growth is not None:
+            _duplicate(self.folder / "checkpoint.pt", self.folder / "step0.pt")
+
+    def _older(self) -> list[Path]:
+        """The checkpoints before the newest one, latest first."""
+        return sorted(self.folder.glob("checkpoint-*.pt"), reverse=True)
 
     def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO()
@@ -130,16 +174,33 @@ class Run:
         write(self.folder / "metrics.csv", text.getvalue().encode())
 
     def restore(self) -> dict[str, Any] | None:
-        """The state to go on from, or None where the run has not begun."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return None
-        state = load_checkpoint(path, "run")
-        self._write_metrics(state["rows"])  # a kill may have come between checkpoint and metrics
-        return state
+        """The state to go on from, or None where the run has not begun.
+
+        Where the newest checkpoint cannot be read, it is the one before it: nothing is lost but time, as the
+        mini-batches after it are the same again.
+        """
+        newest = self.folder / "checkpoint.pt"
+        paths = ([newest] if newest.exists() else []) + self._older()
+        complaints: list[CheckpointError] = []
+        for path in paths:
+            try:
+                state = load_checkpoint(path, "run")
+            except CheckpointError as error:
+                complaints.append(error)
+                continue
+            for complaint in complaints:
+                print(f"train.py: {complaint}; going on from {path.name}, step {state['step']}", file=sys.stderr)
+            self._saved = state["step"] if path == newest else None
+            self._write_metrics(state["rows"])  # a kill may have come between checkpoint and metrics
+            return state
+        if complaints:
+            raise complaints[0]
+        return None
 
     def progress(self, step: int, rate: float) -> None:
         """Tell a watcher where the run is. Not worth an fsync, nor stopping for if it fails."""
+        if self._lease.lost:
+            return
         path = self.folder / "progress.json"
         temporary = path.with_suffix(".tmp")
         try:
@@ -152,7 +213,7 @@ class Run:
 def load_checkpoint(path: Path, role: str) -> dict[str, Any]:
     """Read a checkpoint without running any code in it."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = patiently(lambda: torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise CheckpointError(f"the {role}'s checkpoint {path} does not exist: train it first") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -169,7 +230,8 @@ def load_checkpoint(path: Path, role: str) -> dict[str, Any]:
 def write(path: Path, content: bytes) -> None:
     """Replace a file in one step: after a kill or a full disk there is the old one or the new one, no half of one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
+
+    def replace() -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
@@ -180,6 +242,30 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    _writing(path, temporary, replace)
+
+
+def _duplicate(path: Path, name: Path) -> None:
+    """Give a file a second name that stays when the first one is replaced; a copy where there are no hard links."""
+    temporary = name.with_name(f".{name.name}.tmp")
+
+    def duplicate() -> None:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+                raise
+            shutil.copyfile(path, temporary)
+        temporary.replace(name)
+
+    _writing(name, temporary, duplicate)
+
+
+def _writing(path: Path, temporary: Path, action: Callable[[], None]) -> None:
+    try:
+        patiently(action)
     except OSError as error:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
@@ -187,6 +273,28 @@ def write(path: Path, content: bytes) -> None:
             f"cannot write {path}: {error.strerror}. The previous version of the file is intact; "
             "make room or give access, then run the same command again"
         ) from None
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """`action()`, again after a pause where the file system says that it is only away for a moment."""
+    for pause in PAUSES:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+            time.sleep(pause)
+    return action()
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+    """A short name for a flat config, but for the keys that may change between two calls of one run."""
+    kept = {key: value for key, value in config.items() if key not in OPERATIONAL}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _counts(data: dict[str, Any]) -> str:
+    return f"{data.get('train_images')} + {data.get('val_images')} images"
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,76 @@
+"""Loss and accuracy without learning: of the validation set, and of the first training images at step 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from training.data import Data
+from training.distributed import Processes
+from training.run import RunError
+
+Autocast = Callable[[], AbstractContextManager]
+
+STEP0_BATCHES = 4  # mini-batches for the training accuracy before the first update
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, data: Data, processes: Processes, autocast: Autocast, stop: Callable[[], bool]
+) -> tuple[float, float] | None:
+    """Loss and top-1 accuracy over the whole validation set, each image once; None where any process was to stop."""
+    model.eval()
+    tally = Tally(processes, autocast)
+    stopped = False
+    for images, labels in data.validation():
+        tally.add(model, images, labels)
+        if stopped := stop():
+            break
+    loss, correct, n, stops = tally.totals(stopped)
+    if stops:
+        return None
+    if n != data.val_images:
+        raise RunError(f"the evaluation saw {n:.0f} of {data.val_images} validation images")
+    return loss / n, correct / n
+
+
+@torch.no_grad()
+def before_training(model: nn.Module, data: Data, processes: Processes, autocast: Autocast) -> tuple[float, float]:
+    """Training loss and accuracy of step 0: the first mini-batches in training mode, without updating anything."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    tally = Tally(processes, autocast)
+    batches = data.stream(0)
+    for _ in range(STEP0_BATCHES * len(data.order.mine)):
+        tally.add(model, *next(batches))
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    loss, correct, n, _ = tally.totals()
+    return loss / n, correct / n
+
+
+class Tally:
+    """Summed loss, hits and images, on the device until somebody asks."""
+
+    def __init__(self, processes: Processes, autocast: Autocast):
+        self.processes, self.autocast = processes, autocast
+        self.loss = torch.zeros((), dtype=torch.float64, device=processes.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=processes.device)
+        self.n = 0
+
+    def add(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """`images` [B, C, H, W]; a label of -1 is no image's: it counts as one more that was not recognised."""
+        with self.autocast():
+            logits = model(images.contiguous(memory_format=torch.channels_last)).float()
+        self.loss += F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1).double()
+        self.correct += (logits.argmax(1) == labels).sum()
+        self.n += len(labels)
+
+    def totals(self, stopped: bool = False) -> list[float]:
+        """Loss, hits, images, and how many processes stopped early, over all processes."""
+        counts = torch.tensor([self.n, int(stopped)], dtype=torch.float64, device=self.loss.device)
+        return self.processes.sum(torch.cat([self.loss[None], self.correct[None].double(), counts])).tolist()
