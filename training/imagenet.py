@@ -639,4 +639,5 @@ if __name__ == "__main__":
     # As a module of its own name: what is sent to other processes must be found there.
     from training import imagenet
 
+    __spec__ = None  # else each worker warns that it imports this module a second time
     sys.exit(imagenet.main())

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageEnhance, ImageStat, features
+from PIL import Image, ImageEnhance, features
 from torch.utils.data import DataLoader, Dataset
 
 from training.fashion_mnist import DataError
@@ -77,8 +77,9 @@ class Preparation:
         flip = self.flip and bool(torch.rand(1, generator=generator) < 0.5)
         if self.color_jitter:
             image = jittered(image, *drawn_colors(self.color_jitter, generator))
-        pixels = np.asarray(image)
-        return pixels[:, ::-1] if flip else pixels
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
 
     def val(self, data: bytes) -> np.ndarray:
         """Centre crop: short side to size / crop_fraction, and the middle of that, in one step."""
@@ -138,10 +139,14 @@ def jittered(image: Image.Image, order: list[int], factors: tuple[float, ...]) -
         if number == 0:
             image = _towards(image, 0, factors[0])
         elif number == 1:
-            image = _towards(image, int(ImageStat.Stat(image.convert("L")).mean[0] + 0.5), factors[1])
+            image = _towards(image, _mean(image.convert("L")), factors[1])
         elif number == 2:
             image = ImageEnhance.Color(image).enhance(factors[2])
     return image
+
+
+def _mean(image: Image.Image) -> int:
+    return int(np.dot(image.histogram(), range(256)) / (image.width * image.height) + 0.5)
 
 
 def _towards(image: Image.Image, grey: int, factor: float) -> Image.Image:

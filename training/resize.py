@@ -208,4 +208,5 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from training import resize as module  # under its own name: what is sent to other processes must be found there
 
+    __spec__ = None  # else each worker warns that it imports this module a second time
     sys.exit(module.main())
