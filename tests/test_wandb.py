@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from jobs import Job, finish, manifest, state
-from test_faults import FAST, before_step, be_told, die, in_write
+from test_faults import FAST, be_told, before_step, die, in_write
 
 OFFLINE = (*FAST, "wandb.mode=offline")
 
@@ -75,7 +75,7 @@ def test_one_run_and_each_row_once_whenever_it_is_killed(tmp_path, home):
     assert groups == {f"{tmp_path.name}/fig4"}
 
 
-def test_rows_that_were_synchronised_stay_and_those_of_other_calls_are_not_doubled(tmp_path, home):
+def test_a_stop_leaves_its_rows_and_switched_off_it_touches_none(tmp_path, home):
     out = tmp_path / "run"
     stop = partial(before_step, who=0, step=2, action=partial(be_told, number=signal.SIGTERM))
     job = Job("standard", out, *OFFLINE, patches=(home, stop))
