@@ -7,7 +7,7 @@
 
 Reads a config, writes metrics.csv, run.json and checkpoint.pt into runs/<scale>/<arm>/seed<k>/. Ctrl-C, SIGTERM or
 SIGUSR1 saves and stops; the same command goes on from there, on any number of processes, and ends as if it had never
-stopped: bit for bit on the same CPU and number of processes, but for rounding elsewhere.
+stopped: bit for bit for one process on the same CPU, but for rounding elsewhere.
 All arms run through this one loop; they differ in their config, and in what their first weights are.
 """
 
@@ -286,8 +286,8 @@ def failed(error: Exception, run: Run | None, processes: Processes) -> Exception
         if not lost_contact(error):
             return error
         reasons = processes.confessions()
-        why = f"another process of this run ended: {'; '.join(reasons) or 'killed, or out of memory: it left no word'}"
-        error = RunError(f"{why}; the same command goes on from the last checkpoint")
+        why = "; ".join(reasons) or "its own message says why, unless it was killed"
+        error = RunError(f"another process of this run ended: {why}; the same command goes on from the last checkpoint")
     elif not isinstance(error, Elsewhere):
         processes.confess(error)
     if run and run.manifest:

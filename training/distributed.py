@@ -68,17 +68,19 @@ class Processes:
             dist.destroy_process_group()
 
     def confess(self, error: Exception) -> None:
-        """Say why this process ends alone, for those who will find it gone."""
-        if self._board is not None:
-            with contextlib.suppress(RuntimeError):  # it lived in a process that is gone too
+        """Say why this process ends alone, for the main one, which will find it gone."""
+        if self._board is not None and not self.main:
+            with contextlib.suppress(RuntimeError):  # the board was in a process that is gone too
                 self._board.set(f"ended/{self.rank}", str(error))
 
     def confessions(self) -> list[str]:
-        """What those said that ended alone."""
-        said = []
+        """What those said that ended alone; only the main process looks, which the board lives as long as."""
+        said: list[str] = []
+        if self._board is None or not self.main:  # torch dumps its stack where the board is gone
+            return said
         with contextlib.suppress(RuntimeError):
             for rank in range(self.world):
-                if self._board is not None and self._board.check([f"ended/{rank}"]):
+                if self._board.check([f"ended/{rank}"]):
                     said.append(f"process {rank}: {self._board.get(f'ended/{rank}').decode()}")
         return said
 

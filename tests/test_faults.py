@@ -1,0 +1,665 @@
+"""What happens to runs on a cluster: kills, signals, full disks, lost processes, two jobs at once.
+
+Each test makes its moment certain by a patch in the child. Afterwards the same command must end with what an
+undisturbed run ends with, bit for bit.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import platform
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import ROOT, Job, finish, manifest, rows, state
+
+import train
+from training import lease, run
+from training.config import load
+from training.fashion_mnist import DataError
+
+FAST = (
+    "model.width=0.1",
+    "training.batch_size=8",
+    "training.bn_batch_size=4",
+    "training.steps=6",
+    "training.eval_every=2",
+    "data.val_images=20",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an undisturbed run ends with, of one process and of two."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {world: ending(finish("standard", folder / str(world), *FAST, world=world)) for world in (1, 2)}
+
+
+def ending(out):
+    """Everything a run ends with, but for the seconds it took."""
+    found = state(out)
+    found.pop("wall_s")
+    found["rows"] = [{k: v for k, v in row.items() if k != "wall_s"} for row in found["rows"]]
+    del found["config"]  # `keep` may differ
+    return found
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def resumed(out, whole, *overrides, world=1, **options):
+    """The same command ends as if nothing had been."""
+    finish("standard", out, *FAST, *overrides, world=world, **options)
+    assert same(ending(out), whole[world])
+    assert [int(row["step"]) for row in rows(out)] == [0, 2, 4, 6]
+    assert manifest(out)["status"] == "finished"
+    assert not list(out.glob(".*.tmp"))
+
+
+def sentences(job):
+    """What the processes said: no traceback, no warning, nothing but train.py's own lines."""
+    for text in job.errors():
+        assert all(line.startswith("train.py: ") for line in text.splitlines()), text
+    return job.errors()
+
+
+# ---- what is patched in the children
+
+
+def before_step(rank, who, step, action):
+    """`action(batches)` in process `who` before mini-batch `step`; what it returns is trained on."""
+    original = train.Update.__call__
+
+    def call(self, now, batches):
+        if rank == who and now == step:
+            batches = action(batches) or batches
+        original(self, now, batches)
+
+    train.Update.__call__ = call
+
+
+def in_evaluation(rank, who, number):
+    """A signal to process `who` in the second evaluation, before its first images."""
+    original, calls = train.evaluate, []
+
+    def evaluate(*arguments):
+        calls.append(1)
+        if rank == who and len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    train.evaluate = evaluate
+
+
+def die(batches=None):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_told(batches, number):
+    os.kill(os.getpid(), number)
+
+
+def fill_disk(batches, room):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit is then an error, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+
+def not_a_number(batches):
+    for images, labels in batches:
+        yield images * float("nan"), labels
+
+
+def lose_data(batches):
+    raise DataError("shard-0007.tar is gone")
+
+
+def lose_mind(batches):
+    raise KeyError("a bug")
+
+
+def in_write(rank, name, number, moment):
+    """A kill around the replacement of a file, the `number`th time that it is written."""
+    original, calls = Path.replace, []
+
+    def replace(self, target):
+        if self.name == f".{name}.tmp":
+            calls.append(1)
+            if rank == 0 and len(calls) == number:
+                if moment == "half":
+                    os.truncate(self, self.stat().st_size // 2)
+                if moment == "after":
+                    original(self, target)
+                die()
+        return original(self, target)
+
+    Path.replace = replace
+
+
+def unsteady_disk(rank):
+    """Every third file comes to the disk at the second attempt only."""
+    run.PAUSES = (0.0, 0.0)
+    original, calls = os.fsync, []
+
+    def fsync(fd):
+        calls.append(1)
+        if len(calls) % 3 == 0:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        original(fd)
+
+    os.fsync = fsync
+
+
+def on_machine(rank, name, clock=0.0):
+    platform.node = lambda: name
+    lease.PATIENCE = 0.3
+    real = time.time
+    time.time = lambda: real() + clock
+
+
+# ---- kills
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_of_two_is_killed(whole, tmp_path, rank):
+    job = Job(
+        "standard", tmp_path / "run", *FAST, world=2, patches=(partial(before_step, who=rank, step=3, action=die),)
+    )
+    codes = job.wait()
+    assert codes[rank] == -signal.SIGKILL
+    assert codes[1 - rank] == 2
+    said = sentences(job)[1 - rank]
+    assert "another process of this run ended: its own message says why, unless it was killed" in said
+    assert "the same command goes on from the last checkpoint" in said
+    if rank == 1:
+        assert "killed" in manifest(job.out)["error"]
+    assert state(job.out)["step"] == 2
+    resumed(job.out, whole, world=2)
+
+
+@pytest.mark.parametrize("moment", ["half", "before", "after"])
+def test_a_kill_while_the_checkpoint_is_written(whole, tmp_path, moment):
+    patch = partial(in_write, name="checkpoint.pt", number=3, moment=moment)
+    job = Job("standard", tmp_path / "run", *FAST, patches=(patch,))
+    assert job.wait() == [-signal.SIGKILL]
+    assert state(job.out)["step"] == (4 if moment == "after" else 2)
+    assert [int(row["step"]) for row in rows(job.out)] == [0, 2]  # metrics come after the checkpoint
+    resumed(job.out, whole)
+
+
+def test_a_kill_of_two_while_the_checkpoint_is_written(whole, tmp_path):
+    patch = partial(in_write, name="checkpoint.pt", number=3, moment="after")
+    job = Job("standard", tmp_path / "run", *FAST, world=2, patches=(patch,))
+    assert job.wait() == [-signal.SIGKILL, 2]
+    sentences(job)
+    resumed(job.out, whole, world=2)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "run.json"])
+def test_a_kill_while_another_file_is_written(whole, tmp_path, name):
+    job = Job("standard", tmp_path / "run", *FAST, patches=(partial(in_write, name=name, number=2, moment="half"),))
+    assert job.wait() == [-signal.SIGKILL]
+    resumed(job.out, whole)
+
+
+def test_a_student_s_first_checkpoint_is_kept_though_a_kill_came_before_its_copy(tmp_path):
+    teacher = finish("standard", tmp_path / "teacher", *FAST)
+    overrides = (*FAST, "model.width=0.2", "training.keep=2", "growth.calibration_images=8")
+    overrides += (f"growth.teacher={teacher / 'checkpoint.pt'}",)
+    patch = partial(in_write, name="checkpoint.pt", number=1, moment="after")
+    job = Job("wider", tmp_path / "student", *overrides, patches=(patch,))
+    assert job.wait() == [-signal.SIGKILL]
+    assert not (job.out / "step0.pt").exists()
+    finish("wider", job.out, *overrides)
+    assert state(job.out, "step0.pt")["step"] == 0
+    assert sorted(path.name for path in job.out.glob("*.pt")) == ["checkpoint-00000004.pt", "checkpoint.pt", "step0.pt"]
+
+
+# ---- asked to stop
+
+
+@pytest.mark.parametrize(("where", "number"), [("a step", signal.SIGUSR1), ("an evaluation", signal.SIGTERM)])
+def test_one_process_of_two_is_asked_to_stop(whole, tmp_path, where, number):
+    if where == "a step":
+        patch = partial(before_step, who=1, step=2, action=partial(be_told, number=number))
+    else:
+        patch = partial(in_evaluation, who=1, number=number)
+    job = Job("standard", tmp_path / "run", *FAST, "training.eval_every=4", world=2, patches=(patch,))
+    codes = job.wait()
+    assert codes == [128 + signal.SIGTERM, 128 + number]  # the other one knows only that somebody was asked
+    at = state(job.out)["step"]
+    assert at in ((4,) if where == "an evaluation" else (3, 4))
+    assert all(f"saved at step {at}; run the same command again to go on" in text for text in sentences(job))
+    finish("standard", job.out, *FAST, "training.eval_every=4", world=2)
+    assert [int(row["step"]) for row in rows(job.out)] == [0, 4, 6]
+    found = ending(job.out)
+    assert same(found["optimizer"], whole[2]["optimizer"])
+    for key, tensor in whole[2]["model"].items():
+        if "running" in key:  # averaged over the processes once more, at the stop: rounded once more
+            assert torch.allclose(found["model"][key], tensor, rtol=1e-5)
+        else:
+            assert torch.equal(found["model"][key], tensor)
+
+
+def test_asked_to_stop_before_the_first_evaluation_is_over(whole, tmp_path):
+    job = Job("standard", tmp_path / "run", *FAST, patches=(asked_at_once,))
+    assert job.wait() == [128 + signal.SIGTERM]
+    assert "saved at step 0" in sentences(job)[0]
+    resumed(job.out, whole)
+
+
+def asked_at_once(rank):
+    original = train.evaluate
+
+    def evaluate(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    train.evaluate = evaluate
+
+
+# ---- a process fails alone, or all do
+
+
+@pytest.mark.parametrize("room", [50_000, 1_000])  # 1,000: not even run.json can tell what happened
+def test_the_disk_is_full(whole, tmp_path, room):
+    patch = partial(before_step, who=0, step=3, action=partial(fill_disk, room=room))
+    job = Job("standard", tmp_path / "run", *FAST, world=2, patches=(patch,))
+    assert job.wait() == [2, 2]
+    said = sentences(job)
+    assert f"cannot write {job.out / 'checkpoint.pt'}: File too large. The previous version" in said[0]
+    assert "then run the same command again" in said[0]
+    assert said[0].count("\n") == 1
+    assert said[1] == ""  # once is enough
+    assert state(job.out)["step"] == 2
+    assert not list(job.out.glob(".*.tmp"))
+    resumed(job.out, whole, world=2)
+
+
+def test_one_process_s_loss_is_not_a_number(whole, tmp_path):
+    patch = partial(before_step, who=1, step=3, action=not_a_number)
+    job = Job("standard", tmp_path / "run", *FAST, world=2, patches=(patch,))
+    assert job.wait() == [2, 2]
+    said = sentences(job)[0]
+    assert "the training loss is not a number at step 3 (in process 1 of 2)" in said
+    assert "the checkpoint of step 2 or later is kept" in said
+    assert manifest(job.out)["status"] == "failed"
+    assert state(job.out)["step"] == 2
+    resumed(job.out, whole, world=2)  # had it been the memory's fault
+
+
+def test_the_last_update_loses_the_weights(tmp_path):
+    """The loss of every step was a number, and yet the model is worth nothing."""
+    job = Job("standard", tmp_path / "run", *FAST, patches=(last_update_overflows,))
+    assert job.wait() == [2]
+    assert "the weights are not numbers after step 5: the checkpoint of step 4 or later is kept" in sentences(job)[0]
+    assert state(job.out)["step"] == 4
+
+
+def last_update_overflows(rank):
+    original = train.Update.__call__
+
+    def call(self, step, batches):
+        original(self, step, batches)
+        if step == 5:
+            next(self.model.parameters()).data.fill_(float("inf"))
+
+    train.Update.__call__ = call
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_cannot_go_on(whole, tmp_path, rank):
+    patch = partial(before_step, who=rank, step=3, action=lose_data)
+    job = Job("standard", tmp_path / "run", *FAST, world=2, patches=(patch,))
+    assert job.wait() == [2, 2]
+    said = sentences(job)
+    assert said[rank] == "train.py: shard-0007.tar is gone\n"
+    assert "another process of this run ended" in said[1 - rank]
+    assert "shard-0007.tar is gone" in manifest(job.out)["error"]
+    if rank == 1:
+        assert "process 1: shard-0007.tar is gone" in said[0]
+    resumed(job.out, whole, world=2)
+
+
+def test_one_process_cannot_even_begin(tmp_path):
+    job = Job("standard", tmp_path / "run", *FAST, world=2, patches=(no_data_here,))
+    assert job.wait() == [2, 2]
+    said = sentences(job)
+    assert said[1] == "train.py: no images on this machine\n"
+    assert "process 1: no images on this machine" in said[0]
+
+
+def no_data_here(rank):
+    if rank == 1:
+        train.open_data = lambda *arguments: lose_data_here()
+
+
+def lose_data_here():
+    raise DataError("no images on this machine")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bug_in_one_process_ends_the_other_one(tmp_path, rank):
+    """It may show its traceback; nobody may wait for it."""
+    patch = partial(before_step, who=rank, step=3, action=lose_mind)
+    job = Job("standard", tmp_path / "run", *FAST, world=2, patches=(patch,))
+    codes = job.wait()
+    assert (codes[rank], codes[1 - rank]) == (1, 2)
+    assert "Traceback" not in job.errors()[1 - rank]
+    assert "KeyError" in job.errors()[rank]
+
+
+def test_a_bug_in_what_only_the_main_process_does_ends_the_other_one(tmp_path):
+    job = Job("standard", tmp_path / "run", *FAST, world=2, patches=(cannot_save,))
+    assert job.wait() == [1, 2]
+    assert job.errors()[1] == ""
+
+
+def cannot_save(rank):
+    run.Run.save = lambda *arguments: lose_mind(None)
+
+
+# ---- what is found on going on
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run that was stopped at step 3."""
+    patch = partial(before_step, who=0, step=2, action=partial(be_told, number=signal.SIGTERM))
+    job = Job("standard", tmp_path / "run", *FAST, patches=(patch,))
+    assert job.wait() == [128 + signal.SIGTERM]
+    assert state(job.out)["step"] == 3
+    return job.out
+
+
+def call(arm, out, *overrides):
+    """train.py in this process, for what it refuses; returns its exit code."""
+    config = ROOT / "configs" / "smoke" / f"{arm}.yaml"
+    return train.main([str(config), "--out", str(out), *(w for o in (*FAST, *overrides) for w in ("--set", o))])
+
+
+def content(out):
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.name != "lock"}
+
+
+def test_another_config_is_refused_with_both_fingerprints(stopped, capsys):
+    before = content(stopped)
+    assert call("standard", stopped, "optimizer.lr=0.5") == 2
+    error = capsys.readouterr().err
+    assert "optimizer.lr (0.01 there, 0.5 now)" in error
+    theirs, mine = re.search(r"fingerprint (\w{16}), this one's is (\w{16})", error).groups()
+    assert theirs == run.fingerprint(manifest(stopped)["config"]) != mine
+    assert content(stopped) == before
+
+
+def test_other_data_are_refused_with_both_fingerprints(stopped, capsys, monkeypatch):
+    before = content(stopped)
+    from training import data
+
+    original = data._generated
+    monkeypatch.setattr(data, "_generated", lambda n, seed: original(n, seed + 1))
+    assert call("standard", stopped) == 2
+    error = capsys.readouterr().err
+    was, now = re.search(r"fingerprint (\w{16}) there, (\w{16}) now", error).groups()
+    assert was == manifest(stopped)["data"]["fingerprint"][:16] != now
+    assert "--set data.root" in error
+    after = content(stopped)
+    assert json.loads(after.pop("run.json"))["status"] == "failed"
+    assert after == {name: found for name, found in before.items() if name != "run.json"}
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path):
+    out = finish("standard", tmp_path / "run", *FAST, "training.keep=3")
+    names = ["checkpoint-00000002.pt", "checkpoint-00000004.pt", "checkpoint.pt"]
+    assert sorted(path.name for path in out.glob("*.pt")) == names
+    assert [state(out, name)["step"] for name in names] == [2, 4, 6]
+
+    def damage(name):
+        found = bytearray((out / name).read_bytes())
+        middle = len(found) // 2
+        found[middle : middle + 64] = bytes(64)  # as a bad block does: the length is right
+        (out / name).write_bytes(found)
+
+    (out / "run.json").write_text(json.dumps({**manifest(out), "status": "running"}))
+    damage("checkpoint.pt")
+    damage("checkpoint-00000004.pt")
+    job = Job("standard", out, *FAST, "training.keep=3")
+    assert job.wait() == [0]
+    said = sentences(job)[0]
+    assert f"{out / 'checkpoint.pt'} cannot be read" in said
+    assert said.count("going on from checkpoint-00000002.pt, step 2") == 2
+    assert same(ending(out), whole[1])
+    assert [int(row["step"]) for row in rows(out)] == [0, 2, 4, 6]
+
+
+def test_whatever_a_checkpoint_holds_it_is_a_sentence(stopped):
+    """Bytes lost, changed, exchanged: never a traceback."""
+    good = (stopped / "checkpoint.pt").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for attempt in range(60):
+        bad = bytearray(good)
+        place = int(torch.randint(len(bad), (), generator=generator))
+        if attempt % 3 == 0:
+            del bad[place:]
+        elif attempt % 3 == 1:
+            bad[place : place + 256] = torch.randint(256, (256,), generator=generator).tolist()
+        else:
+            bad = torch.randint(256, (attempt * 40,), dtype=torch.uint8, generator=generator).numpy().tobytes()
+        (stopped / "bad.pt").write_bytes(bytes(bad))
+        with contextlib.suppress(run.CheckpointError):
+            run.load_checkpoint(stopped / "bad.pt", "run")
+
+
+# ---- the file system
+
+
+def test_a_file_system_that_is_away_for_a_moment(whole, tmp_path):
+    job = Job("standard", tmp_path / "run", *FAST, patches=(unsteady_disk,))
+    assert job.wait() == [0]
+    assert same(ending(job.out), whole[1])
+
+
+def test_what_passes_is_tried_again_and_what_does_not_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "PAUSES", (0.0, 0.0, 0.0))
+    calls = []
+
+    def failing(number, times):
+        original = Path.replace
+        calls.clear()
+
+        def replace(self, target):
+            calls.append(1)
+            if len(calls) <= times:
+                raise OSError(number, os.strerror(number))
+            return original(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        try:
+            run.write(tmp_path / "file", str(number).encode())
+        finally:
+            monkeypatch.setattr(Path, "replace", original)
+
+    for number in run.TRANSIENT:
+        failing(number, 3)
+        assert (tmp_path / "file").read_text() == str(number)
+        assert len(calls) == 4
+    with pytest.raises(run.RunError, match=r"cannot write .*file: Stale file handle\. The previous version"):
+        failing(errno.ESTALE, 4)
+    with pytest.raises(run.RunError, match="No space left"):
+        failing(errno.ENOSPC, 1)
+    assert len(calls) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# ---- two jobs in one folder
+
+
+def test_two_jobs_of_one_machine(stopped):
+    before = content(stopped)
+    held = lease.Lease(stopped)
+    job = Job("standard", stopped, *FAST, world=2)
+    assert job.wait() == [2, 2]
+    held.release()
+    assert f"another process (pid {os.getpid()} on {platform.node()}) is training in {stopped}" in sentences(job)[0]
+    assert "--out" in job.errors()[0]
+    assert content(stopped) == before
+
+
+def other_machine(folder, count=0, **more):
+    said = {"host": "node7", "pid": 1, "job": "4711", "count": count, **more}
+    (folder / "lock").write_text(f"{json.dumps(said):<255}\n")
+
+
+def test_a_job_on_another_machine_that_lives(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "PATIENCE", 20.0)
+    other_machine(tmp_path)
+    beat = threading.Timer(0.2, other_machine, (tmp_path, 1))
+    beat.start()
+    assert call("standard", tmp_path) == 2
+    beat.join()
+    error = capsys.readouterr().err
+    assert "another process (pid 1 on node7, job 4711) is training in" in error
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_job_on_another_machine_that_is_dead(tmp_path, capsys):
+    other_machine(tmp_path)
+    held = lease.Lease(tmp_path, patience=0.2)
+    assert lease.owner(tmp_path / "lock")["host"] == platform.node()
+    assert "pid 1 on node7, job 4711) was training in" in capsys.readouterr().err
+    held.release()
+    assert (tmp_path / "lock").read_text() == ""
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_free_one(tmp_path, monkeypatch):
+    other_machine(tmp_path)
+
+    def lost(self):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", lost)
+    with pytest.raises(OSError, match="Permission denied"):
+        lease.Lease(tmp_path, patience=0.1)
+
+
+def test_a_job_that_was_thought_dead_finds_its_folder_taken_and_writes_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.02)
+    config = load(ROOT / "configs" / "smoke" / "standard.yaml", FAST)
+    with run.Run(tmp_path, config) as mine:
+        mine.start({"fingerprint": "0" * 64})
+        other_machine(tmp_path)
+        end = time.monotonic() + 20
+        while mine._lease.lost is None and time.monotonic() < end:
+            time.sleep(0.01)
+        before = content(tmp_path)
+        with pytest.raises(run.RunError, match=r"job 4711\) has taken over .* this one stops and saves nothing"):
+            mine.save({"step": 0, "rows": []})
+        with pytest.raises(run.RunError, match="has taken over"):
+            mine.note(status="failed")
+        mine.progress(3, 1.0)
+        assert content(tmp_path) == before
+    assert lease.owner(tmp_path / "lock")["host"] == "node7"  # it is not ours to remove
+
+
+def gone():
+    """The number of a process that is no more."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_the_lock_of_a_dead_job_of_this_machine_is_free_at_once(tmp_path, capsys):
+    other_machine(tmp_path, host=platform.node(), pid=gone())
+    began = time.monotonic()
+    lease.Lease(tmp_path, patience=30.0).release()
+    assert time.monotonic() - began < 10
+    assert capsys.readouterr().err == ""
+
+
+def test_the_lock_of_a_killed_job_whose_worker_still_lives_is_waited_for(tmp_path):
+    other_machine(tmp_path, host=platform.node(), pid=gone())
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-S", "-c", code, tmp_path / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    worker.stdout.readline()
+    with pytest.raises(lease.Taken):
+        lease.Lease(tmp_path, patience=0.2)
+    threading.Timer(0.3, worker.stdin.close).start()
+    lease.Lease(tmp_path, patience=30.0).release()
+    worker.wait()
+    worker.stdout.close()
+
+
+def test_where_the_kernel_has_no_locks_the_file_decides(tmp_path, monkeypatch):
+    def none(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    held = lease.Lease(tmp_path)
+    with pytest.raises(lease.Taken, match=f"pid {os.getpid()} on"):
+        lease.Lease(tmp_path)
+    held.release()
+    other_machine(tmp_path, host=platform.node(), pid=gone())
+    lease.Lease(tmp_path).release()
+
+
+# ---- other machines, other clocks
+
+
+def test_a_job_goes_on_on_another_machine_whose_clock_is_behind(whole, tmp_path):
+    patches = (partial(on_machine, name="node1"), partial(before_step, who=0, step=3, action=die))
+    job = Job("standard", tmp_path / "run", *FAST, patches=patches)
+    assert job.wait() == [-signal.SIGKILL]
+    resumed(job.out, whole, patches=(partial(on_machine, name="node2", clock=-1e6),))
+    assert "on node1) was training in" in (tmp_path / "run.0.log").read_text()
+    times = [float(row["wall_s"]) for row in rows(job.out)]
+    assert times == sorted(times)
+    assert times[-1] < 1000
+
+
+# ---- the teacher
+
+
+def test_the_teacher_is_still_being_trained(stopped, tmp_path, capsys):
+    teacher = f"growth.teacher={stopped / 'checkpoint.pt'}"
+    held = lease.Lease(stopped)
+    assert call("wider", tmp_path / "student", teacher) == 2
+    error = capsys.readouterr().err
+    assert "is not finished (step 3 of 6): another process" in error
+    assert f"(pid {os.getpid()} on {platform.node()}) is training it: run this one after it" in error
+    (stopped / "checkpoint.pt").rename(stopped / "away.pt")
+    assert call("wider", tmp_path / "student", teacher) == 2
+    assert "does not exist yet: another process" in capsys.readouterr().err
+    held.release()
+    assert call("wider", tmp_path / "student", teacher) == 2
+    assert "does not exist: train it first" in capsys.readouterr().err
+
+
+def test_the_teacher_was_stopped_in_its_last_evaluation(tmp_path, capsys):
+    job = Job("standard", tmp_path / "run", *FAST, "training.eval_every=6", patches=(asked_at_the_end,))
+    assert job.wait() == [128 + signal.SIGTERM]
+    assert state(job.out)["step"] == 6
+    assert call("wider", tmp_path / "student", f"growth.teacher={job.out / 'checkpoint.pt'}") == 2
+    assert "is not finished (step 6 of 6): train it to its end first" in capsys.readouterr().err
+
+
+def asked_at_the_end(rank):
+    in_evaluation(rank, 0, signal.SIGTERM)
