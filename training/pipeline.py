@@ -267,7 +267,8 @@ class ImageData:
             self.facts["resized"] = json.loads((Path(data.root) / "resize.json").read_text())["settings"]
         preparation = Preparation(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip)
         self._work = Work(readers, preparation, seed, str(data.root))
-        self._scale = [torch.tensor(x, device=device).view(1, 3, 1, 1) * 255 for x in (MEAN, STD)]
+        # Of a whole row of pixels: on a CPU, three numbers at a time is five times slower.
+        self._row = [torch.tensor(x, device=device).mul(255).repeat(data.image_size) for x in (MEAN, STD)]
         self.fault_count = 0  # images of this process that another one was taken for
         self._reported: set[str] = set()
         self._new: list[str] = []
@@ -405,8 +406,9 @@ class ImageData:
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [b, S, S, 3] -> float32 [b, 3, S, S], which is in channels_last order as it comes."""
-        mean, std = self._scale
-        return images.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+        mean, std = self._row
+        rows = images.flatten(2).float().sub_(mean).div_(std)
+        return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
 def handed_over(batch: Batch, done: torch.cuda.Event, stream: torch.cuda.Stream) -> Batch:
