@@ -261,7 +261,10 @@ def report_faults(data: Data, processes: Processes, run: Run | None) -> None:
         return
     if run:
         for fault in faults:
-            print(f"train.py: unreadable image, replaced by the next one: {fault}", file=sys.stderr)
+            print(
+                f"train.py: cannot be decoded, taken for a wrong answer or left out of training: {fault}",
+                file=sys.stderr,
+            )
     processes.first(lambda: run.note(unreadable_images=run.manifest.get("unreadable_images", 0) + len(faults)))
 
 
