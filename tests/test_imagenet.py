@@ -1,0 +1,547 @@
+"""ImageNet as it lies on people's disks: every layout is the same data, and what is wrong with it is said plainly."""
+
+import hashlib
+import io
+import os
+import pickle
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from images import (
+    CLASSES,
+    COUNTS,
+    TRAIN,
+    add,
+    copy,
+    make_archive,
+    make_folders,
+    make_parquet,
+    make_shards,
+    truncate,
+    val_order,
+)
+
+from training import imagenet, processes, tars
+from training.fashion_mnist import DataError
+from training.imagenet import TarReader, check, fingerprint, main, readers
+from training.processes import cgroup_quota, cpus
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    return make_folders(tmp_path_factory.mktemp("imagenet") / "folders")
+
+
+@pytest.fixture
+def folders(original, tmp_path):
+    return copy(original, tmp_path / "imagenet")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def said(capsys):
+    """What the command says when it fails, and that it fails."""
+
+    def run(*arguments):
+        assert main([str(x) for x in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert "Traceback" not in err
+        return err
+
+    return run
+
+
+def everything(root):
+    """Every image of both splits: contents, label and name without its ending."""
+    return {
+        split: [
+            (hashlib.sha256(reader[i][0]).hexdigest(), reader[i][1], os.path.splitext(reader.name(i))[0])
+            for i in range(len(reader))
+        ]
+        for split, reader in readers(root).items()
+    }
+
+
+def counts(**changed):
+    values = dict(zip(("classes", "train_images", "val_images"), COUNTS, strict=True)) | changed
+    return [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+
+
+# Layouts
+
+
+def test_class_folders(original):
+    found = readers(original)
+    assert [len(found[split]) for split in ("train", "val")] == list(COUNTS[1:])
+    assert found["train"].classes == list(CLASSES)
+    for reader in found.values():
+        names = [reader.name(i) for i in range(len(reader))]
+        assert sorted(names, key=lambda name: os.path.splitext(name)[0]) == names
+        for i, name in enumerate(names):
+            data, label = reader[i]
+            assert data == (original / reader.split / name).read_bytes()
+            assert CLASSES[label] == name.split("/")[0]
+            assert reader.filename(i) == str(original / reader.split / name)
+
+
+@pytest.mark.parametrize("kind", ["tar files", "shards", "shards in folders", "json", "other numbers", "validation"])
+def test_another_layout_has_the_same_images(original, tmp_path, kind):
+    root = tmp_path / "other"
+    if kind == "tar files":
+        make_archive(original, root)
+    elif kind == "validation":
+        (copy(original, root) / "val").rename(root / "validation")
+    else:
+        numbers = (2, 0, 3, 1) if kind == "other numbers" else range(len(CLASSES))
+        # Validation images do not have their class in the name, so that other numbers need it beside the label.
+        label = "json" if kind in ("json", "other numbers") else "cls"
+        make_shards(original, root, inside="folders" in kind, label=label, numbers=numbers)
+    assert everything(root) == everything(original)
+    for split in ("train", "val"):
+        assert fingerprint(readers(root)[split]) == fingerprint(readers(original)[split])
+    assert check(root, *COUNTS, fast=True).problems == []
+
+
+def test_parquet_has_the_same_images(original, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    root = make_parquet(original, tmp_path / "parquet")
+    assert everything(root) == everything(original)
+    report = check(root, *COUNTS, fast=True)
+    assert report.problems == []
+    assert report.facts["layout"] == "Hugging Face parquet"
+    again = pickle.loads(pickle.dumps(report.readers["train"]))
+    assert again[3] == report.readers["train"][3]
+    assert all(path.is_relative_to(root) for path in root.rglob("*"))
+    assert sorted(path.name for path in root.rglob("*.*")) == [
+        "train-00000-of-00001.parquet",
+        "validation-00000-of-00001.parquet",
+    ]
+
+
+def test_parquet_without_its_package(original, tmp_path, monkeypatch, said):
+    (tmp_path / "train-00000-of-00001.parquet").touch()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install datasets" in said("check", tmp_path)
+
+
+def test_labels_without_names_of_classes(original, tmp_path):
+    """Shards that have numbers only: these stay the labels."""
+    root = tmp_path / "shards"
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        with tarfile.open(root / split / "0.tar", "w") as tar:
+            for label in (3, 0, 1, 2):
+                add(tar, f"{9 - label}.png", b"x%d" % label)
+                add(tar, f"{9 - label}.cls", b"%d" % label)
+    found = readers(root)["val"]
+    assert [found[i] for i in range(4)] == [(b"x0", 0), (b"x1", 1), (b"x2", 2), (b"x3", 3)]
+    assert found.classes == ["0000", "0001", "0002", "0003"]
+
+
+def test_a_reader_is_sent_while_its_files_are_open(original, tmp_path):
+    reader = readers(make_shards(original, tmp_path / "shards"))["train"]
+    before = reader[5]
+    assert reader._open
+    again = pickle.loads(pickle.dumps(reader))
+    assert isinstance(again, TarReader)
+    assert not again._open
+    assert again[5] == before
+    assert len(pickle.dumps(reader)) < 20_000
+
+
+def test_few_files_are_open_at_once(original, tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet, "OPEN_TARS", 1)
+    reader = readers(make_shards(original, tmp_path / "shards"))["train"]
+    for i in range(len(reader)):
+        assert reader[i] == readers(original)["train"][i]
+        assert len(reader._open) == 1
+
+
+def test_the_fingerprint_is_of_names_and_labels(folders, tmp_path):
+    before = fingerprint(readers(folders)["train"])
+    path = folders / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
+    truncate(path)
+    moved = tmp_path / "elsewhere"
+    folders.rename(moved)
+    assert fingerprint(readers(moved)["train"]) == before
+    path = moved / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
+    path.rename(path.with_name("other.JPEG"))
+    assert fingerprint(readers(moved)["train"]) != before
+
+
+def test_the_index_of_tar_files_is_kept_if_it_took_long(original, tmp_path, monkeypatch):
+    root = make_archive(original, tmp_path / "archive")
+    monkeypatch.setattr(tars, "SLOW", 0)
+    before = everything(root)
+    assert len(list((tmp_path / "cache" / "net2net").iterdir())) == 2
+    assert sorted(path.name for path in root.iterdir()) == [
+        "ILSVRC2012_img_train.tar",
+        "ILSVRC2012_img_val.tar",
+        "meta.bin",
+    ]
+    monkeypatch.setattr(tars, "_members", None)  # not needed any more
+    assert everything(root) == before
+    for path in (tmp_path / "cache" / "net2net").iterdir():
+        path.write_text("[[")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "meta.bin"))  # nowhere to write
+    monkeypatch.setattr(tars, "SLOW", 0)
+    assert everything(root) == before
+
+
+# What is wrong, in a sentence
+
+
+def test_complete_data(original, capsys):
+    assert main(["check", str(original), *counts(), "--workers=0"]) == 0
+    assert "class folders, 4 classes, 24 + 12 images; every image can be read" in capsys.readouterr().out
+    assert main(["check", str(original), *counts(), "--fast"]) == 0
+    assert "names and numbers are right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["folders", "tar files"])
+def test_every_image_is_decoded_by_processes(original, tmp_path, layout):
+    root = copy(original, tmp_path / "x") if layout == "folders" else make_archive(original, tmp_path / "x")
+    report = check(root, *COUNTS, workers=1)
+    assert report.problems == []
+
+
+def test_a_folder_that_is_not_there(tmp_path, said):
+    assert "does not exist, or its disk is not mounted" in said("check", tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    assert "is not a folder" in said("check", tmp_path / "file")
+
+
+def test_a_folder_with_something_else(tmp_path, said):
+    (tmp_path / "notes.txt").touch()
+    assert "holds notes.txt: no ImageNet in a layout that is known here" in said("check", tmp_path)
+
+
+def test_kaggles_folder_further_down(folders, tmp_path, said):
+    inside = tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC"
+    inside.parent.mkdir(parents=True)
+    folders.rename(inside)
+    assert f"give {inside} instead" in said("check", tmp_path / "kaggle")
+
+
+def test_no_validation_folder(folders, said):
+    (folders / "val").rename(folders / "test")
+    assert "has no folder val/" in said("check", folders)
+
+
+def test_a_folder_that_may_not_be_listed(folders, monkeypatch, said):
+    closed = folders / "train" / CLASSES[1]
+    listing = os.scandir
+
+    def scandir(path):
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert f"{closed} cannot be listed (Permission denied)" in said("check", folders)
+
+
+def test_a_class_that_validation_lacks(folders, said):
+    (folders / "val" / CLASSES[2]).rename(folders / "val" / "n99999999")
+    text = said("check", folders, *counts(), "--fast")
+    assert f"1 class of train not in val ({CLASSES[2]})" in text
+    assert "1 class of val not in train (n99999999)" in text
+
+
+def test_wrong_numbers(folders, said):
+    (folders / "train" / CLASSES[1] / f"{CLASSES[1]}_37.JPEG").unlink()
+    text = said("check", folders, *counts(), "--fast")
+    assert f"train has 23 images where 24 were expected (fewest in class {CLASSES[1]}: 5): copy or unpack again" in text
+    text = said("check", folders, *counts(train_images=20, classes=1000), "--fast")
+    assert "23 images where 20 were expected" in text
+    assert "train has 4 classes where 1,000 were expected" in text
+    assert "data.train_images" in text
+
+
+def test_an_empty_class(folders, said):
+    for split in ("train", "val"):
+        (folders / split / "n99999999").mkdir()
+    assert "there is no image of the class n99999999 in val" in said("check", folders, *counts(classes=5), "--fast")
+
+
+def test_unreadable_images(folders, said, tmp_path):
+    damaged = sorted((folders / "train").rglob("*.JPEG"))[:23]
+    for path in damaged:
+        truncate(path)
+    damaged[1].write_bytes(b"")
+    damaged[2].write_text("404 not found")
+    text = said("check", folders, *counts(), "--workers=0", "--list", tmp_path / "list")
+    assert "23 images of 36 cannot be read: fetch these files again" in text
+    assert f"{damaged[1]}: not an image" in text
+    assert "image file is truncated" in text
+    assert "and 3 more; --list FILE writes all of them" in text
+    assert len((tmp_path / "list").read_text().splitlines()) == 23
+    assert check(folders, *COUNTS, fast=True).problems == []
+
+
+def test_loose_training_images(folders, said):
+    (folders / "train" / "x.jpg").touch()
+    assert "holds 1 image that are in no class folder: move" in said("check", folders).replace("is in", "are in")
+
+
+def test_class_tars_that_nobody_unpacked(tmp_path, said):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / f"{CLASSES[0]}.tar").touch()
+    assert "holds 1 tar file and no class folder: unpack each" in said("check", tmp_path)
+
+
+# The validation folder
+
+
+@pytest.fixture
+def unsorted(folders):
+    """val/ as it comes out of the archive."""
+    wnids = val_order(folders)
+    for path in list((folders / "val").rglob("*.JPEG")):
+        path.rename(folders / "val" / path.name)
+    for folder in list((folders / "val").iterdir()):
+        if folder.is_dir():
+            folder.rmdir()
+    return folders, wnids
+
+
+def devkit(root, wnids, monkeypatch):
+    """A devkit of our classes, in its odd formats, and torchvision's checksum set to it."""
+    io_ = pytest.importorskip("scipy.io")
+    kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    rows = [(k, name, f"word {k}, other", "what it is", 0) for k, name in enumerate(reversed(CLASSES), start=1)]
+    rows.append((99, "n88888888", "an inner node", "", 3))
+    synsets = np.empty((len(rows), 1), dtype=kind)
+    for k, row in enumerate(rows):
+        synsets[k, 0] = row
+    meta = io.BytesIO()
+    io_.savemat(meta, {"synsets": synsets})
+    ids = {name: k for k, name, *_ in rows}
+    path = root / "ILSVRC2012_devkit_t12.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        truth = "".join(f"{ids[name]}\n" for name in wnids)
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth.encode())
+    from torchvision.datasets import imagenet as theirs
+
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(theirs.ARCHIVE_META, "devkit", (path.name, md5))
+    return path
+
+
+def kaggle(root, wnids):
+    lines = [f"ILSVRC2012_val_{k:08d},{name} 1 2 3 4 {name} 5 6 7 8" for k, name in enumerate(wnids, start=1)]
+    (root / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n")
+
+
+@pytest.mark.parametrize("source", ["kaggle", "devkit"])
+def test_an_unsorted_validation_folder(unsorted, original, said, capsys, source, monkeypatch):
+    folders, wnids = unsorted
+    text = said("check", folders)
+    assert (
+        f"val holds 12 images that are in no class folder, as they come out of the archive: run `python -m tr" in text
+    )
+    assert f"sort-val {folders}" in text
+    assert "put ILSVRC2012_devkit_t12.tar.gz (from image-net.org) or LOC_val_solution.csv" in said("sort-val", folders)
+    if source == "kaggle":
+        kaggle(folders.parent, wnids)
+    else:
+        devkit(folders, wnids, monkeypatch)
+    (folders / "val" / wnids[0]).mkdir()  # it was stopped once
+    (folders / "val" / "ILSVRC2012_val_00000001.JPEG").rename(
+        folders / "val" / wnids[0] / "ILSVRC2012_val_00000001.JPEG"
+    )
+    assert main(["sort-val", str(folders)]) == 0
+    assert "11 images moved" in capsys.readouterr().out
+    assert everything(folders) == everything(original)
+    assert main(["sort-val", str(folders)]) == 0
+    assert "nothing to move" in capsys.readouterr().out
+
+
+def test_the_devkit_in_place(original, tmp_path, monkeypatch):
+    """torchvision's layout, before torchvision has been there."""
+    root = make_archive(original, tmp_path / "archive")
+    (root / "meta.bin").unlink()
+    devkit(root, val_order(original), monkeypatch)
+    assert everything(root) == everything(original)
+    assert not (root / "meta.bin").exists()
+
+
+def test_a_damaged_devkit(unsorted, said, monkeypatch):
+    folders, wnids = unsorted
+    truncate(devkit(folders, wnids, monkeypatch))
+    assert "is damaged (its md5 is not the original's): fetch it again" in said("sort-val", folders)
+
+
+def test_a_devkit_without_scipy(unsorted, said, monkeypatch):
+    folders, wnids = unsorted
+    devkit(folders, wnids, monkeypatch)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert "pip install scipy" in said("sort-val", folders)
+
+
+def test_a_validation_folder_that_cannot_be_written(unsorted, said, monkeypatch):
+    folders, wnids = unsorted
+    kaggle(folders, wnids)
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    assert "cannot be sorted (Read-only file system): make it writable, or copy it" in said("sort-val", folders)
+
+
+def test_a_stranger_in_the_validation_folder(unsorted, said):
+    folders, wnids = unsorted
+    kaggle(folders, wnids)
+    (folders / "val" / "me.jpg").touch()
+    assert "me.jpg is no image of the validation set" in said("sort-val", folders)
+
+
+# Damaged tar files
+
+
+@pytest.mark.parametrize("layout", ["shards", "tar files"])
+@pytest.mark.parametrize("damage", ["short", "in the middle", "no tar"])
+def test_a_damaged_tar_file(original, tmp_path, said, layout, damage):
+    root = (make_shards if layout == "shards" else make_archive)(original, tmp_path / "x")
+    path = sorted(root.glob("*train*.tar"))[0]
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[1].offset
+    if damage == "short":
+        path.write_bytes(data[: second + 700])
+    elif damage == "in the middle":
+        path.write_bytes(data[:second] + b"\xff" * 512 + data[second + 512 :])
+    else:
+        path.write_bytes(b"<html>" * 1000)
+    assert f"The tar file {path} is damaged or incomplete" in said("check", root)
+
+
+def test_a_damaged_tar_inside(original, tmp_path, said):
+    root = make_archive(original, tmp_path / "x")
+    path = root / "ILSVRC2012_img_train.tar"
+    with tarfile.open(path) as tar:
+        inner = tar.getmembers()[2]
+    data = bytearray(path.read_bytes())
+    data[inner.offset_data : inner.offset_data + 512] = b"\xff" * 512
+    path.write_bytes(data)
+    assert f"{path} ({inner.name}) is damaged or incomplete" in said("check", root)
+
+
+def test_damage_inside_an_image_of_a_shard(original, tmp_path, said):
+    root = make_shards(original, tmp_path / "x")
+    path = sorted(root.glob("*train*.tar"))[0]
+    with tarfile.open(path) as tar:
+        image = next(m for m in tar if m.name.endswith(".jpg"))
+    data = bytearray(path.read_bytes())
+    data[image.offset_data : image.offset_data + 2000] = bytes(2000)
+    path.write_bytes(data)
+    assert f"{path}: {image.name}: not an image" in said("check", root, *counts(), "--workers=0")
+
+
+def test_a_sample_without_label(tmp_path, said):
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}-0.tar", "w") as tar:
+            add(tar, "a.jpg", b"x")
+            add(tar, "a.json", b"not json")
+    assert "a.jpg has no label: expected a.cls, or a label in a.json" in said("check", tmp_path)
+
+
+def test_shards_of_one_split_only(original, tmp_path, said):
+    root = make_shards(original, tmp_path / "x")
+    for path in root.glob("*validation*"):
+        path.unlink()
+    assert "none of the val set" in said("check", root)
+
+
+def test_tar_files_without_validation(original, tmp_path, said):
+    root = make_archive(original, tmp_path / "x")
+    (root / "ILSVRC2012_img_val.tar").unlink()
+    assert "has no ILSVRC2012_img_val.tar: put it there" in said("check", root)
+
+
+def test_a_tar_file_that_shrinks_while_it_is_read(original, tmp_path):
+    root = make_shards(original, tmp_path / "x")
+    reader = readers(root)["train"]
+    for path in root.glob("*train*"):
+        path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(OSError, match="shorter than it was"):
+        reader.read(TRAIN)
+
+
+# The job's cores
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """cpus() of a machine with so many cores, a quota, and Slurm's variables."""
+
+    def of(local_world=1, cores=64, quota=None, **slurm):
+        for name in ("ON_NODE", "PER_TASK"):
+            monkeypatch.delenv(f"SLURM_CPUS_{name}", raising=False)
+        for name in ("SLURM_NTASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in slurm.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+        monkeypatch.setattr(processes, "cgroup_quota", lambda: quota)
+        return cpus(local_world)
+
+    return of
+
+
+def test_the_jobs_cores_and_not_the_machines(job):
+    assert job() == 64
+    assert job(cores=3) == 3
+    assert job(local_world=8) == 8
+    assert job(local_world=8, cores=4) == 1
+    assert job(quota=6.5) == 6
+    assert job(local_world=2, quota=6.5) == 3
+    assert job(CPUS_ON_NODE="12") == 12
+    # torchrun: one task starts all the processes of a machine
+    assert job(local_world=4, CPUS_PER_TASK="32", NTASKS_PER_NODE="1", CPUS_ON_NODE="32") == 8
+    assert job(local_world=4, CPUS_PER_TASK="32") == 8
+    # srun: each process is a task, and sees its own cores only
+    slurm = {"CPUS_PER_TASK": "10", "STEP_TASKS_PER_NODE": "4(x2)", "CPUS_ON_NODE": "40"}
+    assert job(local_world=4, cores=10, **slurm) == 10
+    assert job(local_world=4, cores=40, **slurm) == 10
+
+
+def test_the_quota_of_the_cgroup(tmp_path):
+    mounted = tmp_path / "cgroup"
+    inner = mounted / "pod" / "box"
+    inner.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("1:name=x:/other\n0::/pod/box\n")
+    assert cgroup_quota(own, mounted) is None
+    (inner / "cpu.max").write_text("max 100000\n")
+    assert cgroup_quota(own, mounted) is None
+    (mounted / "pod" / "cpu.max").write_text("250000 100000\n")
+    assert cgroup_quota(own, mounted) == 2.5
+    (inner / "cpu.max").write_text("100000 100000\n")
+    assert cgroup_quota(own, mounted) == 1
+    assert cgroup_quota(tmp_path / "none", mounted) is None
+
+
+def test_many_names_in_one_tensor():
+    strings = imagenet.Strings(["a", "", "größe", "x" * 300])
+    assert list(strings) == [strings[i] for i in range(4)] == ["a", "", "größe", "x" * 300]
+    assert strings.text.dtype == torch.uint8
+
+
+def test_what_is_wrong_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        readers(tmp_path / "nowhere")

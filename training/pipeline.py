@@ -1,0 +1,392 @@
+"""ImageNet's images on their way to the device: read, decoded and augmented by worker processes, normalised there.
+
+Which images come when is `Order`'s, a function of (seed, epoch); how an image is cropped, flipped and coloured is a
+function of (seed, epoch, index). Neither knows how many workers, processes or resumes there were.
+
+Decoding is the wall (docs/imagenet.md), so a large JPEG is decoded at the reduced scale that its crop needs, and crop
+and resize are one operation. Training and validation, in every arm, go through the same lines.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import struct
+import time
+import warnings
+import weakref
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image, ImageEnhance, ImageStat, features
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2 as transforms
+
+from training.data import Order
+from training.fashion_mnist import DataError
+from training.imagenet import SPLITS, Reader, Unreadable, check, fingerprint, quiet, reading
+from training.processes import context, cpus, ignore_stopping
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, scaled to 0..1
+PREFETCH = 2  # chunks for each worker
+RETRIES = (1.0, 5.0, 15.0, 30.0)  # seconds before a file that cannot be read is tried again
+STALL = 900.0  # seconds without a chunk after which the data is given up
+REPLACEMENTS = 10  # for one image
+FIRST = 32  # images in a task of `first`
+RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+Task = tuple[str, int, list[int]]  # split, epoch, the images' indices
+Faults = list[tuple[str, str]]  # path, reason
+Result = tuple[torch.Tensor, torch.Tensor, Faults, int, str]  # images, labels, ..., images replaced, what ended it
+
+
+def backend() -> str:
+    """What decodes and resizes, with versions; for run.json."""
+    turbo = features.version_feature("libjpeg_turbo")
+    jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
+    drawn = f"crops and colours drawn by torchvision {torchvision.__version__}"
+    return f"Pillow {PIL.__version__} with {jpeg}, bilinear with antialiasing; {drawn}"
+
+
+class Preparation:
+    """From a file's contents to the pixels that the network gets, uint8 [size, size, 3]."""
+
+    def __init__(self, size: int, crop_fraction: float, min_area: float, color_jitter: float, flip: bool):
+        self.size, self.crop_fraction, self.flip = size, crop_fraction, flip
+        self.crop = transforms.RandomResizedCrop(size, scale=(min_area, 1.0), ratio=(3 / 4, 4 / 3))
+        self.jitter = transforms.ColorJitter(color_jitter, color_jitter, color_jitter) if color_jitter else None
+
+    def train(self, data: bytes, draw: int) -> np.ndarray:
+        """Random-resized crop, flip and colour jitter, all determined by `draw`.
+
+        The draws are torchvision's, which takes them from torch's global generator: call inside `own_draws`.
+        """
+        torch.default_generator.manual_seed(draw)
+        with reading():
+            image = Image.open(io.BytesIO(data))
+            crop = self.crop.make_params([image])
+            left, top = crop["left"], crop["top"]
+            image = self._resize(image, (left, top, left + crop["width"], top + crop["height"]))
+        flip = self.flip and bool(torch.rand(1) < 0.5)
+        if self.jitter:
+            image = jittered(image, self.jitter.make_params([]))
+        pixels = np.asarray(image)
+        return pixels[:, ::-1] if flip else pixels
+
+    def val(self, data: bytes) -> np.ndarray:
+        """Centre crop: short side to size / crop_fraction, and the middle of that, in one step."""
+        with reading():
+            image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            side = min(width, height) * self.crop_fraction
+            left, top = (width - side) / 2, (height - side) / 2
+            return np.asarray(self._resize(image, (left, top, left + side, top + side)))
+
+    def _resize(self, image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+        width, height = image.size
+        least = min(box[2] - box[0], box[3] - box[1]) / self.size
+        if least >= 2:  # libjpeg decodes at 1/2, 1/4 or 1/8 in the same share of the time, as long as enough is left
+            image.draft(None, (int(width / least), int(height / least)))
+        across, down = image.size[0] / width, image.size[1] / height
+        box = (box[0] * across, box[1] * down, min(box[2] * across, image.size[0]), min(box[3] * down, image.size[1]))
+        if image.mode != "RGB":  # grey, CMYK, palette
+            image = image.convert("RGB")
+        return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+
+
+def jittered(image: Image.Image, params: dict[str, Any]) -> Image.Image:
+    """torchvision's ColorJitter by the parameters that it drew, to the bit, in less time.
+
+    Brightness and contrast do the same to each pixel of a value: it is worked out once for each of the 256.
+    """
+    for number in params["fn_idx"].tolist():
+        if number == 0:
+            image = _towards(image, 0, params["brightness_factor"])
+        elif number == 1:
+            image = _towards(image, int(ImageStat.Stat(image.convert("L")).mean[0] + 0.5), params["contrast_factor"])
+        elif number == 2:
+            image = ImageEnhance.Color(image).enhance(params["saturation_factor"])
+    return image
+
+
+def _towards(image: Image.Image, grey: int, factor: float) -> Image.Image:
+    return image.point(Image.blend(Image.new("L", RAMP.size, grey), RAMP, factor).tobytes() * 3)
+
+
+@contextmanager
+def own_draws() -> Iterator[None]:
+    """Inside, torch's global generator of random numbers may be used freely: it is put back."""
+    state = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+def draw_of(seed: int, epoch: int, index: int) -> int:
+    """The seed of one image's augmentation in one epoch."""
+    digest = hashlib.blake2b(struct.pack("<QQQ", seed, epoch, index), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class Work(Dataset):
+    """What a worker does: a task in, its chunk of images uint8 [b, size, size, 3] and labels int64 [b] out."""
+
+    def __init__(self, readers: dict[str, Reader], preparation: Preparation, seed: int, root: str):
+        self.readers, self.preparation, self.seed, self.root = readers, preparation, seed, root
+        self.retries = RETRIES
+
+    def __getitem__(self, task: Task) -> Result:
+        split, epoch, indices = task
+        size = self.preparation.size
+        images = torch.zeros(len(indices), size, size, 3, dtype=torch.uint8)
+        labels = torch.full((len(indices),), -1)
+        pixels = images.numpy()
+        faults: Faults = []
+        replaced = 0
+        try:
+            with own_draws(), warnings.catch_warnings():
+                quiet()
+                for place, index in enumerate(indices):
+                    before = len(faults)
+                    if split == "train":
+                        pixels[place], labels[place] = self._train(epoch, index, faults)
+                        replaced += len(faults) > before
+                    else:
+                        self._val(index, pixels[place], labels, place, faults)
+        except DataError as error:  # as text: an exception would come out with the worker's traceback for its message
+            return images[:0], labels[:0], faults, replaced, str(error)
+        return images, labels, faults, replaced, ""
+
+    def _train(self, epoch: int, index: int, faults: Faults) -> tuple[np.ndarray, int]:
+        """An image, or the next one that can be decoded, augmented as the first would have been."""
+        reader, draw = self.readers["train"], draw_of(self.seed, epoch, index)
+        for attempt in range(REPLACEMENTS + 1):
+            i = (index + attempt) % len(reader)
+            try:
+                return self.preparation.train(self._read(reader, i), draw), int(reader.labels[i])
+            except Unreadable as error:
+                faults.append((reader.filename(i), str(error)))
+        raise DataError(
+            f"{REPLACEMENTS + 1} images in a row cannot be decoded, the last one {faults[-1][0]} ({faults[-1][1]}): "
+            f"`python -m training.imagenet check {self.root}` finds all of them; fetch them again."
+        )
+
+    def _val(self, index: int, pixels: np.ndarray, labels: torch.Tensor, place: int, faults: Faults) -> None:
+        """An image; one that cannot be decoded stays black, with the label -1, which no answer is."""
+        reader = self.readers["val"]
+        try:
+            pixels[:] = self.preparation.val(self._read(reader, index))
+            labels[place] = int(reader.labels[index])
+        except Unreadable as error:
+            faults.append((reader.filename(index), str(error)))
+
+    def _read(self, reader: Reader, i: int) -> bytes:
+        """A file that cannot be read at all is not one damaged file among a million: it is waited for, then the end."""
+        for wait in (*self.retries, None):
+            try:
+                return reader.read(i)
+            except OSError as error:
+                if wait is None:
+                    gone = "cannot be read" if Path(self.root).is_dir() else "is gone"
+                    raise DataError(
+                        f"The data folder {self.root} {gone}: {reader.filename(i)}: {error.strerror or error} (tried "
+                        f"{len(self.retries) + 1} times). Mount it or put it back and run the same command again: it "
+                        "goes on from the last checkpoint."
+                    ) from None
+                time.sleep(wait)
+        raise AssertionError  # the last wait is None
+
+
+class ImageData:
+    """ImageNet for one process of `world`: `Data` of training/data.py."""
+
+    def __init__(
+        self,
+        data: Any,
+        seed: int,
+        batch_size: int,
+        chunk: int,
+        device: torch.device,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        local_world: int = 1,
+    ):
+        """`data` is a config's section `ImageNetData`; `local_world` processes share this machine's cores."""
+        self.workers = cpus(local_world) if data.workers is None else data.workers
+        if self.workers:
+            context()  # its imports take seconds: begun now, they are done when the first worker is needed
+        report = check(data.root, data.classes, data.train_images, data.val_images, fast=True)
+        if report.problems:
+            raise DataError("\n".join(report.problems))
+        readers, self.device, self.rank, self.world = report.readers, device, rank, world
+        self.order = Order(len(readers["train"]), seed, batch_size, chunk, rank, world)
+        self._whole = Order(len(readers["train"]), seed, batch_size, chunk)
+        marks = ":".join(fingerprint(readers[split]) for split in SPLITS)
+        self.fingerprint = hashlib.sha256(marks.encode()).hexdigest()
+        self.val_images = len(readers["val"])
+        self.facts = {"source": "imagenet", **report.facts, "decode": backend(), "workers": self.workers}
+        with suppress(OSError, ValueError):
+            self.facts["resized"] = json.loads((Path(data.root) / "resize.json").read_text())["settings"]
+        preparation = Preparation(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip)
+        self._work = Work(readers, preparation, seed, str(data.root))
+        self._scale = [torch.tensor(x, device=device).view(1, 3, 1, 1) * 255 for x in (MEAN, STD)]
+        self.fault_count = 0  # images of this process that another one was taken for
+        self._reported: set[str] = set()
+        self._new: list[str] = []
+        self._running: weakref.WeakSet[Generator] = weakref.WeakSet()
+        atexit.register(self.close)
+
+    def stream(self, step: int) -> Iterator[Batch]:
+        """This process's chunks of mini-batch `step`, of the one after it, and so on without end."""
+        return self._on_device(self._batches(self._tasks(step), self.workers))
+
+    def _tasks(self, step: int) -> Iterator[Task]:
+        for number in itertools.count(step):
+            epoch, chunks = self.order.chunks(number)
+            for indices in chunks:
+                yield "train", epoch, indices.tolist()
+
+    def validation(self) -> Iterator[Batch]:
+        """This process's share of the validation set; over all processes each image comes once."""
+        mine = range(self.rank, self.val_images, self.world)
+        # All workers at work, in chunks that are no larger than those of training, which are known to fit the device.
+        chunk = max(1, min(self.order.chunk, -(-len(mine) // max(1, self.workers))))
+        tasks = (("val", 0, list(mine[k : k + chunk])) for k in range(0, len(mine), chunk))
+        return self._on_device(self._batches(tasks, self.workers))
+
+    def first(self, n: int) -> torch.Tensor:
+        """The first `n` training images in the order of the first epoch, augmented; the same on every process."""
+        steps = range(min(-(-n // self.order.batch_size), self.order.per_epoch))
+        indices = [i for step in steps for chunk in self._whole.chunks(step)[1] for i in chunk.tolist()][:n]
+        tasks = [("train", 0, indices[k : k + FIRST]) for k in range(0, len(indices), FIRST)]
+        chunks = self._on_device(self._batches(tasks, min(self.workers, len(tasks))))
+        return torch.cat([images for images, _ in chunks])
+
+    def faults(self) -> list[str]:
+        """Images that could not be decoded since the last call, "path: reason", each one once."""
+        new, self._new = self._new, []
+        return new
+
+    def close(self) -> None:
+        """End the workers."""
+        atexit.unregister(self.close)
+        for batches in list(self._running):
+            batches.close()
+
+    def _batches(self, tasks: Iterable[Task], workers: int) -> Iterator[Batch]:
+        batches = self._work_off(tasks, workers)
+        self._running.add(batches)
+        return batches
+
+    def _work_off(self, tasks: Iterable[Task], workers: int) -> Generator[Batch]:
+        """The chunks of `tasks`, in their order, uint8 [b, size, size, 3] in (pinned) memory."""
+        options: dict[str, Any] = {}
+        if workers:
+            options = {
+                "prefetch_factor": PREFETCH,
+                "multiprocessing_context": context(),
+                "worker_init_fn": begin_worker,
+                "timeout": STALL,
+            }
+        loader = DataLoader(
+            self._work,
+            batch_size=None,  # a task is a chunk
+            sampler=tasks,
+            num_workers=workers,
+            collate_fn=as_it_is,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the global one, and a resumed run would differ
+            **options,
+        )
+        before = set(multiprocessing.active_children())
+        chunks = iter(loader)
+        processes = set(multiprocessing.active_children()) - before
+        try:
+            while True:
+                try:
+                    images, labels, faults, replaced, problem = next(chunks)
+                except StopIteration:
+                    return
+                except (RuntimeError, OSError, EOFError) as error:
+                    raise self._explained(error, processes) from error
+                self.fault_count += replaced
+                for path, reason in faults:
+                    if path not in self._reported:
+                        self._reported.add(path)
+                        self._new.append(f"{path}: {reason}")
+                if problem:
+                    raise DataError(problem)
+                yield images, labels
+        finally:
+            del chunks  # tells the workers to end, and waits
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+
+    def _explained(self, error: Exception, processes: set[Any]) -> Exception:
+        dead = [process for process in processes if not process.is_alive()]
+        if dead:
+            return DataError(
+                f"A data worker was killed (process {dead[0].pid}, exit {dead[0].exitcode}), most often because memory "
+                f"ran out: use fewer workers (--set data.workers=N, now {self.workers}) or give the job more memory (a "
+                "container: more /dev/shm). The same command goes on from the last checkpoint."
+            )
+        if "timed out" in str(error):
+            return DataError(
+                f"No image came for {STALL:.0f} s: the data folder {self._work.root} does not answer. Once it does, "
+                "the same command goes on from the last checkpoint."
+            )
+        return error
+
+    def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        if self.device.type != "cuda":
+            for images, labels in batches:
+                yield self._normalised(images), labels
+            return
+        # Copying and normalising run on a stream of their own, one chunk ahead of what the consumer computes.
+        side, current = torch.cuda.Stream(self.device), torch.cuda.current_stream
+        side.wait_stream(current(self.device))
+        ready: tuple[Batch, torch.cuda.Event] | None = None
+        for images, labels in batches:
+            with torch.cuda.stream(side):
+                there = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+                upcoming = (self._normalised(there[0]), there[1]), side.record_event()
+            if ready is not None:
+                yield handed_over(*ready, current(self.device))
+            ready = upcoming
+        if ready is not None:
+            yield handed_over(*ready, current(self.device))
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [b, S, S, 3] -> float32 [b, 3, S, S], which is in channels_last order as it comes."""
+        mean, std = self._scale
+        return images.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+
+
+def handed_over(batch: Batch, done: torch.cuda.Event, stream: torch.cuda.Stream) -> Batch:
+    """A batch that another stream made, for use on this one: after it is done, and not to be reused before this is."""
+    stream.wait_event(done)
+    for tensor in batch:
+        tensor.record_stream(stream)
+    return batch
+
+
+def begin_worker(number: int) -> None:
+    ignore_stopping()
+
+
+def as_it_is(result: Result) -> Result:
+    return result

@@ -1,0 +1,146 @@
+"""Worker processes: how many the job has cores for, and how they are started and end."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from training.fashion_mnist import DataError
+
+# What asks a job to stop goes to all its processes; the one that saves must not lose its workers to it.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def context() -> BaseContext:
+    """How worker processes start: forked from a small server, not from us.
+
+    A fork of a process that has threads (CUDA, NCCL, the pinning of memory) can hang on a lock that one of them held.
+    The server imports our modules once, so that a worker is there in milliseconds all the same.
+    """
+    main = sys.modules["__main__"]
+    script = Path(getattr(main, "__file__", None) or "").stem
+    # Each worker runs the script's imports again, unless the server already has them.
+    again = [script] if script and getattr(main, "__spec__", None) is None else []
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["training.pipeline", *again])
+    # A blocked signal stays blocked in the server and all that it forks: without that, a SIGUSR1 to the whole job ends
+    # the server, and workers whose server is gone are taken for dead. The tracker first: starting it unblocks them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return made
+
+
+def ignore_stopping() -> None:
+    """In a worker: signals are for the process that it works for, whose end is its own."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def cpus(local_world: int = 1) -> int:
+    """The cores that each of `local_world` processes on this machine may use, at least 1: the job's, not the machine's.
+
+    The smallest of: the cores that the process may run on, the cgroup's quota, and what Slurm gave the task or node.
+    """
+    on_node = _integer("SLURM_CPUS_ON_NODE")
+    per_task = _integer("SLURM_CPUS_PER_TASK")
+    # Processes that are a Slurm task each have a task's cores each; those that share a task (torchrun) share its cores.
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("SLURM_NTASKS_PER_NODE") or ""
+    match = re.match(r"[1-9]\d*", tasks)
+    sharing = max(1, local_world // int(match[0])) if match else local_world
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shares = [allowed / (sharing if per_task and allowed <= per_task else local_world)]
+    if on_node:
+        shares.append(on_node / local_world)
+    if per_task:
+        shares.append(per_task / sharing)
+    quota = cgroup_quota()
+    if quota is not None:
+        shares.append(quota / local_world)
+    return max(1, int(min(shares)))
+
+
+def _integer(name: str) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else 0
+
+
+def cgroup_quota(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Cores by cpu.max (cgroup version 2): the least of the process's own cgroup and those above it; None: no limit."""
+    quotas = []
+    with suppress(OSError):
+        path = next((line[3:] for line in own.read_text().splitlines() if line.startswith("0::")), "/")
+        place = mounted / path.strip("/")
+        while place == mounted or mounted in place.parents:
+            with suppress(OSError, ValueError):  # "max", no limit, is no number
+                limit, period = (place / "cpu.max").read_text().split()
+                quotas.append(int(limit) / int(period))
+            place = place.parent
+    return min(quotas, default=None)
+
+
+def parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int, what: str) -> Iterator[Any]:
+    """`work` of each job, in order, by so many processes (0: by this one), under a progress bar."""
+    with tqdm(total=len(jobs), desc=what, disable=None, leave=False) as bar:
+        if not workers:
+            for job in jobs:
+                yield work(job)
+                bar.update()
+            return
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context(), _adopt, (work,))
+        waiting: list[concurrent.futures.Future] = []
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(_adopted, job))
+                if len(waiting) > 8 * workers:  # not all at once: what is waiting could not be stopped
+                    yield waiting.pop(0).result()
+                    bar.update()
+            while waiting:
+                yield waiting.pop(0).result()
+                bar.update()
+        except BrokenProcessPool:
+            raise DataError(
+                f"A process that worked on {what} was killed, most often because memory ran out: run the same command "
+                "again with fewer --workers."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _adopt(work: Callable[[Any], Any]) -> None:
+    ignore_stopping()
+    global _work
+    _work = work
+
+
+def _adopted(job: Any) -> Any:
+    return _work(job)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """A file that is there is whole: a kill leaves the old one, or none."""
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
