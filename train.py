@@ -142,7 +142,8 @@ class Update:
         options, device = config.training, processes.device
         self.config, self.model, self.processes = config, model, processes
         self.optimizer = make_optimizer(config, model)
-        self.ema = ModelEmaV3(model, decay=options.ema_decay) if options.ema_decay else None
+        warmup = {"use_warmup": options.ema_warmup, "warmup_gamma": 9.0, "warmup_power": 1.0}  # (step) / (9 + step)
+        self.ema = ModelEmaV3(model, decay=options.ema_decay, **warmup) if options.ema_decay else None
         self.models = [model, self.ema.module] if self.ema else [model]  # the last one is what is evaluated
         self.chunks_here = len(order.mine)
         self.statistics = Statistics(model, processes, self.chunks_here, order.chunks_per_batch)
@@ -178,7 +179,7 @@ class Update:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
         if self.ema:
-            self.ema.update(self.model)
+            self.ema.update(self.model, step + 1 if options.ema_warmup else None)
 
     def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses of the steps since the last evaluation, and the training images that were classified right."""

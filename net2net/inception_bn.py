@@ -100,6 +100,9 @@ INCEPTION_BN_28 = Table(
     ),
 )
 
+# The paper's channels on 28x28 grey images: the stem above keeps grids of 7, 4 and 2 for the modules.
+INCEPTION_BN_28_FULL = Table(1, Stem(3, (64, 64, 192), (False, True)), INCEPTION_BN.modules)
+
 INCEPTION_BN_2015 = Table(
     3,
     Stem(7, (64, 64, 192), (True, True)),
@@ -120,6 +123,7 @@ INCEPTION_BN_2015 = Table(
 TABLES = {
     "inception_bn": INCEPTION_BN,
     "inception_bn_28": INCEPTION_BN_28,
+    "inception_bn_28_full": INCEPTION_BN_28_FULL,
     "inception_bn_2015": INCEPTION_BN_2015,
 }
 

@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    name: Literal["inception_bn", "inception_bn_28", "inception_bn_2015"]
+    name: Literal["inception_bn", "inception_bn_28", "inception_bn_28_full", "inception_bn_2015"]
     width: float = Field(gt=0)  # scales the channels inside the Inception modules only
     extra_pairs: int = Field(ge=0)  # vertical-horizontal pairs added after every pair
     bn_momentum: float = Field(gt=0, le=1)
@@ -97,6 +97,7 @@ class Training(Section):
     eval_every: int = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
     ema_decay: float = Field(ge=0, lt=1)  # average of the weights for evaluation; 0: off
+    ema_warmup: bool  # the average spans a ninth of the steps so far until that is more than the decay's, as TensorFlow's
     precision: Literal["float32", "bfloat16"]  # of the forward and backward pass; the weights are float32
     compile: bool  # torch.compile of the training pass
     keep: int = Field(gt=0)  # so many checkpoints, the newest ones, beside a student's first
@@ -248,9 +249,10 @@ def _explain(error: Any, origin: dict[str, str], path: str) -> str:
     where = origin.get(key) or next((o for k, o in origin.items() if k.startswith(f"{key}.")), path)
     if error["type"] == "extra_forbidden":
         known = _keys()
+        written = next((k for k in origin if k.startswith(f"{key}.")), key)  # of an unknown section: one of its keys
         leaf = {k.rpartition(".")[2]: k for k in known}
-        near = difflib.get_close_matches(key, known, 1, 0.6) or [
-            leaf[m] for m in difflib.get_close_matches(key.rpartition(".")[2], leaf, 1, 0.6)
+        near = difflib.get_close_matches(written, known, 1, 0.6) or [
+            leaf[m] for m in difflib.get_close_matches(written.rpartition(".")[2], leaf, 1, 0.6)
         ]
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
         return f"{where}: unknown key {key!r}; {hint}"
