@@ -43,7 +43,7 @@ def make_folders(root):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(contents(number, kinds.get(number, "RGB")))
             number += 1
-    for k in range(VAL):
+    for _ in range(VAL):
         for name in reversed(CLASSES):
             number += 1
             file = root / "val" / name / f"ILSVRC2012_val_{number - len(CLASSES) * TRAIN:08d}.JPEG"
@@ -87,7 +87,7 @@ def make_archive(folders, root):
     return root
 
 
-def make_shards(folders, root, inside=False, label="cls", numbers=range(len(CLASSES))):
+def make_shards(folders, root, inside=False, label="cls", numbers=(0, 1, 2, 3)):
     """WebDataset: two shards a split, shuffled; `numbers` are the labels that the classes have there."""
     for split in ("train", "val"):
         images = sorted((folders / split).rglob("*.JPEG"))

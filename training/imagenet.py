@@ -106,7 +106,7 @@ class Reader:
         if not files:
             raise DataError(f"{root}: there is no image in the {split} set ({self.layout}).")
         self.root, self.split, self.classes = root, split, list(classes)
-        self.named = True  # False: the names of `classes` are made up from the labels
+        self.declared: list[str] = []  # the classes' names by the numbers that they have in the data, where it has any
         stems = [os.path.splitext(file)[0] for file in files]
         self.order = sorted(range(len(files)), key=lambda k: (labels[k], stems[k]))
         self.labels = torch.tensor([labels[k] for k in self.order], dtype=torch.int32)
@@ -140,19 +140,19 @@ class FolderReader(Reader):
 
     layout = "class folders"
 
-    def __init__(self, root: Path, split: str):
+    def __init__(self, root: Path, split: str, declared: Sequence[str] = ()):
         self.folder = _split_folder(root, split)
         entries = _scan(self.folder)
         classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         loose = sum(is_image(entry.name) for entry in entries)
         if loose and split == "val":
             raise DataError(
-                f"{self.folder} holds {_n(loose, 'image')} that are in no class folder, as they come out of the "
-                f"archive: run `python -m training.imagenet sort-val {root}`, which moves them where they belong."
+                f"{self.folder} holds {_n(loose, 'image')} outside of class folders, as they come out of the archive: "
+                f"run `python -m training.imagenet sort-val {root}`, which moves them where they belong."
             )
         if loose:
             raise DataError(
-                f"{self.folder} holds {_n(loose, 'image')} that are in no class folder: move them into one."
+                f"{self.folder} holds {_n(loose, 'image')} outside of class folders: move what belongs there."
             )
         tars = sum(entry.name.endswith(".tar") for entry in entries)
         if tars and not classes:
@@ -231,7 +231,7 @@ class ParquetReader(Reader):
 
     layout = "Hugging Face parquet"
 
-    def __init__(self, root: Path, split: str):
+    def __init__(self, root: Path, split: str, declared: Sequence[str] = ()):
         try:
             import datasets
             from timm.data.readers.reader_hfds import ReaderHfds
@@ -254,10 +254,11 @@ class ParquetReader(Reader):
             for chunk in table.column("image").chunks
             for path in chunk.field("path").to_pylist()  # not by row: that would read each image for its name
         ]
-        names = self.rows.dataset.features["label"]
-        known = list(names.names) if isinstance(names, datasets.ClassLabel) else []
+        kind = self.rows.dataset.features["label"]
+        if not declared and isinstance(kind, datasets.ClassLabel):
+            declared = kind.names
         stems = [os.path.splitext(path)[0] or f"{row:08d}" for row, path in enumerate(paths)]
-        labels, classes, named = _classes(labels, stems, known)
+        labels, classes, names = _classes(labels, stems, declared)
         # Hugging Face puts the class behind the name (n01440764_10026_n01440764.JPEG); it is in the folder's name.
         endings = [os.path.splitext(path)[1] or ".JPEG" for path in paths]
         files = [
@@ -265,7 +266,7 @@ class ParquetReader(Reader):
             for stem, ending, label in zip(stems, endings, labels, strict=True)
         ]
         super().__init__(root, split, labels, files, classes)
-        self.named = named
+        self.declared = names
         self.order = torch.tensor(self.order)
 
     def read(self, i: int) -> bytes:
@@ -280,11 +281,9 @@ def readers(root: str | Path) -> dict[str, Reader]:
     """The readers of "train" and "val", whatever the layout; `DataError` says what is wrong and how to put it right."""
     root = Path(root)
     make = _layout(root)
-    found = {split: make(root, split) for split in SPLITS}
-    train, val = found["train"], found["val"]
-    if train.named and not val.named and len(val.classes) <= len(train.classes):
-        val.classes, val.named = train.classes, True  # labels alone, but of the same classes
-    return found
+    train = make(root, "train", ())
+    # Validation images may have a number for a label and no class in their name: it is that of the training images.
+    return {"train": train, "val": make(root, "val", train.declared)}
 
 
 def fingerprint(reader: Reader) -> str:
@@ -301,7 +300,7 @@ def fingerprint(reader: Reader) -> str:
 # Finding the layout
 
 
-def _layout(root: Path) -> Callable[[Path, str], Reader]:
+def _layout(root: Path) -> Callable[[Path, str, Sequence[str]], Reader]:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist, or its disk is not mounted"
         raise DataError(f"The data folder {root} {what}: give the one that has ImageNet (--set data.root=FOLDER).")
@@ -355,29 +354,28 @@ def _shards(root: Path, split: str) -> list[Path]:
     return _inside(root, split) or here
 
 
-def _classes(labels: list[int], stems: list[str], known: Sequence[str]) -> tuple[list[int], list[str], bool]:
-    """Labels renumbered by sorted wnid, the class names, and whether these are names and not numbers.
+def _classes(labels: list[int], stems: list[str], declared: Sequence[str]) -> tuple[list[int], list[str], list[str]]:
+    """Labels in the order of the classes' names, these names in order, and the name of each label that was given.
 
-    The wnids are those in the images' names, else those that the data declares; where there are none the labels stand.
+    The names are the wnids in the images' own names, else those that the data declares for its labels, if they are
+    wnids or in order already; where there are none of these the labels stand, and the classes are named after them.
     """
-    wnids: dict[int, set[str]] = {}
+    found: dict[int, set[str]] = {}
     for label, stem in zip(labels, stems, strict=True):
         match = WNID.search(stem)
-        wnids.setdefault(label, set()).add(match[1] if match else "")
-    name_of = {label: next(iter(names)) for label, names in wnids.items() if len(names) == 1}
-    if len(name_of) < len(wnids) or len(set(name_of.values()) - {""}) < len(wnids):
-        name_of = {k: name for k, name in enumerate(known) if WNID.fullmatch(name)}
-    if not set(wnids) <= set(name_of):
-        count = max(wnids) + 1
-        if known == sorted(known) and len(known) >= count:
-            return labels, list(known), True
-        return labels, [f"{k:04d}" for k in range(count)], False
-    classes = sorted(name_of.values())
+        found.setdefault(label, set()).add(match[1] if match else "")
+    names = [min(found.get(k, {""})) if len(found.get(k, ())) == 1 else "" for k in range(max(found) + 1)]
+    if not all(names) or len(set(names)) < len(names):
+        names = list(declared)
+        known = len(names) > max(found) and all(names) and len(set(names)) == len(names)
+        if not known or not (all(map(WNID.fullmatch, names)) or names == sorted(names)):
+            return labels, [f"{k:04d}" for k in range(max(found) + 1)], []
+    classes = sorted(names)
     place = {name: k for k, name in enumerate(classes)}
-    return [place[name_of[label]] for label in labels], classes, True
+    return [place[names[label]] for label in labels], classes, names
 
 
-def _archive_reader(root: Path, split: str) -> Reader:
+def _archive_reader(root: Path, split: str, declared: Sequence[str]) -> Reader:
     """torchvision's layout: a tar of one tar for each class, a flat tar for validation, and the devkit."""
     path = root / (TRAIN_TAR if split == "train" else VAL_TAR)
     if not path.is_file():
@@ -393,7 +391,8 @@ def _archive_reader(root: Path, split: str) -> Reader:
     return TarReader(root, split, [place[name] for name in names], images, classes, "ILSVRC2012 tar files")
 
 
-def _shard_reader(root: Path, split: str) -> Reader:
+def _shard_reader(root: Path, split: str, declared: Sequence[str]) -> Reader:
+    """WebDataset: each image with its label in a file beside it."""
     shards = _shards(root, split)
     if not shards:
         raise DataError(f"{root} has tar shards, but none of the {split} set: their names should contain {split}.")
@@ -406,12 +405,13 @@ def _shard_reader(root: Path, split: str) -> Reader:
             raise DataError(
                 f"{member.tar}: {member.name} has no label: expected {sample}.cls, or a label in {sample}.json."
             )
-    declared = {member.label: member.wnid for member in images if member.wnid}
+    wnids = {member.label: member.wnid for member in images if member.wnid}
     stems = [os.path.basename(member.name).partition(".")[0] for member in images]
-    known = [declared.get(k, "") for k in range(max(member.label for member in images) + 1)]
-    labels, classes, named = _classes([member.label for member in images], stems, known)
+    own = [wnids.get(k, "") for k in range(max(member.label for member in images) + 1)]
+    labels = [member.label for member in images]
+    labels, classes, names = _classes(labels, stems, own if all(own) else declared)
     reader = TarReader(root, split, labels, images, classes, "tar shards (WebDataset)")
-    reader.named = named
+    reader.declared = names
     return reader
 
 
@@ -519,7 +519,7 @@ def check(
     }
     for some, other in ((train, val), (val, train)):
         missing = sorted(set(some.classes) - set(other.classes))
-        if missing and train.named and val.named:
+        if missing:
             number = _n(len(missing), "class", "classes")
             names = ", ".join(missing[:5]) + (f" and {len(missing) - 5:,} more" if len(missing) > 5 else "")
             report.problems.append(

@@ -14,25 +14,23 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import struct
 import time
 import warnings
 import weakref
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 import torch
-import torchvision
 from PIL import Image, ImageEnhance, ImageStat, features
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2 as transforms
 
-from training.data import Order
 from training.fashion_mnist import DataError
 from training.imagenet import SPLITS, Reader, Unreadable, check, fingerprint, quiet, reading
 from training.processes import context, cpus, ignore_stopping
@@ -43,6 +41,8 @@ RETRIES = (1.0, 5.0, 15.0, 30.0)  # seconds before a file that cannot be read is
 STALL = 900.0  # seconds without a chunk after which the data is given up
 REPLACEMENTS = 10  # for one image
 FIRST = 32  # images in a task of `first`
+RATIO = (3 / 4, 4 / 3)  # of a training crop
+LOG_RATIO = torch.tensor(RATIO).log().tolist()
 RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -55,32 +55,26 @@ def backend() -> str:
     """What decodes and resizes, with versions; for run.json."""
     turbo = features.version_feature("libjpeg_turbo")
     jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
-    drawn = f"crops and colours drawn by torchvision {torchvision.__version__}"
-    return f"Pillow {PIL.__version__} with {jpeg}, bilinear with antialiasing; {drawn}"
+    return f"Pillow {PIL.__version__} with {jpeg}, bilinear with antialiasing"
 
 
 class Preparation:
     """From a file's contents to the pixels that the network gets, uint8 [size, size, 3]."""
 
     def __init__(self, size: int, crop_fraction: float, min_area: float, color_jitter: float, flip: bool):
-        self.size, self.crop_fraction, self.flip = size, crop_fraction, flip
-        self.crop = transforms.RandomResizedCrop(size, scale=(min_area, 1.0), ratio=(3 / 4, 4 / 3))
-        self.jitter = transforms.ColorJitter(color_jitter, color_jitter, color_jitter) if color_jitter else None
+        self.size, self.crop_fraction, self.min_area = size, crop_fraction, min_area
+        self.color_jitter, self.flip = color_jitter, flip
 
     def train(self, data: bytes, draw: int) -> np.ndarray:
-        """Random-resized crop, flip and colour jitter, all determined by `draw`.
-
-        The draws are torchvision's, which takes them from torch's global generator: call inside `own_draws`.
-        """
-        torch.default_generator.manual_seed(draw)
+        """Random-resized crop, flip and colour jitter, all determined by `draw`."""
+        generator = torch.Generator().manual_seed(draw)
         with reading():
             image = Image.open(io.BytesIO(data))
-            crop = self.crop.make_params([image])
-            left, top = crop["left"], crop["top"]
-            image = self._resize(image, (left, top, left + crop["width"], top + crop["height"]))
-        flip = self.flip and bool(torch.rand(1) < 0.5)
-        if self.jitter:
-            image = jittered(image, self.jitter.make_params([]))
+            left, top, width, height = drawn_crop(*image.size, self.min_area, generator)
+            image = self._resize(image, (left, top, left + width, top + height))
+        flip = self.flip and bool(torch.rand(1, generator=generator) < 0.5)
+        if self.color_jitter:
+            image = jittered(image, *drawn_colors(self.color_jitter, generator))
         pixels = np.asarray(image)
         return pixels[:, ::-1] if flip else pixels
 
@@ -96,7 +90,7 @@ class Preparation:
     def _resize(self, image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
         width, height = image.size
         least = min(box[2] - box[0], box[3] - box[1]) / self.size
-        if least >= 2:  # libjpeg decodes at 1/2, 1/4 or 1/8 in the same share of the time, as long as enough is left
+        if least >= 2:  # libjpeg can decode at 1/2, 1/4 or 1/8, which costs less; what is left is enough for the crop
             image.draft(None, (int(width / least), int(height / least)))
         across, down = image.size[0] / width, image.size[1] / height
         box = (box[0] * across, box[1] * down, min(box[2] * across, image.size[0]), min(box[3] * down, image.size[1]))
@@ -105,33 +99,51 @@ class Preparation:
         return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
 
 
-def jittered(image: Image.Image, params: dict[str, Any]) -> Image.Image:
-    """torchvision's ColorJitter by the parameters that it drew, to the bit, in less time.
+def drawn_crop(width: int, height: int, min_area: float, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a random part of an image, of at least `min_area` of it and of ratio 3/4 to 4/3.
+
+    To the bit what torchvision's RandomResizedCrop draws. Workers do without torchvision, which takes seconds to import.
+    """
+    for _ in range(10):
+        area = width * height * _uniform(min_area, 1.0, generator)
+        ratio = torch.exp(torch.empty(1).uniform_(*LOG_RATIO, generator=generator)).item()
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(0, height - h + 1, (1,), generator=generator))
+            left = int(torch.randint(0, width - w + 1, (1,), generator=generator))
+            return left, top, w, h
+    w = min(width, round(height * RATIO[1]))  # an image so long that nothing fits: its middle
+    h = min(height, round(width / RATIO[0]))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def drawn_colors(strength: float, generator: torch.Generator) -> tuple[list[int], tuple[float, ...]]:
+    """The order and the factors of brightness, contrast and saturation, as torchvision's ColorJitter draws them."""
+    order = torch.randperm(4, generator=generator).tolist()  # the fourth is hue, which stays
+    return order, tuple(_uniform(max(0.0, 1 - strength), 1 + strength, generator) for _ in range(3))
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return torch.empty(1).uniform_(low, high, generator=generator).item()
+
+
+def jittered(image: Image.Image, order: list[int], factors: tuple[float, ...]) -> Image.Image:
+    """torchvision's ColorJitter with what was drawn, to the bit, in less time.
 
     Brightness and contrast do the same to each pixel of a value: it is worked out once for each of the 256.
     """
-    for number in params["fn_idx"].tolist():
+    for number in order:
         if number == 0:
-            image = _towards(image, 0, params["brightness_factor"])
+            image = _towards(image, 0, factors[0])
         elif number == 1:
-            image = _towards(image, int(ImageStat.Stat(image.convert("L")).mean[0] + 0.5), params["contrast_factor"])
+            image = _towards(image, int(ImageStat.Stat(image.convert("L")).mean[0] + 0.5), factors[1])
         elif number == 2:
-            image = ImageEnhance.Color(image).enhance(params["saturation_factor"])
+            image = ImageEnhance.Color(image).enhance(factors[2])
     return image
 
 
 def _towards(image: Image.Image, grey: int, factor: float) -> Image.Image:
     return image.point(Image.blend(Image.new("L", RAMP.size, grey), RAMP, factor).tobytes() * 3)
-
-
-@contextmanager
-def own_draws() -> Iterator[None]:
-    """Inside, torch's global generator of random numbers may be used freely: it is put back."""
-    state = torch.default_generator.get_state()
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
 
 
 def draw_of(seed: int, epoch: int, index: int) -> int:
@@ -156,7 +168,7 @@ class Work(Dataset):
         faults: Faults = []
         replaced = 0
         try:
-            with own_draws(), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 quiet()
                 for place, index in enumerate(indices):
                     before = len(faults)
@@ -225,6 +237,8 @@ class ImageData:
         local_world: int = 1,
     ):
         """`data` is a config's section `ImageNetData`; `local_world` processes share this machine's cores."""
+        from training.data import Order  # it imports torchvision, for which the workers should not have to wait
+
         self.workers = cpus(local_world) if data.workers is None else data.workers
         if self.workers:
             context()  # its imports take seconds: begun now, they are done when the first worker is needed

@@ -1,0 +1,480 @@
+"""Images on their way to the network: the same whoever loads them, and nothing that happens to the files is silent."""
+
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from images import COUNTS, copy, make_archive, make_folders, make_shards, picture, truncate
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from training import pipeline
+from training.fashion_mnist import DataError
+from training.imagenet import readers
+from training.pipeline import ImageData, Preparation, draw_of, drawn_colors, drawn_crop
+
+SIZE, BATCH, CHUNK = 32, 8, 4  # 24 training images: three mini-batches of two chunks in an epoch
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_folders(tmp_path_factory.mktemp("pipeline") / "folders")
+
+
+@pytest.fixture
+def folders(original, tmp_path):
+    return copy(original, tmp_path / "imagenet")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """ImageData of a folder; ended after the test."""
+    monkeypatch.setattr(pipeline, "RETRIES", (0.05, 0.1))
+    made = []
+
+    def make(root, workers=0, seed=3, rank=0, world=1, device=CPU, chunk=CHUNK, **changed):
+        section = {
+            "root": str(root),
+            "image_size": SIZE,
+            "crop_fraction": 0.875,
+            "min_area": 0.05,
+            "color_jitter": 0.4,
+            "flip": True,
+            "workers": workers,
+        }
+        section |= dict(zip(("classes", "train_images", "val_images"), COUNTS, strict=True)) | changed
+        made.append(ImageData(SimpleNamespace(**section), seed, BATCH, chunk, device, rank=rank, world=world))
+        return made[-1]
+
+    yield make
+    for data in made:
+        data.close()
+
+
+def take(data, n, step=0):
+    stream = data.stream(step)
+    return [next(stream) for _ in range(n)]
+
+
+def exhaust(stream):
+    for _ in range(50):
+        next(stream)
+
+
+def same(some, others):
+    return len(some) == len(others) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(some, others, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(original):
+    """Ten chunks, over the end of the first epoch, loaded by this process."""
+    section = SimpleNamespace(
+        root=str(original),
+        classes=COUNTS[0],
+        train_images=COUNTS[1],
+        val_images=COUNTS[2],
+        image_size=SIZE,
+        crop_fraction=0.875,
+        min_area=0.05,
+        color_jitter=0.4,
+        flip=True,
+        workers=0,
+    )
+    data = ImageData(section, 3, BATCH, CHUNK, CPU)
+    chunks = take(data, 10)
+    data.close()
+    return chunks
+
+
+# The same, whoever loads them
+
+
+def test_what_the_network_gets(reference):
+    for images, labels in reference:
+        assert images.shape == (CHUNK, 3, SIZE, SIZE)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64
+        assert labels.shape == (CHUNK,)
+    pixels = torch.stack([images for images, _ in reference])
+    assert -2.2 < float(pixels.min()) < -1
+    assert 1 < float(pixels.max()) < 2.7
+
+
+def test_an_epoch_has_every_image_once_in_the_order_of_order(original, load):
+    data = load(original)
+    reader = readers(original)["train"]
+    expected = [int(reader.labels[i]) for step in range(6) for chunk in data.order.chunks(step)[1] for i in chunk]
+    found = torch.cat([labels for _, labels in take(data, 12)]).tolist()
+    assert found == expected
+    assert sorted(found[:24]) == sorted(found[24:]) == sorted(reader.labels.tolist())
+
+
+def test_the_workers_do_not_matter(original, load, reference):
+    """Neither how many they are, nor whether they are there at all."""
+    for workers in (1, 2):
+        data = load(original, workers=workers)
+        assert same(take(data, 10), reference)
+    assert same(take(data, 4, step=2), reference[4:8])
+    validation = list(load(original).validation())
+    assert torch.equal(torch.cat([x for x, _ in data.validation()]), torch.cat([x for x, _ in validation]))
+    assert torch.equal(data.first(7), load(original).first(7))
+
+
+def test_a_resumed_run_goes_on_where_it_was(original, load, reference):
+    for step in (1, 2, 3, 4):
+        assert same(take(load(original), 10 - 2 * step, step), reference[2 * step :])
+
+
+def test_two_processes_share_the_same_chunks(original, load, reference):
+    ranks = [take(load(original, rank=rank, world=2), 5) for rank in range(2)]
+    assert same([chunk for pair in zip(*ranks, strict=True) for chunk in pair], reference)
+
+
+def test_the_layout_does_not_matter(original, load, reference, tmp_path):
+    assert same(take(load(make_archive(original, tmp_path / "tars")), 10), reference)
+    shards = load(make_shards(original, tmp_path / "shards"))
+    assert same(take(shards, 10), reference)
+    assert shards.fingerprint == load(original).fingerprint
+
+
+def test_epochs_and_seeds_differ(original, load):
+    data = load(original)
+    one, two = (data._work[("train", epoch, [5, 6])][0] for epoch in (0, 1))
+    assert not torch.equal(one, two)
+    assert torch.equal(one, data._work[("train", 0, [6, 5])][0].flip(0))
+    assert not torch.equal(one, load(original, seed=4)._work[("train", 0, [5, 6])][0])
+    assert len({draw_of(s, e, i) for s in range(9) for e in range(9) for i in range(9)}) == 729
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_random_numbers_stay_as_they_were(original, load, workers):
+    data = load(original, workers=workers)
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    take(data, 2)
+    data.first(3)
+    list(data.validation())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_first_images_are_those_of_the_first_epoch(original, load, reference):
+    whole = load(original).first(10)
+    assert torch.equal(whole, torch.cat([images for images, _ in reference])[:10])
+    assert torch.equal(load(original, rank=1, world=2).first(10), whole)
+    assert len(load(original).first(1000)) == 24
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_every_validation_image_comes_once(original, load, world, chunk):
+    shares = [load(original, rank=rank, world=world, chunk=chunk) for rank in range(world)]
+    batches = [list(share.validation()) for share in shares]
+    assert all(len(labels) <= chunk for share in batches for _, labels in share)
+    labels = torch.cat([labels for share in batches for _, labels in share])
+    reader = readers(original)["val"]
+    assert sorted(labels.tolist()) == sorted(reader.labels.tolist())
+    images = torch.cat([images for share in batches for images, _ in share])
+    assert len(torch.unique(images.flatten(1), dim=0)) == len(reader) == shares[0].val_images
+
+
+def test_more_processes_than_validation_images(original, load):
+    shares = [load(original, rank=rank, world=8, chunk=1) for rank in range(8)]
+    assert sum(len(labels) for share in shares for _, labels in share.validation()) == COUNTS[2]
+
+
+# What is done to an image
+
+
+def jpeg(number=0, size=(500, 375), mode="RGB"):
+    file = io.BytesIO()
+    picture(number, size).convert(mode).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def difference(a, b):
+    return float(np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean())
+
+
+@pytest.mark.parametrize("size", [(500, 375), (300, 460), (1400, 1100)])
+def test_training_crops_are_torchvisions(size):
+    """Crop and resize in one step, and a large JPEG decoded at reduced scale, change next to nothing."""
+    plain, theirs = Preparation(224, 0.875, 0.05, 0, False), v2.RandomResizedCrop(224, scale=(0.05, 1))
+    data = jpeg(size=size)
+    for draw in range(8):
+        torch.manual_seed(draw)
+        ours = plain.train(data, draw)
+        assert ours.shape == (224, 224, 3)
+        assert difference(ours, theirs(Image.open(io.BytesIO(data)))) < 1
+
+
+@pytest.mark.parametrize("size", [(500, 375), (33, 70), (1, 1), (1000, 3), (3, 1000), (100, 60)])
+def test_torchvision_draws_the_same(size):
+    crop, jitter = v2.RandomResizedCrop(224, scale=(0.3, 1)), v2.ColorJitter(0.4, 0.4, 0.4)
+    for draw in range(50):
+        generator = torch.Generator().manual_seed(draw)
+        torch.manual_seed(draw)
+        box = crop.make_params([Image.new("L", size)])
+        assert drawn_crop(*size, 0.3, generator) == (box["left"], box["top"], box["width"], box["height"])
+        order, factors = drawn_colors(0.4, generator)
+        colors = jitter.make_params([])
+        assert order == colors["fn_idx"].tolist()
+        assert factors == tuple(colors[f"{kind}_factor"] for kind in ("brightness", "contrast", "saturation"))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (120, 90), (2000, 1300)])
+def test_validation_crops_are_torchvisions(size):
+    theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    data = jpeg(size=size)
+    assert difference(Preparation(224, 0.875, 0.05, 0, False).val(data), theirs(Image.open(io.BytesIO(data)))) < 1
+
+
+def test_colour_jitter_is_torchvisions_to_the_bit():
+    jitter = v2.ColorJitter(0.9, 0.9, 0.9)
+    for number in range(40):
+        image = picture(number, (60, 50))
+        torch.manual_seed(number)
+        drawn = drawn_colors(0.9, torch.Generator().manual_seed(number))
+        assert np.array_equal(pipeline.jittered(image, *drawn), jitter(image))
+
+
+def test_the_flip_comes_half_of_the_time():
+    flipped, plain = Preparation(SIZE, 0.875, 0.999, 0, True), Preparation(SIZE, 0.875, 0.999, 0, False)
+    data = jpeg(size=(100, 90))
+    pairs = [(flipped.train(data, draw), plain.train(data, draw)) for draw in range(60)]
+    turned = [np.array_equal(a, b[:, ::-1]) for a, b in pairs]
+    assert all(np.array_equal(a, b) for (a, b), turn in zip(pairs, turned, strict=True) if not turn)
+    assert 15 < sum(turned) < 45
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "LA", "1", "I;16"])
+def test_odd_kinds_of_images_become_rgb(mode):
+    file = io.BytesIO()
+    image = picture(1, (80, 60)).convert("I;16" if mode == "I;16" else mode)
+    image.save(file, "JPEG" if mode in ("L", "CMYK") else "PNG")
+    prepared = Preparation(SIZE, 0.875, 0.05, 0.4, True)
+    with warnings.catch_warnings():
+        pipeline.quiet()
+        assert prepared.train(file.getvalue(), 0).shape == prepared.val(file.getvalue()).shape == (SIZE, SIZE, 3)
+
+
+def test_the_orientation_in_exif_is_ignored():
+    image, exif = picture(1, (80, 60)), Image.Exif()
+    exif[0x0112] = 6
+    files = [io.BytesIO(), io.BytesIO()]
+    image.save(files[0], "JPEG")
+    image.save(files[1], "JPEG", exif=exif)
+    plain, turned = (Preparation(SIZE, 0.875, 0.05, 0, False).val(file.getvalue()) for file in files)
+    assert np.array_equal(plain, turned)
+
+
+def test_normalised_as_everywhere(original, load):
+    pixels = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    theirs = F.normalize(pixels.permute(0, 3, 1, 2) / 255, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    torch.testing.assert_close(load(original)._normalised(pixels), theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_the_gpu_as_on_the_cpu(original, load, reference):
+    data = load(original, workers=2, device=torch.device("cuda"))
+    for (images, labels), (images_, labels_) in zip(take(data, 10), reference, strict=True):
+        torch.testing.assert_close(images.cpu(), images_)
+        assert torch.equal(labels.cpu(), labels_)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_facts_name_what_decodes(original, load, tmp_path):
+    facts = load(original).facts
+    assert facts["decode"].startswith(f"Pillow {Image.__version__} with libjpeg")
+    assert facts["layout"] == "class folders"
+    assert (facts["classes"], facts["train_images"], facts["val_images"]) == COUNTS
+    assert facts["workers"] == 0
+
+
+# What can go wrong
+
+
+def test_incomplete_data_is_refused(original, load):
+    with pytest.raises(DataError, match="24 images where 25 were expected"):
+        load(original, train_images=25)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_is_replaced_counted_and_named_once(folders, load, workers):
+    data = load(folders, workers=workers)
+    reader = readers(folders)["train"]
+    truncate(folders / "train" / reader.name(7))
+    (folders / "train" / reader.name(8)).write_bytes(b"")
+    chunks = take(data, 12)  # two epochs
+    order = [int(i) for step in range(6) for chunk in data.order.chunks(step)[1] for i in chunk]
+    labels = torch.cat([labels for _, labels in chunks]).tolist()
+    assert labels == [int(reader.labels[9 if i in (7, 8) else i]) for i in order]
+    assert data.fault_count == 4  # two images, twice
+    faults = data.faults()
+    assert [line.split(": ")[0] for line in sorted(faults)] == [
+        str(folders / "train" / reader.name(i)) for i in sorted((7, 8), key=reader.name)
+    ]
+    assert any("truncated" in line for line in faults)
+    assert any(line.endswith("not an image") for line in faults)
+    assert data.faults() == []
+    # The next image, augmented as the damaged one would have been.
+    place = order.index(7)
+    other = data._work.preparation
+    pixels = other.train(reader.read(9), draw_of(3, 0, 7)).copy()
+    images = torch.cat([images for images, _ in chunks])
+    assert torch.equal(images[place], data._normalised(torch.from_numpy(pixels)[None])[0])
+
+
+def test_the_last_image_is_replaced_by_the_first(folders, load):
+    reader = readers(folders)["train"]
+    truncate(folders / "train" / reader.name(23))
+    _, labels, faults, replaced, problem = load(folders)._work[("train", 0, [23])]
+    assert labels.tolist() == [int(reader.labels[0])]
+    assert (len(faults), replaced, problem) == (1, 1, "")
+
+
+def test_a_truncated_validation_image_is_a_wrong_answer(folders, load):
+    data = load(folders)
+    reader = readers(folders)["val"]
+    truncate(folders / "val" / reader.name(4))
+    for _ in range(2):
+        batches = list(data.validation())
+        labels = torch.cat([labels for _, labels in batches])
+        assert labels.tolist() == [-1 if i == 4 else int(label) for i, label in enumerate(reader.labels)]
+        black = torch.cat([images for images, _ in batches])[4]
+        assert torch.equal(black, data._normalised(torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8))[0])
+    assert [line.split(": ")[0] for line in data.faults()] == [str(folders / "val" / reader.name(4))]
+    assert data.fault_count == 0
+
+
+def test_when_nothing_can_be_decoded_training_ends(folders, load):
+    for path in (folders / "train").rglob("*.JPEG"):
+        path.write_text("404")
+    with pytest.raises(DataError, match=r"11 images in a row cannot be decoded.*training.imagenet check"):
+        take(load(folders), 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder_that_disappears(folders, load, workers):
+    data = load(folders, workers=workers)
+    stream = data.stream(0)
+    next(stream)
+    folders.rename(folders.with_name("gone"))
+    sentence = r"data folder .* is gone: .*No such file.*run the same command again"
+    with pytest.raises(DataError, match=sentence) as caught:
+        exhaust(stream)
+    assert "Traceback" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_comes_back_in_time(folders, load, monkeypatch, reference):
+    data = load(folders)
+    stream = data.stream(0)
+    chunks = [next(stream)]
+    away = folders.with_name("away")
+    folders.rename(away)
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            away.rename(folders)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    chunks += [next(stream) for _ in range(9)]
+    assert same(chunks, reference)
+    assert waits == [0.05, 0.1]
+    assert data.faults() == []
+
+
+def test_a_shard_that_is_cut_short(original, load, tmp_path):
+    root = make_shards(original, tmp_path / "shards")
+    data = load(root)
+    for path in root.glob("*train*.tar"):
+        os.truncate(path, 600)
+    with pytest.raises(DataError, match=r"cannot be read: .*train.*\.tar: .*shorter than it was"):
+        take(data, 1)
+
+
+def test_a_damaged_image_in_a_shard(original, load, tmp_path):
+    root = make_shards(original, tmp_path / "shards")
+    data = load(root)
+    reader = readers(root)["train"]
+    tar, offset = reader.tars[int(reader.tar[3])], int(reader.offset[3])
+    with open(tar, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(1000))
+    take(data, 6)
+    assert data.fault_count == 1
+    assert data.faults() == [f"{tar}: {reader.files[3]}: not an image"]
+
+
+@pytest.fixture
+def workers_of(load):
+    """Data with two workers that are at work, their stream, and the processes."""
+
+    def begin(root):
+        before = set(multiprocessing.active_children())
+        data = load(root, workers=2)
+        stream = data.stream(0)
+        next(stream)
+        return data, stream, list(set(multiprocessing.active_children()) - before)
+
+    return begin
+
+
+def test_a_killed_worker(original, workers_of, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    _, stream, processes = workers_of(original)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"data worker was killed .*data\.workers=N, now 2.* same command goes on"):
+        exhaust(stream)
+    del stream
+    for process in processes:
+        process.join(10)
+        assert not process.is_alive()
+
+
+def test_signals_that_ask_to_stop_are_not_for_the_workers(original, workers_of, reference):
+    """A scheduler sends them to each process of a job; the one that trains needs its workers until it has saved."""
+    from multiprocessing.forkserver import _forkserver
+
+    data, stream, processes = workers_of(original)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for pid in (*(process.pid for process in processes), _forkserver._forkserver_pid):
+            os.kill(pid, number)
+    time.sleep(0.2)
+    assert same([next(stream) for _ in range(9)], reference[1:])
+    assert all(process.is_alive() for process in processes)
+    data.close()
+    for process in processes:
+        process.join(10)
+        assert not process.is_alive()
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_workers_end_with_a_stream_that_nobody_holds(original, workers_of):
+    _, stream, processes = workers_of(original)
+    del stream
+    for process in processes:
+        process.join(10)
+        assert not process.is_alive()
+
+
+def test_a_resized_copy_is_named_in_the_facts(folders, load):
+    (folders / "resize.json").write_text('{"settings": {"short_side": 256}}')
+    assert load(folders).facts["resized"] == {"short_side": 256}
+    shutil.rmtree(folders)
