@@ -2,13 +2,15 @@
 
     python bench/train.py               # writes results/bench/train_<hardware>_torch<version>.csv; docs/speed.md
     python bench/train.py --quick       # fewer networks, fewer repetitions
-    CUDA_VISIBLE_DEVICES= python bench/train.py      # the CPU of a machine that has a GPU
+    CUDA_VISIBLE_DEVICES= python bench/train.py             # the CPU of a machine that has a GPU
+    python bench/train.py --summary results/bench/train_cpu-1-thread_torch2.13.0.csv    # its tables for docs/speed.md
 
 On a GPU if there is one (bfloat16, compiled, as configs/imagenet/ has it), else on one thread of the CPU (float32).
 The training step alone on a batch that is in memory (`step`), JPEG files to batches on the device (`input`), and the
 whole (`end_to_end`), for this project's Inception-BN at 224 pixels and torchvision's inception_v3 at 299. Both loops
 have the same weights, files, augmentations, optimizer, precision, memory format and number of workers. They take turns,
-so that a busy moment hits both; a number is the median of `--repeat` turns, `lowest` and `highest` are beside it.
+so that a busy moment hits both; a number is the median of `--repeat` turns, with the lowest and the highest beside it.
+`over_timm` is the median over the turns of our rate over timm's in the same turn.
 
 Two floors: `floor_matmul`, the step's floating-point operations at the rate of a large matrix product of the same
 precision, and `floor_decode`, one core that does nothing but decode the JPEGs.
@@ -58,12 +60,13 @@ from training.processes import cpus
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "imagenet" / "standard.yaml"
 WIDTHS, PAIRS = (math.sqrt(0.3), 1.0, math.sqrt(2)), (0, 2, 4)  # those of the arms
+TRAIN_IMAGES, CONTENTS = 1024, 128  # files, and different ones among them
 FOLDERS = 4  # classes of the generated JPEGs; the networks have 1,000
 QUALITY, SIZE = 85, (500, 375)  # about 100 kB a file, ImageNet's mean
 LOG_INTERVAL = 50  # timm's default
 COLUMNS = (
     *("hardware", "torch", "model", "width", "extra_pairs", "image_size", "batch", "precision", "what", "loop"),
-    *("images_per_s", "lowest", "highest", "chunks", "workers", "compile"),
+    *("images_per_s", "lowest", "highest", "over_timm", "chunks", "workers", "compile"),
 )
 
 log = logging.getLogger("bench")
@@ -313,11 +316,12 @@ def photograph(rng: np.random.Generator) -> bytes:
 def write_images(root: Path, train: int, val: int) -> list[Path]:
     """Class folders of generated JPEGs; returns the training files."""
     rng, files = np.random.default_rng(0), []
+    contents = [photograph(rng) for _ in range(min(train, CONTENTS))]
     for split, number in (("train", train), ("val", val)):
         for i in range(number):
             path = root / split / f"class{i % FOLDERS}" / f"{i:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(photograph(rng))
+            path.write_bytes(contents[i % len(contents)])
             files.append(path)
     return files[:train]
 
@@ -404,29 +408,55 @@ def measure(found: list[Subject], turns: int, seconds: float, wait: Callable[[],
 
 
 def rows(case: Case | None, setup: Setup, found: list[Subject], rates: list[list[float]], hardware: str) -> list[dict]:
-    """`case` is None for what belongs to no network."""
+    """The table's rows for what was measured; `case` is None for what belongs to no network."""
+    rate = {(subject.what, subject.loop): own for subject, own in zip(found, rates, strict=True)}
     made = []
-    for subject, own in zip(found, rates, strict=True):
+    for (what, loop), own in rate.items():
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
-        row |= {"hardware": hardware, "torch": version(), "what": subject.what, "loop": subject.loop}
+        row |= {"hardware": hardware, "torch": version(), "what": what, "loop": loop}
         if case:
             row |= {"model": case.model, "width": f"{case.width:.4g}", "extra_pairs": case.extra_pairs}
             row |= {"image_size": case.image_size, "batch": case.batch, "precision": setup.precision}
-        if subject.loop:
+        if loop:
             row |= {"chunks": setup.chunks, "workers": setup.workers, "compile": setup.compile}
         numbers = {"images_per_s": statistics.median(own), "lowest": min(own), "highest": max(own)}
+        if loop == "net2net" and (what, "timm") in rate:
+            numbers["over_timm"] = statistics.median(a / b for a, b in zip(own, rate[what, "timm"], strict=True))
         made.append(row | {key: f"{value:.4g}" for key, value in numbers.items()})
     return made
 
 
-def advantages(found: list[Subject], rates: list[list[float]]) -> dict[str, float]:
-    """Our rate over timm's for step, input and end_to_end: the median over the turns, each compared within itself."""
-    by = {(subject.what, subject.loop): own for subject, own in zip(found, rates, strict=True)}
-    whats = [what for what, loop in by if loop == "timm"]
-    return {
-        what: statistics.median(a / b for a, b in zip(by[what, "net2net"], by[what, "timm"], strict=True))
-        for what in whats
-    }
+def summary(path: Path) -> str:
+    """The tables of docs/speed.md."""
+    with path.open() as file:
+        table = list(csv.DictReader(file))
+
+    def cell(row: dict[str, str]) -> str:
+        return f"{row['images_per_s']} ({row['lowest']}–{row['highest']})"
+
+    networks = {(row["model"], row["image_size"], row["batch"]): row for row in table if row["loop"] == "timm"}
+    lines = ["| network | images/s | net2net | timm | net2net / timm |", "|---|---|---|---|---|"]
+    for model, size, batch in networks:
+        own = [row for row in table if (row["model"], row["image_size"], row["batch"]) == (model, size, batch)]
+        own = [row for row in own if (row["width"], row["extra_pairs"]) == ("1", "0")]
+        for row in own:
+            for other in own:
+                if (row["loop"], other["loop"], other["what"]) == ("net2net", "timm", row["what"]):
+                    name = f"{model}, {size} px, batch {batch}"
+                    lines.append(f"| {name} | {row['what']} | {cell(row)} | {cell(other)} | {row['over_timm']} |")
+    steps = [row for row in table if (row["what"], row["loop"], row["model"]) == ("step", "net2net", "inception_bn")]
+    floors = [row for row in table if row["what"] == "floor_matmul"]
+    usual = steps[0]
+    lines += ["", "| width | extra pairs | batch | step, images/s | cost | at the floor |", "|---|---|---|---|---|---|"]
+    keys = ("model", "width", "extra_pairs", "batch")
+    for row in steps:
+        cost = float(usual["images_per_s"]) / float(row["images_per_s"])
+        floor = next(other for other in floors if all(other[key] == row[key] for key in keys))
+        part = float(row["images_per_s"]) / float(floor["images_per_s"])
+        name = " | ".join(row[key] for key in keys[1:])
+        lines.append(f"| {name} | {cell(row)} | {cost:.2f} | {part:.0%} of {floor['images_per_s']} |")
+    decoding = next(row for row in table if row["what"] == "floor_decode")
+    return "\n".join([*lines, "", f"Decoding alone, one core: {cell(decoding)} images/s."])
 
 
 def version() -> str:
@@ -457,9 +487,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     parser.add_argument("--repeat", type=int, help="turns (default: 5; with --quick 3)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="about so long takes a turn of one measurement")
+    parser.add_argument("--seconds", type=float, help="that a turn of one measurement takes (default: GPU 4, CPU 1)")
     parser.add_argument("--out", type=Path, help="default: results/bench/train_<hardware>_torch<version>.csv")
+    parser.add_argument("--summary", type=Path, metavar="CSV", help="only print the tables of this file")
     options = parser.parse_args(argv)
+    if options.summary:
+        print(summary(options.summary))
+        return 0
     if min(*(options.batches or [2]), 2) < 2:
         parser.error("--batches: batch norm needs two images at least")
 
@@ -471,11 +505,12 @@ def main(argv: list[str] | None = None) -> int:
     chunks = options.chunks or (8 if cuda else 1)
     workers = (cpus() if cuda else 0) if options.workers is None else options.workers
     turns = options.repeat or (3 if options.quick else 5)
+    seconds = options.seconds or (4.0 if cuda else 1.0)
     tried = cases(batches, PAIRS, WIDTHS)
     if options.quick:
         corners = {(1.0, 0), (WIDTHS[0], 0), (1.0, PAIRS[1])}
         tried = [case for case in tried if case.batch == batches[0] and (case.width, case.extra_pairs) in corners]
-    train_images = max(256, batches[0] * chunks)
+    train_images = max(TRAIN_IMAGES, batches[0] * chunks)
     hardware = slug(processes.device, options.threads)
     out = options.out or ROOT / "results" / "bench" / f"train_{hardware}_torch{version()}.csv"
     with tempfile.TemporaryDirectory() as folder:
@@ -486,21 +521,23 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"{hardware}, torch {version()}, {precision}; {len(files)} JPEGs of {size / 1000:.0f} kB; {workers} workers"
         )
-        decoding = [decoding_floor(files)]
-        table = rows(None, setup, decoding, measure(decoding, turns, options.seconds, setup.wait), hardware)
-        print(f"decoding alone, one core: {table[0]['images_per_s']} images/s")
+        table: list[dict] = []
+
+        def record(case: Case | None, found: list[Subject]) -> None:
+            made = rows(case, setup, found, measure(found, turns, seconds, setup.wait), hardware)
+            print(case or "no network")
+            for row in made:
+                factor = f", {row['over_timm']} x timm's" if row["over_timm"] else ""
+                text = "  {what:13}{loop:8}{images_per_s:>8} images/s ({lowest} to {highest})".format(**row)
+                print(text + factor, flush=True)
+            table.extend(made)
+            write(out, table)
+
+        record(None, [decoding_floor(files)])
         for case in tried:
             torch.compiler.reset()  # else the shapes of the last case make this one's dynamic, and slower
             gc.collect()
-            found = subjects(case, setup)
-            rates = measure(found, turns, options.seconds, setup.wait)
-            table += rows(case, setup, found, rates, hardware)
-            print(case)
-            for row in table[-len(found) :]:
-                print("  {what:13}{loop:8}{images_per_s:>8} images/s ({lowest} to {highest})".format(**row))
-            for what, factor in advantages(found, rates).items():
-                print(f"  {what}: net2net / timm {factor:.3f}", flush=True)
-            write(out, table)
+            record(case, subjects(case, setup))
     return 0
 
 
