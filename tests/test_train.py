@@ -220,6 +220,58 @@ def test_the_schedules():
     assert train.learning_rate(exponential, 70) == pytest.approx(0.005)
 
 
+# ---- options of the larger scales
+
+
+def test_a_compiled_pass_takes_the_same_steps(runs, tmp_path, monkeypatch):
+    """Traced by dynamo, run without a compiler: code generation for a net of this depth takes minutes on a CPU."""
+    compiled = []
+
+    def trace(model):
+        compiled.append(model)
+        return real(model, backend="eager")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    options = ("training.bn_batch_size=16", "training.steps=2")
+    assert call("teacher_narrow", tmp_path / "compiled", *options, "training.compile=true") == 0
+    assert call("teacher_narrow", tmp_path / "plain", *options) == 0
+    assert len(compiled) == 1
+    ours, theirs = final_state(tmp_path / "compiled"), final_state(tmp_path / "plain")
+    assert same({**ours, "config": None}, {**theirs, "config": None})
+
+
+def test_half_precision_computes_in_it_and_keeps_the_weights_whole(tmp_path):
+    options = ("training.precision=bfloat16", "training.label_smoothing=0.1", "optimizer.clip_norm=2.0")
+    assert call("standard", tmp_path / "half", *options) == 0
+    assert call("standard", tmp_path / "whole", *options[1:]) == 0
+    ours, theirs = (torch.load(tmp_path / x / "checkpoint.pt", weights_only=True) for x in ("half", "whole"))
+    assert all(t.dtype == torch.float32 for t in ours["model"].values() if t.is_floating_point())
+    first, other = (state["rows"][0]["val_loss"] for state in (ours, theirs))
+    assert first != other
+    assert first == pytest.approx(other, abs=0.02)
+
+
+def test_norms_and_biases_are_not_decayed():
+    config = load(config_file("standard"), ["optimizer.weight_decay=0.1"])
+    model = growth.build(config.model, config.data)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in train.make_optimizer(config, model).param_groups:
+        for parameter in group["params"]:
+            weights = parameter.ndim > 1
+            assert group["weight_decay"] == (0.1 if weights else 0.0), names.pop(id(parameter))
+            del names[id(parameter)]
+    assert not names
+
+
+def test_the_average_of_weights_warms_up_as_tensorflow_s():
+    config = load(config_file("standard"), ["training.ema_warmup=true", "training.ema_decay=0.99"])
+    model = growth.build(config.model, config.data)
+    update = train.Update(config, model, Processes(), open_data(config, CPU).order)
+    assert [update.ema.get_decay(n) for n in (2, 11)] == [pytest.approx(1 / 10), pytest.approx(10 / 19)]
+    assert update.ema.get_decay(100_000) == 0.99
+
+
 # ---- interruption
 
 

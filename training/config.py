@@ -97,7 +97,9 @@ class Training(Section):
     eval_every: int = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
     ema_decay: float = Field(ge=0, lt=1)  # average of the weights for evaluation; 0: off
-    ema_warmup: bool  # the average spans a ninth of the steps so far until that is more than the decay's, as TensorFlow's
+    ema_warmup: (
+        bool  # the average spans a ninth of the steps so far until that is more than the decay's, as TensorFlow's
+    )
     precision: Literal["float32", "bfloat16"]  # of the forward and backward pass; the weights are float32
     compile: bool  # torch.compile of the training pass
     keep: int = Field(gt=0)  # so many checkpoints, the newest ones, beside a student's first
