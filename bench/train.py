@@ -11,6 +11,7 @@ whole (`end_to_end`), for this project's Inception-BN at 224 pixels and torchvis
 have the same weights, files, augmentations, optimizer, precision, memory format and number of workers. They take turns,
 so that a busy moment hits both; a number is the median of `--repeat` turns, with the lowest and the highest beside it.
 `over_timm` is the median over the turns of our rate over timm's in the same turn.
+On one thread of a CPU the seconds are the process's own, without those that other programs had.
 
 Two floors: `floor_matmul`, the step's floating-point operations at the rate of a large matrix product of the same
 precision, and `floor_decode`, one core that does nothing but decode the JPEGs.
@@ -59,7 +60,7 @@ from training.processes import cpus
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "imagenet" / "standard.yaml"
-WIDTHS, PAIRS = (math.sqrt(0.3), 1.0, math.sqrt(2)), (0, 2, 4)  # those of the arms
+WIDTHS, PAIRS = (0.5477, 1.0, 1.4142), (0, 2, 4)  # those of the arms: sqrt(0.3), 1, sqrt(2)
 TRAIN_IMAGES, CONTENTS = 1024, 128  # files, and different ones among them
 FOLDERS = 4  # classes of the generated JPEGs; the networks have 1,000
 QUALITY, SIZE = 85, (500, 375)  # about 100 kB a file, ImageNet's mean
@@ -74,7 +75,7 @@ log = logging.getLogger("bench")
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the images in one forward pass; only a `compared` one is measured with timm and with JPEGs."""
+    """A network and the images in one forward pass; a `compared` one is measured with timm too, in more turns."""
 
     model: str
     width: float
@@ -101,10 +102,16 @@ class Setup:
     def device(self) -> torch.device:
         return self.processes.device
 
-    def wait(self) -> None:
-        """Until the device has done what it was given."""
+    def clock(self) -> float:
+        """Seconds, after the device has done what it was given.
+
+        On the CPU, if this process does everything in one thread, seconds of the process: not those of other programs.
+        """
         if self.processes.cuda:
             torch.cuda.synchronize(self.device)
+        elif not self.workers and torch.get_num_threads() == 1:
+            return time.process_time()
+        return time.perf_counter()
 
     def config(self, case: Case) -> Config:
         """The ImageNet config, but for what the benchmark varies."""
@@ -355,9 +362,9 @@ def subjects(case: Case, setup: Setup) -> list[Subject]:
 
     for kind in (Ours, Timms) if case.compared else (Ours,):
         loop = kind(setup, case, make_model(case, config, device))
-        found.append(step(loop))
+        found += [step(loop), fed(loop, "end_to_end")]
         if case.compared:
-            found += [fed(loop, "input"), fed(loop, "end_to_end")]
+            found.append(fed(loop, "input"))
     found.sort(key=lambda subject: ("step", "input", "end_to_end").index(subject.what))  # the loops beside each other
     return [*found, matrix_floor(case, setup, step_flops(make_model(case, config, "meta"), case.image_size))]
 
@@ -380,23 +387,21 @@ def decoding_floor(files: list[Path]) -> Subject:
     return Subject("floor_decode", "", len(contents), lambda: nullcontext(decode))
 
 
-def measure(found: list[Subject], turns: int, seconds: float, wait: Callable[[], None]) -> list[list[float]]:
+def measure(found: list[Subject], turns: int, seconds: float, clock: Callable[[], float]) -> list[list[float]]:
     """Images a second of each subject in each turn; a turn takes about so many seconds, one call at least."""
 
     def timed(call: Callable[[], Any], number: int) -> float:
-        wait()
-        start = time.perf_counter()
+        start = clock()
         for _ in range(number):
             call()
-        wait()
-        return time.perf_counter() - start
+        return clock() - start
 
     numbers = []
     for subject in found:
         with subject.opened() as call:
             timed(call, 1)  # compilation, the optimizer's state
             taken, calls = timed(call, 1), 1
-            while taken < seconds / 10:
+            while taken < max(seconds / 10, 1e-6):
                 taken, calls = taken + timed(call, calls), 2 * calls
             numbers.append(math.ceil(seconds * calls / taken / subject.together) * subject.together)
     rates: list[list[float]] = [[] for _ in found]
@@ -415,7 +420,7 @@ def rows(case: Case | None, setup: Setup, found: list[Subject], rates: list[list
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
         row |= {"hardware": hardware, "torch": version(), "what": what, "loop": loop}
         if case:
-            row |= {"model": case.model, "width": f"{case.width:.4g}", "extra_pairs": case.extra_pairs}
+            row |= {"model": case.model, "width": case.width, "extra_pairs": case.extra_pairs}
             row |= {"image_size": case.image_size, "batch": case.batch, "precision": setup.precision}
         if loop:
             row |= {"chunks": setup.chunks, "workers": setup.workers, "compile": setup.compile}
@@ -438,7 +443,7 @@ def summary(path: Path) -> str:
     lines = ["| network | images/s | net2net | timm | net2net / timm |", "|---|---|---|---|---|"]
     for model, size, batch in networks:
         own = [row for row in table if (row["model"], row["image_size"], row["batch"]) == (model, size, batch)]
-        own = [row for row in own if (row["width"], row["extra_pairs"]) == ("1", "0")]
+        own = [row for row in own if (row["width"], row["extra_pairs"]) == ("1.0", "0")]
         for row in own:
             for other in own:
                 if (row["loop"], other["loop"], other["what"]) == ("net2net", "timm", row["what"]):
@@ -447,7 +452,7 @@ def summary(path: Path) -> str:
     steps = [row for row in table if (row["what"], row["loop"], row["model"]) == ("step", "net2net", "inception_bn")]
     floors = [row for row in table if row["what"] == "floor_matmul"]
     usual = steps[0]
-    lines += ["", "| width | extra pairs | batch | step, images/s | cost | at the floor |", "|---|---|---|---|---|---|"]
+    lines += ["", "| width | extra pairs | batch | step, images/s | cost | of the floor |", "|---|---|---|---|---|---|"]
     keys = ("model", "width", "extra_pairs", "batch")
     for row in steps:
         cost = float(usual["images_per_s"]) / float(row["images_per_s"])
@@ -524,7 +529,8 @@ def main(argv: list[str] | None = None) -> int:
         table: list[dict] = []
 
         def record(case: Case | None, found: list[Subject]) -> None:
-            made = rows(case, setup, found, measure(found, turns, seconds, setup.wait), hardware)
+            few = turns if case is None or case.compared else (turns + 1) // 2
+            made = rows(case, setup, found, measure(found, few, seconds, setup.clock), hardware)
             print(case or "no network")
             for row in made:
                 factor = f", {row['over_timm']} x timm's" if row["over_timm"] else ""
