@@ -3,10 +3,10 @@ PYTHON ?= python3
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data figures redraw record smoke test fuzz lint lock clean
+.PHONY: help setup data figures redraw record smoke test test-slurm fuzz lint lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.installed ## install the pinned packages into .venv (PYTHON=... to choose an interpreter)
 
@@ -34,6 +34,9 @@ smoke: .venv/.installed ## every experiment for a few steps, with its figures
 # One thread per worker: two workers with two thread pools each would fight over the cores.
 test: .venv/.installed ## run the tests (ARGS=... for pytest)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(ARGS)
+
+test-slurm: .venv/.installed ## Figure 4's smoke scale through a Slurm of its own, installed and started for it (needs root)
+	PYTHON=$(PY) sh tools/test_slurm.sh
 
 fuzz: .venv/.installed ## grow random networks until one fails: NET2NET_FUZZ=5000 of them for each test (ARGS=... for pytest)
 	NET2NET_FUZZ=$${NET2NET_FUZZ:-1000} OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests/test_fuzz.py $(ARGS)

@@ -18,6 +18,7 @@ import contextlib
 import math
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ from training.distributed import Elsewhere, Processes, Statistics, lost_contact
 from training.evaluation import before_training, evaluate
 from training.fashion_mnist import DataError
 from training.growth import build, grow
-from training.report import Bar, Mirror
-from training.run import Clock, Run, RunError
+from training.report import Report
+from training.run import Clock, Run, RunError, Stopped
 
 
 def train(
@@ -48,35 +49,38 @@ def train(
     """
     options, device = config.training, processes.device
     state = processes.first(lambda: run.restore())
-    data = open_data(config, device, processes.rank, processes.world, processes.local_world)
-    processes.first(lambda: run.start({"fingerprint": data.fingerprint, **data.facts}))
+    data = open_data(config, device, processes.rank, processes.world, processes.local_world, processes.first)
+    with contextlib.ExitStack() as closing:
+        closing.callback(data.close)
+        machine = {"processes": processes.world, "device": processes.device_name}
+        processes.first(lambda: run.start({"fingerprint": data.fingerprint, **data.facts}, **machine))
 
-    # The model is always built from its config; a student then takes over the weights that were grown from its teacher.
-    torch.manual_seed(config.seed)
-    model = build(config.model, config.data)
-    if state is not None:
-        model.load_state_dict(state["model"])
-    else:
-        processes.first(lambda: begin(config, run, model, teacher, data))
-        processes.share(model)
-    model.to(device, memory_format=torch.channels_last)
-    update = Update(config, model, processes, data.order)
-    step, rows, clock = 0, [], Clock()
-    if state is not None:
-        step, rows, clock = state["step"], state["rows"], Clock(state["wall_s"])
-        update.restore(state)
-    mirror = Mirror(run, state["wandb_id"] if state else None, rows) if run else None
-    bar = Bar(run, step) if run else None
+        # The model is always built from its config; a student then takes over the weights grown from its teacher.
+        torch.manual_seed(config.seed)
+        model = build(config.model, config.data)
+        if state is not None:
+            model.load_state_dict(state["model"])
+        else:
+            processes.first(lambda: begin(config, run, model, teacher, data))
+            processes.share(model)
+        model.to(device, memory_format=torch.channels_last)
+        update = Update(config, model, processes, data.order)
+        step, rows, clock = 0, [], Clock()
+        if state is not None:
+            step, rows, clock = state["step"], state["rows"], Clock(state["wall_s"])
+            update.restore(state)
+        reports: list[Report] = []
+        processes.first(lambda: reports.append(closing.enter_context(Report(run, state, rows))))
+        report = reports[0] if reports else None
 
-    def save() -> None:
-        check_finite(update, processes, step, rows)
-        saved = {**update.state(), "step": step, "rows": rows, "wall_s": clock()}
-        if run:  # the record that net2net's `load_record` looks for: how this model came to be
-            saved |= {"wandb_id": mirror.id, "history": run.manifest.get("growth", {}).get("history", [])}
-        processes.first(lambda: run.save(saved))
+        def save() -> None:
+            check_finite(update, processes, step, rows)
+            saved = {**update.state(), "step": step, "rows": rows, "wall_s": clock()}
+            if run:  # the record that net2net's `load_record` looks for: how this model came to be
+                saved |= {"wandb_id": report.id, "history": run.manifest.get("growth", {}).get("history", [])}
+            processes.first(lambda: run.save(saved))
 
-    batches = data.stream(step)
-    try:
+        batches = data.stream(step)
         while True:
             due = step % options.eval_every == 0 or step == options.steps
             if due and (not rows or rows[-1]["step"] != step):
@@ -99,9 +103,8 @@ def train(
                 rows.append(row)
                 update.clear()
                 save()
-                if run:
-                    mirror.log(row)
-                    bar.evaluated(row)
+                if report:
+                    report.evaluated(row)
             if step == options.steps:
                 break
             if processes.agree(stop()):
@@ -109,13 +112,8 @@ def train(
                 raise Stopped(step)
             update(step, batches)
             step += 1
-            if bar:
-                bar.step(step)
-    finally:
-        data.close()
-        if run:
-            bar.close()
-            mirror.finish()
+            if report:
+                report.step(step)
 
     processes.settle()
     if run:
@@ -150,7 +148,11 @@ class Update:
         self.share = processes.world / order.chunks_per_batch  # of a chunk in the mean that DDP takes over processes
         self.forward: nn.Module = torch.compile(model) if options.compile else model
         if processes.world > 1:
-            self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():  # torch 2.13 has a new name for the argument, torch 2.11 has not
+                warnings.simplefilter("ignore", FutureWarning)
+                self.forward = DistributedDataParallel(
+                    self.forward, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         half = options.precision == "bfloat16"
         self.autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=half)
         self.losses = torch.zeros(options.eval_every, device=device)  # of the steps since the last evaluation
@@ -234,33 +236,33 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def check_finite(update: Update, processes: Processes, step: int, rows: list[dict[str, Any]]) -> None:
-    """Refuse to evaluate or save a model whose loss is no number; the last checkpoint stays."""
-    if bool(update.totals()[0].isfinite().all()):
-        return
+    """Refuse to evaluate or save a model that has lost its numbers; the last checkpoint stays."""
+    bad = ~update.totals()[0].isfinite().cpu()
     every, began = update.config.training.eval_every, rows[-1]["step"] if rows else 0
-    bad = [~losses.isfinite() for losses in processes.gather(update.losses.cpu())]
-    first = min(int(flags.nonzero()[0]) for flags in bad if flags.any())
-    ranks = [rank for rank, flags in enumerate(bad) if flags[first]]
-    where = f" (first in process {', '.join(map(str, ranks))} of {len(bad)})" if len(bad) > 1 else ""
-    kept = f"the checkpoint of step {began} is kept" if rows else "there is no checkpoint yet"
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        losses = processes.gather(update.losses.cpu())
+        ranks = [str(rank) for rank, one in enumerate(losses) if not one[first].isfinite()]
+        where = f" (in process {', '.join(ranks)} of {processes.world})" if processes.world > 1 else ""
+        what = f"the training loss is not a number at step {began // every * every + first}{where}"
+    elif not all(bool(parameter.isfinite().all()) for parameter in update.model.parameters()):
+        what = f"the weights are not numbers after step {step - 1}"  # they are the same on all processes
+    else:
+        return
+    kept = f"the checkpoint of step {began} or later is kept" if rows else "there is no checkpoint yet"
     told = RunError if processes.main else Elsewhere
-    raise told(
-        f"the training loss is not a number at step {began // every * every + first}{where}: {kept}; "
-        "try a lower optimizer.lr"
-    )
+    raise told(f"{what}: {kept}; try a lower optimizer.lr in another folder (--out)")
 
 
 def report_faults(data: Data, processes: Processes, run: Run | None) -> None:
     """Name the images that could not be read, once each, and keep their number in run.json."""
     faults = [fault for one in processes.gather(data.faults()) for fault in one]
-    if run and faults:
+    if not faults:
+        return
+    if run:
         for fault in faults:
             print(f"train.py: unreadable image, replaced by the next one: {fault}", file=sys.stderr)
-        run.note(unreadable_images=run.manifest.get("unreadable_images", 0) + len(faults))
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and saved."""
+    processes.first(lambda: run.note(unreadable_images=run.manifest.get("unreadable_images", 0) + len(faults)))
 
 
 def default_folder(config: Path, seed: int) -> Path:
@@ -276,6 +278,22 @@ def teacher_of(config: Config, folder: Path) -> Path | None:
     if name.suffix or len(name.parts) > 1:
         return name
     return folder.parent.parent / name / f"seed{config.seed}" / "checkpoint.pt"
+
+
+def failed(error: Exception, run: Run | None, processes: Processes) -> Exception:
+    """Note in run.json why the run ends, for the other processes too; returns what is to be raised."""
+    if isinstance(error, RuntimeError):
+        if not lost_contact(error):
+            return error
+        reasons = processes.confessions()
+        why = f"another process of this run ended: {'; '.join(reasons) or 'killed, or out of memory: it left no word'}"
+        error = RunError(f"{why}; the same command goes on from the last checkpoint")
+    elif not isinstance(error, Elsewhere):
+        processes.confess(error)
+    if run and run.manifest:
+        with contextlib.suppress(RunError):  # a full disk: the first error is the one to tell
+            run.note(status="failed", error=str(error))
+    return error
 
 
 def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: False) -> int:
@@ -306,21 +324,17 @@ def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: F
             opened: list[Run] = []
             processes.first(lambda: opened.append(stack.enter_context(Run(folder, config))))
             run = opened[0] if opened else None
-            result = processes.first(lambda: run.manifest["result"] if run.finished else None)
-            if result is None:
+            stopped: Stopped | None = None
+            if not processes.first(lambda: run.finished):
                 try:
                     train(config, run, processes, teacher_of(config, folder), lambda: bool(asked) or orphaned())
-                except (RunError, DataError, ConfigError) as error:
-                    if run and run.manifest:
-                        run.note(status="failed", error=str(error))
-                    raise
-                except RuntimeError as error:
-                    if not lost_contact(error):
-                        raise
-                    told = "another process of this run ended: its own message says why"
-                    if run and run.manifest:
-                        run.note(status="failed", error=told)
-                    raise RunError(f"{told}; the same command goes on from the last checkpoint") from None
+                except Stopped as caught:  # on all processes at the same step: they part as after the last one
+                    stopped = caught
+                    processes.settle()
+                except (RunError, DataError, ConfigError, RuntimeError) as error:
+                    raise failed(error, run, processes) from None
+            if stopped is not None:
+                raise stopped
             if run:
                 print(f"{folder} is finished: {run.manifest['result']}")
             return 0

@@ -2,12 +2,15 @@
 
 python -m replicate                            # laptop scale: Fashion-MNIST, CPU
 python -m replicate --scale smoke              # a few steps of everything
+python -m replicate status                     # done, running, failed, waiting: every stage of every figure
 """
 
 import sys
 
-from replicate import fig4, fig5, fig6
-from replicate.runner import main
+from replicate import fig4, fig5, fig6, status
+from replicate.launch import main
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["status"]:
+        sys.exit(status.main(sys.argv[2:]))
     sys.exit(main(__doc__, tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))))

@@ -2,13 +2,14 @@
 
     python replicate/fig6.py                       # laptop scale: Fashion-MNIST, CPU
     python replicate/fig6.py --seeds 0 1 2 --dry-run
+    python replicate/fig6.py --scale imagenet --launcher slurm --site site.yaml      # see docs/cluster.md
 
 As in the paper the larger nets are not trained from scratch; the standard net from scratch is shown for reference.
 """
 
 import sys
 
-from replicate.runner import main
+from replicate.launch import main
 
 ARMS = ("standard", "wider_sqrt2", "deeper_4pairs")
 

@@ -1,17 +1,19 @@
-"""Runs stages: each one a call of train.py, in a process of its own, as soon as its teacher is finished.
+"""What a stage is, and running stages on this machine: each as soon as its teacher is finished.
 
-A stage whose result is there is not run again, and an unfinished one goes on from its checkpoint: running a script
-again *is* the resume.
+A stage is one call of train.py. Its result is not made again where it is there, and an unfinished stage goes on from
+its checkpoint: running a script again *is* the resume.
 """
 
 from __future__ import annotations
 
-import argparse
+import ctypes
 import fcntl
 import json
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -25,7 +27,10 @@ from tqdm import tqdm
 from training.config import Config, ConfigError, differences, flatten, load
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+MARK = "=== attempt of "  # begins an attempt in log.txt
 REPORT_EVERY = 60.0  # seconds between lines where there is no terminal
+STOP = signal.SIGUSR1  # asks torchrun to stop: it sends the same to its ranks, and train.py saves and ends
 
 
 @dataclass
@@ -36,6 +41,7 @@ class Stage:
     arm: str
     config: Config
     folder: Path
+    configs: Path = CONFIGS
 
     @property
     def name(self) -> str:
@@ -43,7 +49,18 @@ class Stage:
 
     @property
     def file(self) -> Path:
-        return config_file(self.scale, self.arm)
+        return self.configs / self.scale / f"{self.arm}.yaml"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of train.py."""
+        return [str(self.file), "--seed", str(self.config.seed), "--out", str(self.folder)]
+
+    @property
+    def chunks(self) -> int:
+        """Parts of the batch that batch norm sees one by one: more processes than that have nothing to do."""
+        batch = self.config.training.batch_size
+        return batch // (getattr(self.config.training, "bn_batch_size", None) or batch)
 
     @property
     def steps(self) -> int:
@@ -54,7 +71,7 @@ class Stage:
         return f"{self.config.growth.teacher}/seed{self.config.seed}" if self.config.growth else None
 
     def manifest(self) -> dict[str, Any]:
-        return _read_json(self.folder / "run.json")
+        return read_json(self.folder / "run.json")
 
     @property
     def finished(self) -> bool:
@@ -63,7 +80,41 @@ class Stage:
 
     @property
     def step(self) -> int:
-        return self.steps if self.finished else _read_json(self.folder / "progress.json").get("step", 0)
+        return self.steps if self.finished else read_json(self.folder / "progress.json").get("step", 0)
+
+    def note(self, **facts: Any) -> None:
+        """Who runs the stage, in job.json, for `replicate status`; what train.py knows is in run.json."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "job.json"
+        temporary = path.with_name(f".job.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(facts) + "\n")
+        temporary.replace(path)
+
+    def noted(self) -> dict[str, Any]:
+        return read_json(self.folder / "job.json")
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def begin_log(self, by: str) -> None:
+        """A line between this attempt and what earlier ones wrote."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as log:
+            log.write(f"{MARK}{time.strftime('%Y-%m-%d %H:%M:%S')}, {by}\n")
+
+    def why(self, otherwise: str) -> str:
+        """Why the last attempt failed, from what it wrote into its log."""
+        try:
+            text = self.log.read_text(errors="replace")[-100_000:]
+        except OSError:
+            return otherwise
+        lines = text.rpartition(MARK)[2].splitlines()[1:] if MARK in text else text.splitlines()
+        lines = [line.strip() for line in lines if line.strip()]
+        ours = [line.removeprefix("train.py: ") for line in lines if line.startswith("train.py: ")]
+        theirs = [re.sub(r"^\[rank\d+\]: ", "", line) for line in lines if "torch.distributed.elastic" not in line]
+        raised = [line for line in theirs if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        return [otherwise, *lines[-1:], *raised, *ours][-1]
 
     @property
     def locked(self) -> bool:
@@ -79,30 +130,27 @@ class Stage:
 
     def seconds(self) -> float | None:
         """What the committed run of this arm took, if there is one of the same number of steps."""
-        recorded = _read_json(ROOT / "results" / self.scale / self.arm / "seed0" / "run.json")
+        recorded = read_json(ROOT / "results" / self.scale / self.arm / "seed0" / "run.json")
         if recorded.get("config", {}).get("training.steps") != self.steps:
             return None
         return recorded["result"]["wall_s"]
 
 
-def config_file(scale: str, arm: str) -> Path:
-    return ROOT / "configs" / scale / f"{arm}.yaml"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
-def plan(scale: str, arms: Iterable[str], seeds: Iterable[int], runs: Path) -> list[Stage]:
+def plan(scale: str, arms: Iterable[str], seeds: Iterable[int], runs: Path, configs: Path = CONFIGS) -> list[Stage]:
     """The stages, those on the longest way to the end first."""
     stages = {}
     for seed in seeds:
         for arm in arms:
-            config = load(config_file(scale, arm), [f"seed={seed}"])
-            stage = Stage(scale, arm, config, runs / scale / arm / f"seed{seed}")
+            config = load(configs / scale / f"{arm}.yaml", [f"seed={seed}"])
+            stage = Stage(scale, arm, config, runs / scale / arm / f"seed{seed}", configs)
             stages[stage.name] = stage
     for stage in stages.values():
         if stage.teacher and stage.teacher not in stages:
@@ -140,13 +188,84 @@ def _fetch_data(root: str) -> None:
         sys.exit(2)
 
 
-class Runner:
-    """Keeps `jobs` stages running until none is left that can."""
+def torchrun(
+    arguments: list[str], processes: int, nodes: int = 1, rank: str = "0", address: str = "", port: str = ""
+) -> list[str]:
+    """The command that trains a stage with so many processes on each node; `rank` is this node's."""
+    where = ["--standalone"]
+    if nodes > 1:
+        where = [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
+    run = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={processes}"]
+    return [*run, f"--signals-to-handle={STOP.name}", str(ROOT / "train.py"), *arguments]
 
-    def __init__(self, stages: list[Stage], jobs: int, threads: int):
-        self.stages, self.jobs, self.threads = stages, jobs, threads
+
+def spawn(command: list[str], log: Path, **environment: str) -> subprocess.Popen:
+    """Start torchrun, its output in `log`. It stops when this process is gone.
+
+    A scheduler or a terminal may send signals to every process there is. torchrun is deaf to them: one SIGTERM from
+    the scheduler and another that torchrun passes on would look to train.py like somebody who cannot wait. torchrun
+    is told once, with `STOP`, and the ranks listen to SIGTERM themselves.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def before() -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        if libc:
+            libc.prctl(1, int(STOP))  # PR_SET_PDEATHSIG: sent to torchrun when its parent ends, however it ends
+
+    with log.open("a") as file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C is for us to pass on
+            preexec_fn=before,
+        )
+
+
+class Torchrun:
+    """A torchrun process with the interface of those of `multiprocessing`."""
+
+    def __init__(self, popen: subprocess.Popen):
+        self.popen = popen
+
+    def is_alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def terminate(self) -> None:
+        self.popen.send_signal(STOP)
+
+    @property
+    def exitcode(self) -> int:
+        return self.popen.returncode
+
+
+def gpus_here() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name on this machine, without the seconds that importing torch takes."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return []
+
+
+class Runner:
+    """Keeps `jobs` stages running until none is left that can.
+
+    With GPUs each stage has `processes` of them to itself, and as many stages run side by side as there are GPUs for.
+    `threads` are those of one process.
+    """
+
+    def __init__(self, stages: list[Stage], jobs: int, threads: int, processes: dict[str, int], gpus: list[str]):
+        self.stages, self.jobs, self.threads, self.processes, self.gpus = stages, jobs, threads, processes, gpus
+        self.free, self.taken = list(gpus), dict[str, list[str]]()
         self.waiting = [stage for stage in stages if not stage.finished]
-        self.running: dict[str, tuple[Stage, BaseProcess]] = {}
+        self.running: dict[str, tuple[Stage, BaseProcess | Torchrun]] = {}
         self.failed: dict[str, str] = {}
         self.stopping = False
         # Forked from a server that has imported torch and timm once: that alone takes ten seconds.
@@ -163,7 +282,7 @@ class Runner:
                 return 2
             self._show()
             while self.running or self._startable():
-                while len(self.running) < self.jobs and not self.stopping and (ready := self._startable()):
+                while len(self.running) < self.jobs and (ready := [s for s in self._startable() if self._fits(s)]):
                     self._start(ready[0])
                 time.sleep(0.2)
                 for stage, process in list(self.running.values()):
@@ -192,27 +311,41 @@ class Runner:
         open_teachers = {s.name for s in self.waiting} | set(self.running) | set(self.failed)
         return [s for s in self.waiting if s.teacher not in open_teachers and not s.locked]
 
+    def _fits(self, stage: Stage) -> bool:
+        return not self.gpus or len(self.free) >= self.processes[stage.name]
+
     def _start(self, stage: Stage) -> None:
         self.waiting.remove(stage)
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        arguments = [str(stage.file), "--seed", str(stage.config.seed), "--out", str(stage.folder)]
-        log = str(stage.folder / "log.txt")
-        process = self.context.Process(target=_train, args=(arguments, log, self.threads), name=stage.name)
-        process.start()
+        stage.begin_log("on this machine")
+        processes = self.processes[stage.name]
+        if self.gpus or processes > 1:
+            environment = {"OMP_NUM_THREADS": str(self.threads)}
+            if self.gpus:
+                mine = self.taken[stage.name] = [self.free.pop(0) for _ in range(processes)]
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+            process = Torchrun(spawn(torchrun(stage.arguments, processes), stage.log, **environment))
+            pid = process.popen.pid
+        else:
+            arguments = (stage.arguments, str(stage.log), self.threads)
+            process = self.context.Process(target=_train, args=arguments, name=stage.name)
+            process.start()
+            pid = process.pid
+        stage.note(host=os.uname().nodename, pid=pid, started=time.time())
         self.running[stage.name] = (stage, process)
         self._say(f"{stage.name}: {'goes on at step ' + str(stage.step) if stage.step else 'starts'}")
 
     def _ended(self, stage: Stage, process: BaseProcess) -> None:
         del self.running[stage.name]
+        self.free += self.taken.pop(stage.name, [])
         if stage.finished:
             result = stage.manifest()["result"]
             self._say(
                 f"{stage.name}: finished, validation accuracy {result['val_top1']:.2%} ({result['wall_s']:.0f} s)"
             )
         elif not self.stopping:
-            lines = (stage.folder / "log.txt").read_text().strip().splitlines() or [f"exit code {process.exitcode}"]
-            self.failed[stage.name] = lines[-1].removeprefix("train.py: ")
-            self._say(f"{stage.name}: FAILED: {self.failed[stage.name]} (log: {stage.folder / 'log.txt'})")
+            self.failed[stage.name] = why = stage.why(f"exit code {process.exitcode}")
+            stage.note(**stage.noted(), failed=why)
+            self._say(f"{stage.name}: FAILED: {why} (log: {stage.log})")
 
     def _stop(self, number: int, frame: Any) -> None:
         if self.stopping:
@@ -251,54 +384,3 @@ class Runner:
         if left:
             print(f"not run for want of their teachers: {', '.join(left)}", file=sys.stderr)
         return 0 if done == len(self.stages) else 1
-
-
-def describe(stages: list[Stage], jobs: int) -> str:
-    """The plan as a table, with what is known of the time."""
-    rows, known, total = [], True, 0.0
-    for stage in stages:
-        seconds = stage.seconds()
-        if stage.finished:
-            state = "finished"
-        elif stage.locked:
-            state = f"running, step {stage.step}"
-        elif stage.step:
-            state = f"to go on at step {stage.step}"
-        else:
-            state = "to run" + (f" after {stage.teacher}" if stage.teacher else "")
-        left = None if seconds is None else seconds * (1 - stage.step / stage.steps)
-        known, total = known and left is not None, total + (left or 0)
-        rows.append((stage.name, f"{stage.steps} steps", "?" if left is None else f"{left:.0f} s", state))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + [row[3]]) for row in rows]
-    time_left = f"about {total / jobs / 60:.1f} min" if known else "time unknown: no recorded run to go by"
-    return "\n".join([*lines, f"{len(stages)} runs, {jobs} side by side, {time_left} (as recorded in results/)"])
-
-
-def main(description: str, arms: tuple[str, ...], argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", default="laptop", help="a folder of configs/ (default: laptop)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="K")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
-    parser.add_argument("--jobs", type=int, help="stages side by side (default: one per core)")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and what is there already, run nothing")
-    parser.add_argument("--smoke", action="store_true", help="short for --scale smoke: a few steps of every stage")
-    arguments = parser.parse_args(argv)
-    if arguments.jobs is not None and arguments.jobs < 1:
-        parser.error(f"--jobs: expected at least 1, got {arguments.jobs}")
-    scale = "smoke" if arguments.smoke else arguments.scale
-    if not (ROOT / "configs" / scale).is_dir():
-        scales = ", ".join(sorted(p.name for p in (ROOT / "configs").iterdir() if p.is_dir()))
-        parser.error(f"--scale: there is no configs/{scale}; there are {scales}")
-    try:
-        stages = plan(scale, arms, arguments.seeds, arguments.runs)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    # Nets of this kind use one core each best: two runs of one thread see more images than one run of two threads.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = arguments.jobs or min(cores, len(stages))
-    if arguments.dry_run:
-        print(describe(stages, jobs))
-        return 0
-    return Runner(stages, jobs, max(1, cores // jobs)).run()

@@ -5,8 +5,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +27,7 @@ from training.pipeline import ImageData, Preparation, draw_of, drawn_colors, dra
 
 SIZE, BATCH, CHUNK = 32, 8, 4  # 24 training images: three mini-batches of two chunks in an epoch
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -436,15 +440,64 @@ def workers_of(load):
 
 
 def test_a_killed_worker(original, workers_of, monkeypatch):
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(pipeline, "POLL", 0.2)
     _, stream, processes = workers_of(original)
     os.kill(processes[0].pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"data worker was killed .*data\.workers=N, now 2.* same command goes on"):
+    with pytest.raises(DataError, match=r"data worker was killed.*data\.workers=N, now 2.* same command goes on"):
         exhaust(stream)
     del stream
     for process in processes:
         process.join(10)
         assert not process.is_alive()
+
+
+def test_an_idle_worker_that_is_killed(original, load, monkeypatch):
+    """While it waits for work, so that no connection breaks."""
+    monkeypatch.setattr(pipeline, "POLL", 0.2)
+    monkeypatch.setattr(pipeline, "PREFETCH", 1)
+    data = load(original, workers=1)
+    stream = data.stream(0)
+    next(stream)
+    time.sleep(0.3)
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match="data worker was killed"):
+        exhaust(stream)
+
+
+def test_data_that_does_not_answer(folders, load, monkeypatch):
+    monkeypatch.setattr(pipeline, "POLL", 0.2)
+    monkeypatch.setattr(pipeline, "STALL", 0.5)
+    data = load(folders, workers=1)
+    for path in (folders / "train").rglob("*.JPEG"):
+        path.unlink()
+        os.mkfifo(path)  # reading waits for somebody to write, as from a server that is gone
+    with pytest.raises(DataError, match=r"No image came for \d s: the data folder .* does not answer"):
+        exhaust(data.stream(0))
+
+
+KILLED = """
+import multiprocessing, time
+from training.processes import parallel
+work = parallel(time.sleep, [0, 0, 600], 1, "naps")
+next(work)
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+next(work), next(work)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    main = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    with main:
+        worker = Path("/proc", main.stdout.readline().strip())
+        assert worker.exists()
+        main.kill()
+    for _ in range(100):
+        if not worker.exists():
+            return
+        time.sleep(0.1)
+    os.kill(int(worker.name), signal.SIGKILL)
+    pytest.fail("the worker goes on without the process that it worked for")
 
 
 def test_signals_that_ask_to_stop_are_not_for_the_workers(original, workers_of, reference):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from replicate import fig4, fig5, fig6, record
-from replicate.runner import main, plan
+from replicate.launch import main
+from replicate.runner import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torchvision.transforms.v2 import functional as transforms
@@ -20,6 +20,7 @@ from training import fashion_mnist
 from training.config import Config, ConfigError, ImageNetData, MemoryData
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+T = TypeVar("T")
 
 HELD_OUT = 10_000
 MEAN, STD = 0.2860, 0.3530  # of Fashion-MNIST's training pixels, scaled to 0..1
@@ -88,15 +89,27 @@ class Data(Protocol):
     def close(self) -> None: ...
 
 
-def open_data(config: Config, device: torch.device, rank: int = 0, world: int = 1, local_world: int = 1) -> Data:
-    """The data of one of `world` processes, `local_world` of which share this machine's cores."""
-    if isinstance(config.data, ImageNetData):
+def open_data(
+    config: Config,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    local_world: int = 1,
+    first: Callable[[Callable[[], T]], T] = lambda action: action(),
+) -> Data:
+    """The data of one of `world` processes, `local_world` of which share this machine's cores.
+
+    What `first` is called with is to run on one of them, for all.
+    """
+    data = config.data
+    if isinstance(data, ImageNetData):
+        from training.imagenet import check
         from training.pipeline import ImageData
 
+        report = first(lambda: check(data.root, data.classes, data.train_images, data.val_images, fast=True))
         batch, chunk = config.training.batch_size, config.training.chunk
-        return ImageData(
-            config.data, config.seed, batch, chunk, device, rank=rank, world=world, local_world=local_world
-        )
+        share = {"rank": rank, "world": world, "local_world": local_world}
+        return ImageData(data, config.seed, batch, chunk, device, **share, report=report)
     return MemoryImages(config, device, rank, world)
 
 

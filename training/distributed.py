@@ -7,6 +7,7 @@ over the chunks, so that one process with eight of them and eight with one each 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -15,9 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
-from training.config import ConfigError
-from training.fashion_mnist import DataError
 from training.run import RunError
 
 T = TypeVar("T")
@@ -46,11 +46,20 @@ class Processes:
         if self.cuda:
             torch.cuda.set_device(self.device)
         self._vote: tuple[torch.Tensor, dist.Work] | None = None
+        self._board: dist.Store | None = None
 
     def __enter__(self) -> Processes:
         if self.world > 1:
             # Both backends: tensors on the CPU (votes, messages) travel beside the GPUs' work, without waiting for it.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self.cuda else "gloo", timeout=TIMEOUT)
+            backend = "cpu:gloo,cuda:nccl" if self.cuda else "gloo"
+            try:
+                self._board = next(rendezvous("env://", timeout=TIMEOUT))[0]
+                dist.init_process_group(
+                    backend, store=self._board, rank=self.rank, world_size=self.world, timeout=TIMEOUT
+                )
+            except (RuntimeError, ValueError) as error:
+                why = (str(error).splitlines() or [type(error).__name__])[0]
+                raise RunError(f"the {self.world} processes of this run do not find each other: {why}") from None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
@@ -58,12 +67,31 @@ class Processes:
         if self.world > 1 and kind is None:
             dist.destroy_process_group()
 
+    def confess(self, error: Exception) -> None:
+        """Say why this process ends alone, for those who will find it gone."""
+        if self._board is not None:
+            with contextlib.suppress(RuntimeError):  # it lived in a process that is gone too
+                self._board.set(f"ended/{self.rank}", str(error))
+
+    def confessions(self) -> list[str]:
+        """What those said that ended alone."""
+        said = []
+        with contextlib.suppress(RuntimeError):
+            for rank in range(self.world):
+                if self._board is not None and self._board.check([f"ended/{rank}"]):
+                    said.append(f"process {rank}: {self._board.get(f'ended/{rank}').decode()}")
+        return said
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.cuda else "cpu"
+
     @property
     def main(self) -> bool:
         return self.rank == 0
 
     def first(self, action: Callable[[], T]) -> T:
-        """What `action()` returns on the main process; a user's error there is raised on all of them.
+        """What `action()` returns on the main process; an error there is raised on all of them.
 
         For what only one may do: writing files, growing the student.
         """
@@ -74,8 +102,8 @@ class Processes:
         if self.main:
             try:
                 told[0] = action()
-            except (RunError, DataError, ConfigError) as caught:
-                error, told[1] = caught, str(caught)
+            except Exception as caught:  # of whatever kind: the others wait
+                error, told[1] = caught, str(caught) or type(caught).__name__
         dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
         if error is not None:
             raise error

@@ -14,6 +14,7 @@ from net2net.inception_bn import InceptionBN, inception_bn, init_weights
 from training.config import Config, ImageNetData, MemoryData
 from training.config import Model as ModelConfig
 from training.data import Data
+from training.lease import dead, describe, owner
 from training.run import CheckpointError, load_checkpoint
 
 PAIR = ((3, 1), (1, 3))
@@ -40,11 +41,19 @@ def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> 
     and the certificates: of the growth as it was (with its noise), and without noise, where it has to be exact.
     """
     growth = config.growth
-    saved = load_checkpoint(checkpoint, "teacher")
-    if saved["step"] != saved["config"]["training.steps"]:
+    trainer = owner(checkpoint.with_name("lock"))
+    busy = None if trainer is None or dead(trainer) else f"{describe(trainer)} is training it: run this one after it"
+    try:
+        saved = load_checkpoint(checkpoint, "teacher")
+    except CheckpointError:
+        if busy and not checkpoint.exists():
+            raise CheckpointError(f"the teacher's checkpoint {checkpoint} does not exist yet: {busy}") from None
+        raise
+    steps = saved["config"]["training.steps"]
+    if saved["step"] != steps or saved["rows"][-1]["step"] != steps:  # stopped in its last evaluation: no last row yet
         raise CheckpointError(
-            f"the teacher {checkpoint} is not finished (step {saved['step']} of {saved['config']['training.steps']}): "
-            "train it to its end first"
+            f"the teacher {checkpoint} is not finished (step {saved['step']} of {steps}): "
+            + (busy or "train it to its end first")
         )
     was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
     teacher = build(was, config.data)

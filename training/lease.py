@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import sys
 import threading
 import time
 from pathlib import Path
@@ -49,29 +50,46 @@ class Lease:
 
     def _take(self, patience: float) -> None:
         kernel = True
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Taken(describe(owner(self.path))) from None
-        except OSError as error:
-            if error.errno not in NO_FLOCK:
-                raise
-            kernel = False
-        first = owner(self.path)
+        began = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = owner(self.path)
+                # The lock of a process that was killed lasts as long as its workers, which soon find it gone.
+                if not dead(holder) or time.monotonic() - began > patience:
+                    raise Taken(describe(holder)) from None
+                time.sleep(0.1)
+                continue
+            except OSError as error:
+                if error.errno not in NO_FLOCK:
+                    raise
+                kernel = False
+            break
+        first = self._read()
         if first is None:
             return
         if first.get("host") == platform.node():
-            if not kernel and _alive(first.get("pid")):
+            if not kernel and not dead(first):
                 raise Taken(describe(first))
             return
+        print(
+            f"train.py: {describe(first)} was training in {self.path.parent}: "
+            f"waiting {patience:.0f} s for a sign of life",
+            file=sys.stderr,
+        )
         began = time.monotonic()
         while time.monotonic() - began < patience:
             time.sleep(min(1.0, patience / 10))
-            now = owner(self.path)
+            now = self._read()
             if now is None:
                 return
             if now != first:
                 raise Taken(describe(now))
+
+    def _read(self) -> dict[str, Any] | None:
+        """The owner in the file; an error of the file system is one, not an owner's absence."""
+        return _parse(self.path.read_text())
 
     def _beat(self) -> None:
         text = json.dumps({**self._me, "count": self._count})
@@ -81,7 +99,7 @@ class Lease:
     def _keep(self) -> None:
         while not self._end.wait(BEAT):
             with contextlib.suppress(OSError):  # a hiccup of the file system: the next count comes soon
-                now = owner(self.path)
+                now = self._read()
                 if now is not None and {k: now.get(k) for k in self._me} != self._me:
                     self.lost = describe(now)
                     return
@@ -100,8 +118,15 @@ class Lease:
 def owner(path: Path) -> dict[str, Any] | None:
     """What the lock file says of its owner; None where there is none."""
     try:
-        said = json.loads(path.read_text() or "null")
-    except (OSError, ValueError):
+        return _parse(path.read_text())
+    except OSError:
+        return None
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        said = json.loads(text or "null")
+    except ValueError:
         return None
     return said if isinstance(said, dict) else None
 
@@ -113,11 +138,14 @@ def describe(owner: dict[str, Any] | None) -> str:
     return f"another process (pid {owner.get('pid')} on {owner.get('host')}{job})"
 
 
-def _alive(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+def dead(owner: dict[str, Any] | None) -> bool:
+    """Whether an owner surely lives no more: it was on this machine, and no process has its number."""
+    if not owner or owner.get("host") != platform.node():
         return False
-    except PermissionError:
+    try:
+        os.kill(int(owner["pid"]), 0)
+    except (ProcessLookupError, KeyError, TypeError, ValueError):
         return True
-    return True
+    except PermissionError:
+        return False
+    return False

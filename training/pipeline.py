@@ -22,6 +22,7 @@ import warnings
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from PIL import Image, ImageEnhance, ImageStat, features
 from torch.utils.data import DataLoader, Dataset
 
 from training.fashion_mnist import DataError
-from training.imagenet import SPLITS, Reader, Unreadable, check, fingerprint, quiet, reading
-from training.processes import context, cpus, ignore_stopping
+from training.imagenet import SPLITS, Reader, Report, Unreadable, check, fingerprint, quiet, reading
+from training.processes import begin_worker, context, cpus
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, scaled to 0..1
 PREFETCH = 2  # chunks for each worker
 RETRIES = (1.0, 5.0, 15.0, 30.0)  # seconds before a file that cannot be read is tried again
 STALL = 900.0  # seconds without a chunk after which the data is given up
+POLL = 5.0  # seconds after which workers from which nothing comes are looked after
 REPLACEMENTS = 10  # for one image
 FIRST = 32  # images in a task of `first`
 RATIO = (3 / 4, 4 / 3)  # of a training crop
@@ -102,7 +104,7 @@ class Preparation:
 def drawn_crop(width: int, height: int, min_area: float, generator: torch.Generator) -> tuple[int, int, int, int]:
     """Left, top, width and height of a random part of an image, of at least `min_area` of it and of ratio 3/4 to 4/3.
 
-    To the bit what torchvision's RandomResizedCrop draws. Workers do without torchvision, which takes seconds to import.
+    To the bit what torchvision's RandomResizedCrop draws; workers do without torchvision, whose import takes seconds.
     """
     for _ in range(10):
         area = width * height * _uniform(min_area, 1.0, generator)
@@ -206,19 +208,19 @@ class Work(Dataset):
 
     def _read(self, reader: Reader, i: int) -> bytes:
         """A file that cannot be read at all is not one damaged file among a million: it is waited for, then the end."""
-        for wait in (*self.retries, None):
+        for pause in (*self.retries, None):
             try:
                 return reader.read(i)
             except OSError as error:
-                if wait is None:
+                if pause is None:
                     gone = "cannot be read" if Path(self.root).is_dir() else "is gone"
                     raise DataError(
                         f"The data folder {self.root} {gone}: {reader.filename(i)}: {error.strerror or error} (tried "
                         f"{len(self.retries) + 1} times). Mount it or put it back and run the same command again: it "
                         "goes on from the last checkpoint."
                     ) from None
-                time.sleep(wait)
-        raise AssertionError  # the last wait is None
+                time.sleep(pause)
+        raise AssertionError  # the last pause is None
 
 
 class ImageData:
@@ -235,14 +237,18 @@ class ImageData:
         rank: int = 0,
         world: int = 1,
         local_world: int = 1,
+        report: Report | None = None,
     ):
-        """`data` is a config's section `ImageNetData`; `local_world` processes share this machine's cores."""
+        """`data` is a config's section `ImageNetData`; `local_world` processes share this machine's cores.
+
+        `report` is what `check` found of the data, where somebody has looked already: it lists two thousand folders.
+        """
         from training.data import Order  # it imports torchvision, for which the workers should not have to wait
 
         self.workers = cpus(local_world) if data.workers is None else data.workers
         if self.workers:
             context()  # its imports take seconds: begun now, they are done when the first worker is needed
-        report = check(data.root, data.classes, data.train_images, data.val_images, fast=True)
+        report = report or check(data.root, data.classes, data.train_images, data.val_images, fast=True)
         if report.problems:
             raise DataError("\n".join(report.problems))
         readers, self.device, self.rank, self.world = report.readers, device, rank, world
@@ -312,8 +318,8 @@ class ImageData:
             options = {
                 "prefetch_factor": PREFETCH,
                 "multiprocessing_context": context(),
-                "worker_init_fn": begin_worker,
-                "timeout": STALL,
+                "worker_init_fn": begin,
+                "timeout": POLL,
             }
         loader = DataLoader(
             self._work,
@@ -330,12 +336,16 @@ class ImageData:
         processes = set(multiprocessing.active_children()) - before
         try:
             while True:
-                try:
-                    images, labels, faults, replaced, problem = next(chunks)
-                except StopIteration:
-                    return
-                except (RuntimeError, OSError, EOFError) as error:
-                    raise self._explained(error, processes) from error
+                asked = time.monotonic()
+                result = None
+                while result is None:
+                    try:
+                        result = next(chunks)
+                    except StopIteration:
+                        return
+                    except (RuntimeError, OSError, EOFError) as error:
+                        self._look_after(processes, error, time.monotonic() - asked)
+                images, labels, faults, replaced, problem = result
                 self.fault_count += replaced
                 for path, reason in faults:
                     if path not in self._reported:
@@ -350,20 +360,24 @@ class ImageData:
                 if process.is_alive():
                     process.kill()
 
-    def _explained(self, error: Exception, processes: set[Any]) -> Exception:
-        dead = [process for process in processes if not process.is_alive()]
-        if dead:
-            return DataError(
-                f"A data worker was killed (process {dead[0].pid}, exit {dead[0].exitcode}), most often because memory "
-                f"ran out: use fewer workers (--set data.workers=N, now {self.workers}) or give the job more memory (a "
-                "container: more /dev/shm). The same command goes on from the last checkpoint."
-            )
-        if "timed out" in str(error):
-            return DataError(
-                f"No image came for {STALL:.0f} s: the data folder {self._work.root} does not answer. Once it does, "
+    def _look_after(self, processes: set[Any], error: Exception, waited: float) -> None:
+        """Raise what `error`, in place of a chunk, means; return if it only means that none has come yet."""
+        late = "DataLoader timed out" in str(error)
+        # A broken connection is noticed before the end of the process that was at its other end.
+        ended = wait([process.sentinel for process in processes], 0 if late else 2) if processes else []
+        if ended:
+            raise DataError(
+                f"A data worker was killed, most often because memory ran out: use fewer workers "
+                f"(--set data.workers=N, now {self.workers}) or give the job more memory (a container: more /dev/shm). "
+                "The same command goes on from the last checkpoint."
+            ) from error
+        if not late:
+            raise error
+        if waited > STALL:
+            raise DataError(
+                f"No image came for {waited:.0f} s: the data folder {self._work.root} does not answer. Once it does, "
                 "the same command goes on from the last checkpoint."
-            )
-        return error
+            ) from error
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.device.type != "cuda":
@@ -398,8 +412,8 @@ def handed_over(batch: Batch, done: torch.cuda.Event, stream: torch.cuda.Stream)
     return batch
 
 
-def begin_worker(number: int) -> None:
-    ignore_stopping()
+def begin(number: int) -> None:
+    begin_worker()
 
 
 def as_it_is(result: Result) -> Result:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -48,10 +49,17 @@ def context() -> BaseContext:
     return made
 
 
-def ignore_stopping() -> None:
-    """In a worker: signals are for the process that it works for, whose end is its own."""
+def begin_worker() -> None:
+    """In a worker: signals are for the process that it works for, and it ends when that one does."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    # The server lives as long as its workers, so that a worker which waits for the server's end would wait for ever.
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def cpus(local_world: int = 1) -> int:
@@ -125,7 +133,7 @@ def parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int, what
 
 
 def _adopt(work: Callable[[Any], Any]) -> None:
-    ignore_stopping()
+    begin_worker()
     global _work
     _work = work
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from training.run import Run, RunError
+from training.run import Run, RunError, Stopped
 
 
 class Bar:
@@ -42,31 +46,37 @@ class Bar:
 class Mirror:
     """Copies the rows to Weights & Biases where asked for; metrics.csv is the record.
 
-    A stage is one run there, whatever interruptions it took: the checkpoint holds the run's id. A kill can come between
-    the checkpoint with a row and the sending of it, or after both, so on going on it is asked what has arrived, and the
-    rest is sent again. Online the server says it. Offline nobody does before `wandb sync`: the files of earlier calls
-    that were not synchronised yet are removed, and the rows that they held are all sent again into the new ones.
+    A stage is one run there, whatever interruptions it took: its id is in run.json before it is made known there, and
+    in the checkpoint. A kill can come between the checkpoint with a row and the sending of it, or after both, so on
+    going on it is asked what has arrived, and the rest is sent again. Online the server says it. Offline nobody does
+    before `wandb sync`: the files of earlier calls that were not synchronised yet are removed, and the rows that they
+    held are all sent again into the new ones.
     """
 
     def __init__(self, run: Run, run_id: str | None, rows: list[dict[str, Any]]):
-        self.wandb, self.id = None, run_id
         options, config = run.config.wandb, run.config
+        self.wandb, self.id = None, run_id or run.manifest.get("wandb_id")
         if options.mode == "disabled":
             return
-        import wandb
+        try:
+            import wandb
+        except ImportError:
+            raise RunError("wandb is not installed: pip install wandb, or use --set wandb.mode=disabled") from None
 
+        if self.id is None:
+            self.id = secrets.token_hex(4)
+            run.note(wandb_id=self.id)
         scale, arm, seed = [*([""] * 3), *run.folder.parts][-3:]
-        if run_id is not None and options.mode == "offline":
-            for folder in (run.folder / "wandb").glob(f"offline-run-*-{run_id}"):
-                if not list(folder.glob("*.synced")):
-                    shutil.rmtree(folder)
+        for folder in (run.folder / "wandb").glob(f"offline-run-*-{self.id}*"):
+            if not list(folder.glob("*.synced")):
+                _remove(folder)
         try:
             self.wandb = wandb.init(
                 project=options.project,
                 mode=options.mode,
                 dir=run.folder,
-                id=run_id,
-                resume="allow",
+                id=self.id,
+                resume="allow" if options.mode == "online" else None,
                 name=f"{arm}-{seed}",
                 group="/".join([scale, *config.figures[:1]]),
                 tags=[tag for tag in (*config.figures, arm, seed) if tag],
@@ -74,15 +84,62 @@ class Mirror:
             )
         except wandb.Error as error:
             raise RunError(f"wandb does not start: {error}; use --set wandb.mode=offline or disabled") from None
-        self.id = self.wandb.id
+        arrived = self.wandb.step
         for row in rows:
-            if row["step"] >= self.wandb.step:
+            if row["step"] >= arrived:
                 self.log(row)
 
     def log(self, row: dict[str, Any]) -> None:
-        if self.wandb is not None:
-            self.wandb.log(row, step=row["step"])
+        # Committed at once: otherwise wandb holds a row back until the next one comes, or a kill.
+        self._call(lambda: self.wandb.log(row, step=row["step"], commit=True))
 
-    def finish(self) -> None:
-        if self.wandb is not None:
-            self.wandb.finish()
+    def finish(self, failed: bool = False) -> None:
+        self._call(lambda: self.wandb.finish(exit_code=int(failed)))
+
+    def _call(self, action: Callable[[], None]) -> None:
+        """A copy that fails is no reason to stop training."""
+        if self.wandb is None:
+            return
+        try:
+            action()
+        except Exception as error:
+            self.wandb = None
+            print(
+                f"train.py: wandb failed ({type(error).__name__}: {error}): no more rows are sent; "
+                "they are in metrics.csv, and are sent when the run is interrupted and goes on",
+                file=sys.stderr,
+            )
+
+
+def _remove(folder: Path) -> None:
+    """Retried, as the process that wrote there may have been killed a moment ago, and its helper ends after it."""
+    for pause in (0.1, 1.0, None):
+        try:
+            shutil.rmtree(folder)
+            return
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if pause is None:
+                raise RunError(f"cannot remove {folder}: {error.strerror}; its rows would be sent twice") from None
+            time.sleep(pause)
+
+
+class Report:
+    """Bar and mirror of a run."""
+
+    def __init__(self, run: Run, state: dict[str, Any] | None, rows: list[dict[str, Any]]):
+        self.mirror = Mirror(run, state["wandb_id"] if state else None, rows)
+        self.bar = Bar(run, state["step"] if state else 0)
+        self.id, self.step = self.mirror.id, self.bar.step
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.bar.close()
+        self.mirror.finish(failed=kind is not None and not issubclass(kind, Stopped))
+
+    def evaluated(self, row: dict[str, Any]) -> None:
+        self.mirror.log(row)
+        self.bar.evaluated(row)

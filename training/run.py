@@ -50,6 +50,10 @@ class CheckpointError(RunError):
     """A checkpoint is missing, damaged, or not the one that is needed."""
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and saved at this step."""
+
+
 class Run:
     """A run's folder, locked for this process as long as the object is open."""
 
@@ -59,8 +63,8 @@ class Run:
         self.manifest: dict[str, Any] = {}
         self._saved: int | None = None  # step of checkpoint.pt
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lease = Lease(folder)
+            patiently(lambda: folder.mkdir(parents=True, exist_ok=True))
+            self._lease = patiently(lambda: Lease(folder))
         except Taken as taken:
             raise RunError(
                 f"{taken} is training in {folder}: wait for it, or choose another folder with --out"
@@ -84,8 +88,10 @@ class Run:
         mine = flatten(self.config)
         if path.exists():
             try:
-                self.manifest = json.loads(path.read_text())
+                self.manifest = json.loads(patiently(path.read_text))
                 theirs = self.manifest["config"]
+            except OSError as error:
+                raise RunError(f"cannot read {path}: {error.strerror}") from None
             except (ValueError, KeyError, TypeError):
                 raise RunError(f"{path} is not a run's manifest: move {self.folder} away, or choose --out") from None
             if changed := differences(mine, theirs):
@@ -111,7 +117,7 @@ class Run:
                 f"{data['fingerprint'][:16]} now ({_counts(before)}, now {_counts(data)}). Nothing was touched; "
                 "give it the old data (--set data.root=…), or choose another folder with --out"
             )
-        known = {key: self.manifest[key] for key in ("parameters", "growth") if key in self.manifest}
+        known = {key: self.manifest[key] for key in ("parameters", "growth", "wandb_id") if key in self.manifest}
         self.manifest = {
             "status": "running",
             "config": flatten(self.config),
@@ -124,28 +130,37 @@ class Run:
         self.note(**facts)
 
     def note(self, **facts: Any) -> None:
+        self._check_lease()
         self.manifest.update(facts)
         write(self.folder / "run.json", json.dumps(self.manifest, indent=1).encode() + b"\n")
 
     def save(self, state: dict[str, Any]) -> None:
         """Checkpoint first, then the metrics that it holds."""
-        if self._lease.lost:
-            raise RunError(
-                f"{self._lease.lost} has taken over {self.folder} while this one did not answer: it goes on there, "
-                "this one stops and saves nothing"
-            )
+        self._check_lease()
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "config": flatten(self.config), **state}, buffer)
         newest = self.folder / "checkpoint.pt"
+        self._keep_step0()  # a kill may have come between checkpoint and copy
         if self.config.training.keep > 1 and self._saved is not None and self._saved != state["step"]:
             _duplicate(newest, self.folder / f"checkpoint-{self._saved:08d}.pt")
         write(newest, buffer.getvalue())
         self._saved = state["step"]
         for old in self._older()[self.config.training.keep - 1 :]:
-            old.unlink(missing_ok=True)
-        if state["step"] == 0 and self.config.growth is not None:
-            _duplicate(newest, self.folder / "step0.pt")
+            with contextlib.suppress(OSError):  # one too many does no harm
+                old.unlink(missing_ok=True)
+        self._keep_step0()
         self._write_metrics(state["rows"])
+
+    def _check_lease(self) -> None:
+        if self._lease.lost:
+            raise RunError(
+                f"{self._lease.lost} has taken over {self.folder} while this one did not answer: it goes on there, "
+                "this one stops and saves nothing"
+            )
+
+    def _keep_step0(self) -> None:
+        if self._saved == 0 and self.config.growth is not None:
+            _duplicate(self.folder / "checkpoint.pt", self.folder / "step0.pt")
 
     def _older(self) -> list[Path]:
         """The checkpoints before the newest one, latest first."""
@@ -184,6 +199,8 @@ class Run:
 
     def progress(self, step: int, rate: float) -> None:
         """Tell a watcher where the run is. Not worth an fsync, nor stopping for if it fails."""
+        if self._lease.lost:
+            return
         path = self.folder / "progress.json"
         temporary = path.with_suffix(".tmp")
         try:

@@ -1,0 +1,183 @@
+"""The command line of the figures' scripts: which stages, on what, and what that costs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from replicate import price
+from replicate.runner import CONFIGS, Runner, Stage, gpus_here, plan
+from replicate.slurm import SlurmError, describe, launch, load_site
+from training.config import ConfigError
+
+LOCAL = ("jobs", "processes")
+SITE = ("partition", "account", "constraint", "gpus", "nodes", "minutes")
+SMALL = ("fashion_mnist", "generated")  # data that one CPU core is enough for
+
+
+def main(description: str, arms: tuple[str, ...], argv: list[str] | None = None) -> int:
+    parser = _parser(description)
+    arguments = parser.parse_args(argv)
+    _check(parser, arguments)
+    scale = "smoke" if arguments.smoke else arguments.scale
+    if not (arguments.configs / scale).is_dir():
+        scales = ", ".join(sorted(p.name for p in arguments.configs.glob("*/"))) or "none"
+        parser.error(f"--scale: there is no {arguments.configs.name}/{scale}; there are {scales}")
+    try:
+        stages = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs)
+        if arguments.launcher == "local":
+            return _local(parser, arguments, stages)
+        return _slurm(arguments, stages, arguments.runs / scale / ".slurm")
+    except (ConfigError, SlurmError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="laptop", help="a folder of configs/ (default: laptop)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="K")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="where scales are (default: configs)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, its price, what is there; run nothing")
+    parser.add_argument("--smoke", action="store_true", help="short for --scale smoke: a few steps of every stage")
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "slurm", "print"),
+        default="local",
+        help="on this machine; as Slurm jobs; or print what Slurm would be given, and run nothing",
+    )
+    local = parser.add_argument_group("--launcher local")
+    local.add_argument("--jobs", type=int, metavar="N", help="stages side by side (default: one per core, or per GPUs)")
+    local.add_argument("--processes", type=int, metavar="N", help="processes of one stage (default: one per GPU)")
+    site = parser.add_argument_group("--launcher slurm and print", "flags go before the site file; docs/cluster.md")
+    site.add_argument("--site", type=Path, metavar="FILE", help="YAML, see replicate/site.example.yaml")
+    site.add_argument("--partition")
+    site.add_argument("--account")
+    site.add_argument("--constraint")
+    site.add_argument("--gpus", type=int, metavar="N", help="per node, of one stage; 0: a CPU partition")
+    site.add_argument("--nodes", type=int, metavar="N", help="of one stage")
+    site.add_argument("--minutes", type=int, metavar="N", help="time limit of one job; longer stages are queued again")
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    local = arguments.launcher == "local"
+    for name in ("site", *SITE) if local else LOCAL:
+        if getattr(arguments, name) is not None:
+            parser.error(
+                f"--{name} is not read by --launcher {arguments.launcher}, only by "
+                + ("--launcher slurm and print" if local else "--launcher local")
+            )
+    for name in LOCAL:
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            parser.error(f"--{name}: expected at least 1, got {value}")
+
+
+def _local(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stages: list[Stage]) -> int:
+    gpus = gpus_here()
+    if gpus and (arguments.processes or 1) > len(gpus):
+        parser.error(f"--processes: {arguments.processes} processes need as many GPUs, here are {len(gpus)}")
+    processes = {stage.name: _processes(stage, arguments.processes, len(gpus)) for stage in stages}
+    # Nets of this kind use one core each best: two runs of one thread see more images than one run of two threads.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    widest = max(processes.values())
+    side_by_side = len(gpus) if gpus else max(1, cores // widest)  # with GPUs, those that are free decide
+    jobs = arguments.jobs or min(side_by_side, len(stages))
+    if arguments.dry_run:
+        gpu = bool(gpus) or not _small(stages)
+        print(_with_seconds(stages, jobs) if not gpu else _with_price(stages, len(gpus)))
+        return 0
+    threads = max(1, cores // (len(gpus) or jobs * widest))
+    return Runner(stages, jobs, threads, processes, gpus).run()
+
+
+def _processes(stage: Stage, asked: int | None, gpus: int) -> int:
+    """One per GPU, as far as the batch can be shared out evenly; or as asked for."""
+    if asked is None:
+        return max(n for n in range(1, max(1, min(gpus, stage.chunks)) + 1) if stage.chunks % n == 0)
+    _enough(stage, asked, "--processes")
+    return asked
+
+
+def _enough(stage: Stage, processes: int, option: str) -> None:
+    if processes > stage.chunks:
+        raise ConfigError(
+            f"{option}: {processes} processes, but {stage.file} has work for {stage.chunks}: training.batch_size / "
+            "training.bn_batch_size"
+        )
+
+
+def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> int:
+    flags = {("gpus_per_node" if name == "gpus" else name): getattr(arguments, name) for name in SITE}
+    site = load_site(arguments.site, flags)
+    for stage in stages:
+        _enough(stage, site.nodes * site.processes, "--gpus and --nodes")
+    gpus = site.nodes * site.gpus_per_node
+    if arguments.launcher == "print":
+        print(describe(stages, site, folder))
+        print()
+    if arguments.launcher == "print" or arguments.dry_run:
+        print(_with_price(stages, 0) if gpus or not _small(stages) else _with_seconds(stages, len(stages)))
+        return 0
+    if not _fetch_data(stages):
+        return 2
+    launch(stages, site, folder, lambda line: print(line, flush=True))
+    return 0
+
+
+def _fetch_data(stages: list[Stage]) -> bool:
+    """Here and once: several jobs would do it at the same time, on nodes that may not reach the internet."""
+    for root in {s.config.data.root for s in stages if s.config.data.name == "fashion_mnist" and not s.finished}:
+        from training import fashion_mnist  # imports torch, which takes seconds
+
+        try:
+            fashion_mnist.ensure(Path(root))
+        except fashion_mnist.DataError as error:
+            print(error, file=sys.stderr)
+            return False
+    return True
+
+
+def _small(stages: list[Stage]) -> bool:
+    return all(stage.config.data.name in SMALL for stage in stages)
+
+
+def _state(stage: Stage) -> str:
+    if stage.finished:
+        return "finished"
+    if stage.locked:
+        return f"running, step {stage.step}"
+    if stage.step:
+        return f"to go on at step {stage.step}"
+    return "to run" + (f" after {stage.teacher}" if stage.teacher else "")
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return ["  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
+
+
+def _with_seconds(stages: list[Stage], jobs: int) -> str:
+    """The plan, with what recorded runs took on one CPU core."""
+    rows, known, total = [], True, 0.0
+    for stage in stages:
+        seconds = stage.seconds()
+        left = None if seconds is None else seconds * (1 - stage.step / stage.steps)
+        known, total = known and left is not None, total + (left or 0)
+        rows.append((stage.name, f"{stage.steps} steps", "?" if left is None else f"{left:.0f} s", _state(stage)))
+    time_left = f"about {total / jobs / 60:.1f} min" if known else "time unknown: no recorded run to go by"
+    lines = [*_columns(rows), f"{len(stages)} runs, {jobs} side by side, {time_left} (as recorded in results/)"]
+    return "\n".join(lines)
+
+
+def _with_price(stages: list[Stage], gpus: int) -> str:
+    """The plan, with its price in GPU-hours."""
+    priced = price.prices(stages)
+    rows = [
+        (stage.name, f"{stage.steps} steps", f"{price.hours(priced[stage.name].hours)} GPU-hours", _state(stage))
+        for stage in stages
+    ]
+    return "\n".join([*_columns(rows), "", price.table(stages, gpus)])

@@ -1,0 +1,135 @@
+"""What stages cost: GPU-hours from the measured table, or from the network's arithmetic where nothing was measured."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from replicate.runner import ROOT, Stage
+from training.config import Config
+
+MEASURED = ROOT / "results" / "bench"
+ASSUMED = (
+    60e12  # FLOP/s of one GPU in training, where there is no measurement; networks of small kernels are far from peak
+)
+FORWARD = 1 / 3  # cost of evaluating an image, in images trained: forward without backward
+
+
+class Price(NamedTuple):
+    hours: float  # of one GPU, from the first step to the last
+    source: str
+
+
+def images(config: Config) -> float:
+    """Images trained on, and those evaluated by what they cost."""
+    training = config.training
+    evaluations = 1 + -(-training.steps // training.eval_every)
+    return training.steps * training.batch_size + evaluations * config.data.val_images * FORWARD
+
+
+def image_size(config: Config) -> int:
+    return getattr(config.data, "image_size", None) or (28 if config.model.name.endswith("_28") else 224)
+
+
+def prices(stages: Iterable[Stage], measured: Path = MEASURED) -> dict[str, Price]:
+    """The price of each stage by its name; all measurements are taken from the hardware that has most of them."""
+    stages, rows = list(stages), _rows(measured)
+    found = {stage.name: _matching(stage.config, rows) for stage in stages}
+    has = Counter(hardware for matching in found.values() for hardware in {row["hardware"] for row in matching})
+    hardware = min(has, key=lambda name: (-has[name], name), default=None)
+    result = {}
+    for stage in stages:
+        rates = [row for row in found[stage.name] if row["hardware"] == hardware]
+        if rates:
+            batch = stage.config.training.batch_size
+            row = min(rates, key=lambda row: (abs(int(row["batch"]) - batch), float(row["images_per_s"])))
+            rate, source = (
+                float(row["images_per_s"]),
+                f"measured, {float(row['images_per_s']):.0f} images/s, {hardware}",
+            )
+        else:
+            rate = ASSUMED / training_flops(stage.config)
+            source = f"estimate, not measured: {ASSUMED / 1e12:.0f} TFLOP/s, {rate:.0f} images/s"
+        result[stage.name] = Price(images(stage.config) / rate / 3600, source)
+    return result
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    rows = []
+    for file in sorted(folder.glob("train_*.csv")):
+        with file.open(newline="") as lines:
+            rows += list(csv.DictReader(lines))
+    wanted = {"what": "end_to_end", "loop": "net2net"}
+    return [
+        row
+        for row in rows
+        if all(row.get(key) == value for key, value in wanted.items()) and not row["hardware"].startswith("cpu")
+    ]
+
+
+def _matching(config: Config, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of the config's network at its image size, and of its precision where the config names one."""
+    precision = getattr(config.training, "precision", None)
+
+    def key(model: str, width: Any, pairs: Any, size: Any) -> tuple:
+        return model, round(float(width), 4), int(pairs), int(size)
+
+    wanted = key(config.model.name, config.model.width, config.model.extra_pairs, image_size(config))
+    return [
+        row
+        for row in rows
+        if key(row["model"], row["width"], row["extra_pairs"], row["image_size"]) == wanted
+        and precision in (None, row["precision"])
+    ]
+
+
+def training_flops(config: Config) -> float:
+    """Floating-point operations of one training image: forward, and twice that backward."""
+    small = config.model.name.endswith("_28")
+    channels, classes = (1, 10) if small else (3, 1000)
+    return 3 * forward_flops(
+        config.model.name, config.model.width, config.model.extra_pairs, image_size(config), channels, classes
+    )
+
+
+@cache
+def forward_flops(name: str, width: float, extra_pairs: int, size: int, channels: int, classes: int) -> int:
+    """Two for each multiply-add of convolutions and matrix products, counted on shapes alone."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from net2net.inception_bn import inception_bn
+
+    options = {"width": width, "extra_pairs": extra_pairs, "in_channels": channels, "num_classes": classes}
+    with torch.device("meta"), torch.no_grad():
+        model, image = inception_bn(name, **options).eval(), torch.empty(1, channels, size, size)
+        with FlopCounterMode(display=False) as counter:
+            model(image)
+    return counter.get_total_flops()
+
+
+def table(stages: list[Stage], gpus: int | None = None) -> str:
+    """GPU-hours per arm and in total; `gpus`: how many there are, to say how long that is."""
+    priced = prices(stages)
+    total = sum(price.hours for price in priced.values())
+    left = sum(priced[stage.name].hours * (1 - stage.step / stage.steps) for stage in stages)
+    rows = [("arm", "runs", "GPU-hours", "from")]
+    for arm in dict.fromkeys(stage.arm for stage in stages):
+        mine = [priced[stage.name] for stage in stages if stage.arm == arm]
+        rows.append((arm, str(len(mine)), hours(sum(price.hours for price in mine)), mine[0].source))
+    estimate = any(price.source.startswith("estimate") for price in priced.values())
+    rows.append(("total", str(len(stages)), hours(total), "partly or all an estimate" if estimate else ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip() for row in rows]
+    note = f"{hours(left)} GPU-hours are left to run"
+    if gpus:
+        note += f"; with all of {gpus} GPU{'s' * (gpus > 1)} busy about {hours(left / gpus)} hours"
+    return "\n".join([*lines, note])
+
+
+def hours(value: float) -> str:
+    return f"{value:.1f}" if value >= 0.1 or value == 0 else f"{value:.2g}"

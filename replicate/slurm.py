@@ -1,0 +1,339 @@
+"""Stages as Slurm jobs, through submitit: what a job does, what it waits for, and what a site has to say about it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from replicate.runner import ROOT, STOP, Stage, spawn, torchrun
+
+SAVE_SECONDS = 120  # warning before the time limit: to save, and to be queued again
+SETTLE_SECONDS = 60  # how long a job may take to leave the queue after it ended
+REQUEUES = 1000  # after time limits; a stage may need many
+
+
+class SlurmError(Exception):
+    """Nothing can be launched on Slurm like this; the message says why."""
+
+
+class Site(BaseModel):
+    """What one cluster wants to be told. Nothing here has a default that belongs to a site."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = Field(1, ge=1)  # of one stage
+    gpus_per_node: int = Field(ge=0)  # of one stage; 0: a CPU partition, one process per node
+    cpus_per_gpu: int | None = Field(None, ge=1)
+    cpus_per_node: int | None = Field(None, ge=1)  # instead of cpus_per_gpu
+    mem_gb: float | None = Field(None, gt=0)  # per node
+    minutes: int = Field(ge=1)  # time limit; a stage that needs longer is queued again and goes on
+    setup: list[str] = []  # shell lines before the command, e.g. module load
+    sbatch: dict[str, str | int | bool] = {}  # any other option of sbatch, without its dashes
+
+    @property
+    def processes(self) -> int:
+        return max(1, self.gpus_per_node)
+
+    @property
+    def cpus(self) -> int | None:
+        return self.cpus_per_node or (self.cpus_per_gpu and self.cpus_per_gpu * self.processes)
+
+
+def _flag(key: str) -> str:
+    return "--gpus" if key == "gpus_per_node" else f"--{key}"
+
+
+def load_site(file: Path | None, flags: dict[str, Any]) -> Site:
+    """The site file's keys, overridden by flags that were given."""
+    values: Any = {}
+    if file is not None:
+        try:
+            values = yaml.safe_load(file.read_text()) or {}
+        except OSError as error:
+            raise SlurmError(f"{file}: cannot read this site file: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SlurmError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise SlurmError(f"{file}: expected keys and values, got {type(values).__name__}")
+    given = {key: value for key, value in flags.items() if value is not None}
+    try:
+        site = Site.model_validate({**values, **given})
+    except ValidationError as error:
+        raise SlurmError("\n".join(_explain(e, file, given) for e in error.errors())) from None
+    if site.cpus_per_gpu and site.cpus_per_node:
+        raise SlurmError(f"{file}: cpus_per_gpu and cpus_per_node say the same thing twice; give one of them")
+    return site
+
+
+def _explain(error: Any, file: Path | None, given: dict[str, Any]) -> str:
+    key = ".".join(map(str, error["loc"]))
+    where = _flag(key) if key in given else f"{file}: {key}"
+    if error["type"] == "extra_forbidden":
+        return f"{file}: unknown key {key!r}; valid keys: {', '.join(Site.model_fields)}"
+    if error["type"] == "missing":
+        return f"{file or 'Slurm'}: {key} is missing: give it in the site file, or with {_flag(key)}"
+    message = (
+        error["msg"]
+        .replace("Input should be", "expected")
+        .replace("a valid integer", "an integer")
+        .replace("a valid ", "a ")
+    )
+    return f"{where}: {message}, got {error['input']!r} ({type(error['input']).__name__})"
+
+
+class Job:
+    """What one job runs on each of its nodes: torchrun, until the stage ends or Slurm wants the node back.
+
+    Slurm announces a time limit with SIGUSR2 and a preemption or `scontrol requeue` with SIGTERM. The stage is then
+    stopped, which saves it. Where Slurm does not queue the job again by itself, submitit is left to do it.
+    """
+
+    def __init__(self, stage: Stage, site: Site):
+        self.stage, self.site = stage, site
+
+    def __call__(self) -> None:
+        from submitit import JobEnvironment
+
+        environment, asked, told = JobEnvironment(), [], False
+        submitits = signal.getsignal(signal.SIGUSR2)
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, lambda number, frame: asked.append(number))
+        first = environment.node == 0
+        if first:
+            self.stage.begin_log(f"Slurm job {environment.job_id}")
+            self.stage.note(job=environment.job_id, host=environment.hostname, started=time.time())
+        job = int(environment.raw_job_id)
+        rank, address, port = str(environment.node), environment.hostnames[0], str(20000 + job % 20000)
+        command = torchrun(self.stage.arguments, self.site.processes, self.site.nodes, rank, address, port)
+        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        torch = spawn(command, self.stage.log, OMP_NUM_THREADS=str(max(1, cpus // self.site.processes)))
+        while torch.poll() is None:
+            if asked and not told:
+                torch.send_signal(STOP)
+                told = True
+            time.sleep(0.2)
+        if torch.returncode == 0 or self.stage.finished:
+            return
+        if not first:  # the first node may have the job queued again, and Slurm then ends this task with SIGTERM
+            deadline = time.monotonic() + SETTLE_SECONDS
+            while signal.SIGTERM not in asked and time.monotonic() < deadline:
+                time.sleep(0.2)
+        elif signal.SIGUSR2 in asked or (asked and _state(job) == "RUNNING"):
+            submitits(signal.SIGUSR2, None)  # has the job queued again; does not return, unless with an error
+        elif asked:
+            sys.exit(128 + asked[0])  # cancelled, or queued again by Slurm
+        why = self.stage.why(f"torchrun ended with {torch.returncode}")
+        if first:
+            self.stage.note(**self.stage.noted(), failed=why)
+        sys.exit(f"{self.stage.name} failed: {why}")
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before it queues the job again: the same once more, train.py goes on by itself."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _state(job: int) -> str:
+    return subprocess.run(["squeue", "-h", "-j", str(job), "-o", "%T"], capture_output=True, text=True).stdout.strip()
+
+
+class Queued(NamedTuple):
+    """A job as squeue sees it."""
+
+    state: str
+    reason: str
+    nodes: str
+
+
+def queue(ids: Iterable[str]) -> dict[str, Queued]:
+    """Those of the jobs that Slurm knows and that have not ended, in one call."""
+    ids = sorted(set(ids))
+    if not ids:
+        return {}
+    listed = ",".join(sorted({job.partition("_")[0] for job in ids}))
+    try:
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--array", "--jobs", listed, "--format", "%i|%T|%r|%N"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SlurmError(f"squeue does not answer: {error}") from None
+    if asked.returncode:
+        if "Invalid job id" in asked.stderr:  # a single job, and it is long gone
+            return {}
+        raise SlurmError(f"squeue does not answer: {(asked.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    rows = [line.strip().split("|") for line in asked.stdout.splitlines() if line.count("|") == 3]
+    return {row[0]: Queued(*row[1:]) for row in rows if row[0] in ids}
+
+
+def live(stages: Iterable[Stage]) -> dict[str, str]:
+    """The job of each stage that has one in the queue, by the stage's name; waits for those that are just ending."""
+    jobs = {stage.name: stage.noted()["job"] for stage in stages if "job" in stage.noted()}
+    deadline = time.monotonic() + SETTLE_SECONDS
+    queued = queue(jobs.values())
+    while any(job.state == "COMPLETING" for job in queued.values()) and time.monotonic() < deadline:
+        time.sleep(1)
+        queued = queue(jobs.values())
+    return {name: job for name, job in jobs.items() if job in queued}
+
+
+# Submits some seeds of one arm, which may start when the dependency holds, and returns their job ids.
+Submit = Callable[[list[Stage], str | None], list[str]]
+
+
+def submit_all(stages: list[Stage], jobs: dict[str, str], submit: Submit) -> dict[str, str]:
+    """Submit what is neither finished nor in the queue (`jobs`), teachers first; returns the new jobs by stage.
+
+    The seeds of an arm are one array. Where the teachers are an array too, each seed waits for its own teacher
+    (`aftercorr`, which goes by index in the array); where only some teachers still run, their students go alone.
+    """
+    jobs, new = dict(jobs), {}
+    names = {stage.name for stage in stages if not stage.finished}
+    missing = [stage for stage in stages if stage.name in names and stage.name not in jobs]
+    for arm in dict.fromkeys(stage.arm for stage in stages):  # a plan has teachers before their students
+        seeds = [stage for stage in missing if stage.arm == arm]
+        held = [stage for stage in seeds if stage.teacher in names]
+        free = [stage for stage in seeds if stage not in held]
+        groups: list[tuple[list[Stage], str | None]] = [(free, None)] if free else []
+        waits_for = [jobs[stage.teacher] for stage in held]
+        array = waits_for[0].rpartition("_")[0] if held else ""
+        if len(held) > 1 and waits_for == [f"{array}_{k}" for k in range(len(held))]:
+            groups.append((held, f"aftercorr:{array}"))
+        else:
+            groups += [([stage], f"afterok:{job}") for stage, job in zip(held, waits_for, strict=True)]
+        for group, dependency in groups:
+            for stage, job in zip(group, submit(group, dependency), strict=True):
+                jobs[stage.name] = new[stage.name] = job
+    return new
+
+
+def parameters(stage: Stage, site: Site, dependency: str | None) -> dict[str, Any]:
+    """Of submitit's SlurmExecutor, for one arm."""
+    path = f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    # srun does not take over sbatch's --cpus-per-task since Slurm 22.05.
+    srun = ["--kill-on-bad-exit=1", *([f"--cpus-per-task={site.cpus}"] if site.cpus else [])]
+    return {
+        "job_name": f"{stage.scale}-{stage.arm}",
+        "partition": site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "nodes": site.nodes,
+        "ntasks_per_node": 1,
+        "gpus_per_node": site.gpus_per_node or None,
+        "cpus_per_task": site.cpus,
+        "mem": None if site.mem_gb is None else f"{round(site.mem_gb * 1024)}M",
+        "time": site.minutes,
+        "signal_delay_s": SAVE_SECONDS,
+        "dependency": dependency,
+        "setup": [*site.setup, path],
+        "srun_args": srun,
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **site.sbatch},
+    }
+
+
+def _executor(folder: Path) -> Any:
+    try:
+        from submitit.slurm.slurm import SlurmExecutor
+    except ImportError:
+        raise SlurmError("this needs submitit: pip install 'net2net[cluster]', or run make setup") from None
+
+    class Executor(SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 2  # texts are made without Slurm too
+
+    return Executor(folder, max_num_timeout=REQUEUES)
+
+
+def sbatch_text(stages: list[Stage], site: Site, dependency: str | None, folder: Path) -> str:
+    """The file that is submitted for these seeds of one arm."""
+    executor = _executor(folder)
+    executor.update_parameters(**parameters(stages[0], site, dependency))
+    if len(stages) > 1:
+        executor.parameters["map_count"] = len(stages)
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def launch(stages: list[Stage], site: Site, folder: Path, say: Callable[[str], None]) -> None:
+    """Submit what is missing; a second call at the same time waits for the first."""
+    executor = _executor(folder)
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    def submit(group: list[Stage], dependency: str | None) -> list[str]:
+        executor.parameters.clear()
+        executor.update_parameters(**parameters(group[0], site, dependency))
+        try:
+            jobs = executor.submit_array([Job(stage, site) for stage in group])
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+            raise SlurmError(f"sbatch refuses {group[0].scale}/{group[0].arm}: {reason}") from None
+        for stage, job in zip(group, jobs, strict=True):
+            if stage.noted().get("job") != job.job_id:  # it may have started already
+                stage.note(job=job.job_id, submitted=time.time())
+            say(f"{stage.name}: job {job.job_id}" + (f", {dependency}" if dependency else ""))
+        return [job.job_id for job in jobs]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        jobs = live(stages)
+        for stage in stages:
+            if stage.name in jobs:
+                say(f"{stage.name}: in the queue already, job {jobs[stage.name]}")
+        elsewhere = [stage for stage in stages if stage.locked and stage.name not in jobs]
+        busy = {stage.name for stage in elsewhere}
+        left = [stage for stage in stages if stage.name in busy or (stage.teacher in busy and not stage.finished)]
+        if left:
+            say(f"left out, a process of this machine is training them or their teachers: {', '.join(_names(left))}")
+        new = submit_all([stage for stage in stages if stage not in left], jobs, submit)
+    done = sum(stage.finished for stage in stages)
+    say(f"{done} of {len(stages)} runs are finished, {len(jobs)} were in the queue, {len(new)} were submitted")
+
+
+def _names(stages: list[Stage]) -> list[str]:
+    return [stage.name for stage in stages]
+
+
+def describe(stages: list[Stage], site: Site, folder: Path) -> str:
+    """The torchrun line of each stage and the sbatch file of each submission, for reading and pasting."""
+    parts = []
+    shell = {"rank": "$SLURM_NODEID", "address": "$MASTER", "port": "$((20000 + SLURM_JOB_ID % 20000))"}
+    for stage in stages:
+        command = torchrun(stage.arguments, site.processes, site.nodes, **shell)
+        words = [word if "$" in word else shlex.quote(word) for word in command]
+        first = ['MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'] if site.nodes > 1 else []
+        parts.append("\n".join([f"# {stage.name}", *first, f"cd {shlex.quote(os.getcwd())} && {' '.join(words)}"]))
+
+    def submit(group: list[Stage], dependency: str | None) -> list[str]:
+        arm = f"<job of {group[0].arm}>"
+        if len(group) == 1:
+            ids = [f"<job of {group[0].name}>"]
+        else:
+            ids = [f"{arm}_{k}" for k in range(len(group))]
+        text = sbatch_text(group, site, dependency, folder)
+        parts.append(f"# sbatch file of {', '.join(_names(group))}\n{text.strip()}")
+        return ids
+
+    submit_all(stages, {}, submit)
+    return "\n\n".join(parts)

@@ -1,0 +1,574 @@
+"""Launching: what Slurm would be given and in which order, what a site file may say, prices, and the status."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from replicate import fig4, fig6, launch, price, slurm, status
+from replicate.runner import ROOT, STOP, Runner, plan, spawn, torchrun
+from replicate.slurm import Queued, SlurmError, load_site, submit_all
+from training.config import flatten
+
+SITE = ["--gpus", "1", "--minutes", "30", "--partition", "p1"]
+
+
+def stages_of(tmp_path, arms=("teacher_narrow", "wider"), seeds=(0, 1, 2)):
+    return plan("smoke", arms, seeds, tmp_path)
+
+
+def finish(stage, **more):
+    """Make a stage look finished."""
+    result = {"val_top1": 0.5, "wall_s": 90.0}
+    write(stage, "run.json", {"status": "finished", "config": flatten(stage.config), "result": result, **more})
+
+
+def write(stage, name, content):
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    (stage.folder / name).write_text(json.dumps(content))
+
+
+class Submissions:
+    """Takes submissions as Slurm would, and keeps them."""
+
+    def __init__(self):
+        self.calls, self.next = [], 100
+
+    def __call__(self, group, dependency):
+        self.calls.append(([stage.name for stage in group], dependency))
+        self.next += 1
+        return [str(self.next)] if len(group) == 1 else [f"{self.next}_{k}" for k in range(len(group))]
+
+
+# Order and dependencies
+
+
+def test_arrays_wait_for_arrays_seed_by_seed(tmp_path):
+    submit = Submissions()
+    new = submit_all(stages_of(tmp_path), {}, submit)
+    assert submit.calls == [
+        ([f"teacher_narrow/seed{k}" for k in (0, 1, 2)], None),
+        ([f"wider/seed{k}" for k in (0, 1, 2)], "aftercorr:101"),
+    ]
+    assert new["wider/seed2"] == "102_2"
+
+
+def test_a_student_waits_for_nothing_once_its_teacher_is_finished(tmp_path):
+    stages = stages_of(tmp_path)
+    for stage in stages:
+        if stage.name == "teacher_narrow/seed1":
+            finish(stage)
+    submit = Submissions()
+    submit_all(stages, {}, submit)
+    assert submit.calls == [
+        (["teacher_narrow/seed0", "teacher_narrow/seed2"], None),
+        (["wider/seed1"], None),
+        (["wider/seed0", "wider/seed2"], "aftercorr:101"),  # by index in the arrays, not by seed
+    ]
+
+
+def test_students_of_jobs_in_the_queue_go_alone_where_the_indices_differ(tmp_path):
+    jobs = {"teacher_narrow/seed0": "7_1", "teacher_narrow/seed1": "9", "wider/seed2": "8"}
+    submit = Submissions()
+    new = submit_all(stages_of(tmp_path), jobs, submit)
+    assert submit.calls == [
+        (["teacher_narrow/seed2"], None),
+        (["wider/seed0"], "afterok:7_1"),
+        (["wider/seed1"], "afterok:9"),
+    ]
+    assert sorted(new) == ["teacher_narrow/seed2", "wider/seed0", "wider/seed1"]
+
+
+def test_an_array_in_the_queue_is_waited_for_as_one(tmp_path):
+    jobs = {f"teacher_narrow/seed{k}": f"7_{k}" for k in (0, 1, 2)}
+    submit = Submissions()
+    submit_all(stages_of(tmp_path), jobs, submit)
+    assert submit.calls == [([f"wider/seed{k}" for k in (0, 1, 2)], "aftercorr:7")]
+
+
+def test_one_seed_is_no_array(tmp_path):
+    submit = Submissions()
+    submit_all(stages_of(tmp_path, seeds=(5,)), {}, submit)
+    assert submit.calls == [(["teacher_narrow/seed5"], None), (["wider/seed5"], "afterok:101")]
+
+
+def test_nothing_is_submitted_when_all_is_finished_or_queued(tmp_path):
+    stages = stages_of(tmp_path, seeds=(0,))
+    finish(stages[0])
+    submit = Submissions()
+    assert submit_all(stages, {"wider/seed0": "3"}, submit) == {}
+    assert submit.calls == []
+
+
+# submitit, with its own pretended Slurm
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """sbatch, srun and squeue that keep what they are given; returns the folder with the sbatch files, in order."""
+    bin_, kept = tmp_path / "bin", tmp_path / "kept"
+    bin_.mkdir()
+    kept.mkdir()
+    (kept / "queue").touch()
+    scripts = {
+        "srun": "true",
+        "sbatch": f'n=$(ls {kept} | wc -l); cp "$1" {kept}/$n.sh; echo "Submitted batch job $n"',
+        "squeue": f"cat {kept}/queue",
+    }
+    for name, text in scripts.items():
+        (bin_ / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_ / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    return kept
+
+
+def test_what_is_submitted_is_not_submitted_again(fake_slurm, tmp_path, capsys):
+    command = ["--smoke", "--runs", str(tmp_path / "runs"), "--seeds", "0", "1", "--launcher", "slurm", *SITE]
+    assert launch.main("", fig4.ARMS, command) == 0
+    assert "8 were submitted" in capsys.readouterr().out
+    texts = [path.read_text() for path in sorted(fake_slurm.glob("*.sh"))]
+    assert [re.search("job-name=smoke-(.*)", text)[1] for text in texts] == list(fig4.ARMS)
+    assert ["aftercorr:1" in text for text in texts] == [False, False, True, True]
+    for text in texts:
+        assert "#SBATCH --requeue\n" in text
+        assert "#SBATCH --kill-on-invalid-dep=yes\n" in text
+        assert "#SBATCH --partition=p1\n" in text
+        assert "wckey" not in text
+    jobs = {f"{i}_{k}": "PENDING|Priority|" for i in range(1, 5) for k in (0, 1)}
+    (fake_slurm / "queue").write_text("".join(f"{job}|{rest}\n" for job, rest in jobs.items()))
+    assert launch.main("", fig4.ARMS, command) == 0
+    assert "8 were in the queue, 0 were submitted" in capsys.readouterr().out
+    (fake_slurm / "queue").write_text("")  # all cancelled
+    assert launch.main("", fig4.ARMS, command) == 0
+    assert "0 were in the queue, 8 were submitted" in capsys.readouterr().out
+
+
+def test_a_refusal_of_sbatch_is_passed_on_in_a_sentence(fake_slurm, tmp_path, capsys):
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: p1' >&2\nexit 1\n")
+    command = ["--smoke", "--runs", str(tmp_path / "runs"), "--launcher", "slurm", *SITE]
+    assert launch.main("", fig4.ARMS, command) == 2
+    refusal = "sbatch refuses smoke/teacher_narrow: sbatch: error: invalid partition: p1\n"
+    assert capsys.readouterr().err.endswith(refusal)  # after what sbatch itself said
+
+
+def test_without_an_answer_of_squeue_nothing_is_submitted(fake_slurm, tmp_path, capsys):
+    command = ["--smoke", "--runs", str(tmp_path / "runs"), "--launcher", "slurm", *SITE]
+    assert launch.main("", fig4.ARMS, command) == 0
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact' >&2\nexit 1\n")
+    before = len(list(fake_slurm.iterdir()))
+    assert launch.main("", fig4.ARMS, command) == 2
+    assert "squeue does not answer: slurm_load_jobs error: Unable to contact" in capsys.readouterr().err
+    assert len(list(fake_slurm.iterdir())) == before
+
+
+# Printing
+
+
+def test_print_shows_what_would_run_and_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
+    runs = tmp_path / "runs"
+    assert launch.main("", fig4.ARMS, ["--smoke", "--runs", str(runs), "--launcher", "print", *SITE]) == 0
+    out = capsys.readouterr().out
+    assert not runs.exists()
+    for arm in fig4.ARMS:
+        (line,) = [line for line in out.splitlines() if f"{arm}.yaml" in line]
+        words = shlex.split(line)
+        assert words[:2] == ["cd", os.getcwd()]
+        assert words[3:6] == [sys.executable, "-m", "torch.distributed.run"]
+        assert words[-5:] == [
+            str(ROOT / "configs" / "smoke" / f"{arm}.yaml"), "--seed", "0", "--out", f"{runs}/smoke/{arm}/seed0",
+        ]  # fmt: skip
+    assert out.count("--dependency='afterok:<job of teacher_narrow/seed0>'") == 2
+    assert "estimate, not measured: 60 TFLOP/s" in out
+    assert re.search(r"^total +4 ", out, re.MULTILINE)
+
+
+def test_on_several_nodes_the_ranks_meet_on_the_first(tmp_path):
+    site = slurm.Site(gpus_per_node=4, nodes=2, minutes=60, cpus_per_gpu=3, mem_gb=1.5, setup=["module load x"])
+    text = slurm.describe(stages_of(tmp_path, seeds=(0,)), site, tmp_path / ".slurm")
+    assert "--nnodes=2 --node-rank=$SLURM_NODEID --master-addr=$MASTER" in text
+    for line in ("#SBATCH --cpus-per-task=12", "#SBATCH --nodes=2", "#SBATCH --mem=1536M", "module load x"):
+        assert f"\n{line}\n" in text
+    assert "--cpus-per-task=12 " in text.partition("srun")[2]
+
+
+# The site file
+
+
+def test_the_example_is_a_site():
+    site = load_site(ROOT / "replicate" / "site.example.yaml", {})
+    assert (site.processes, site.cpus) == (8, 96)
+
+
+def test_flags_go_before_the_site_file(tmp_path):
+    file = tmp_path / "site.yaml"
+    file.write_text("partition: a\ngpus_per_node: 8\nminutes: 60\n")
+    site = load_site(file, {"partition": "b", "minutes": None, "gpus_per_node": 2})
+    assert (site.partition, site.minutes, site.processes) == ("b", 60, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gpus_per_node: 8\nminutes: 1\npartiton: x", "site.yaml: unknown key 'partiton'; valid keys: partition, "),
+        ("gpus_per_node: 8", "minutes is missing: give it in the site file, or with --minutes"),
+        ("minutes: 8", "gpus_per_node is missing: give it in the site file, or with --gpus"),
+        ("gpus_per_node: '8'\nminutes: 1", "site.yaml: gpus_per_node: expected an integer, got '8' (str)"),
+        ("gpus_per_node: -1\nminutes: 1", "greater than or equal to 0, got -1 (int)"),
+        ("gpus_per_node: [", "site.yaml: not valid YAML: "),
+        ("- 1", "site.yaml: expected keys and values, got list"),
+        ("gpus_per_node: 1\nminutes: 1\ncpus_per_gpu: 1\ncpus_per_node: 1", "say the same thing twice"),
+    ],
+)
+def test_a_wrong_site_file_is_refused_in_a_sentence(tmp_path, capsys, text, words):
+    file = tmp_path / "site.yaml"
+    file.write_text(text)
+    assert launch.main("", fig4.ARMS, ["--smoke", "--launcher", "print", "--site", str(file)]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_site_file_that_is_not_there(tmp_path):
+    with pytest.raises(SlurmError, match="cannot read this site file: No such file"):
+        load_site(tmp_path / "none.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--partition", "x"], "--partition is not read by --launcher local, only by --launcher slurm and print"),
+        (["--launcher", "slurm", "--jobs", "2"], "--jobs is not read by --launcher slurm, only by --launcher local"),
+        (["--processes", "0"], "--processes: expected at least 1, got 0"),
+    ],
+)
+def test_options_of_another_launcher_are_refused(arguments, words, capsys):
+    with pytest.raises(SystemExit) as error:
+        launch.main("", fig4.ARMS, ["--smoke", *arguments])
+    assert error.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def with_chunks(stage, chunks, monkeypatch):
+    monkeypatch.setattr(type(stage), "chunks", chunks)
+    return stage
+
+
+@pytest.mark.parametrize(("chunks", "gpus", "processes"), [(8, 0, 1), (8, 8, 8), (8, 6, 4), (1, 8, 1), (8, 16, 8)])
+def test_a_stage_takes_the_gpus_that_its_batch_can_be_shared_among(tmp_path, monkeypatch, chunks, gpus, processes):
+    stage = with_chunks(stages_of(tmp_path)[0], chunks, monkeypatch)
+    assert launch._processes(stage, None, gpus) == processes
+
+
+def test_more_processes_than_the_batch_has_work_for_are_refused(tmp_path, monkeypatch, capsys):
+    with_chunks(stages_of(tmp_path)[0], 2, monkeypatch)
+    assert launch.main("", fig4.ARMS, ["--smoke", "--launcher", "print", "--gpus", "4", "--minutes", "1"]) == 2
+    assert "4 processes, but" in (error := capsys.readouterr().err)
+    assert "has work for 2" in error
+
+
+# On this machine, with torchrun
+
+
+def test_gpus_are_shared_out_and_given_back(tmp_path, monkeypatch):
+    """Four GPUs and two processes each: two stages side by side, each with GPUs of its own."""
+    stages = stages_of(tmp_path, arms=("teacher_narrow",))
+    runner = Runner(stages, 4, 3, {stage.name: 2 for stage in stages}, ["0", "1", "5", "7"])
+    seen = []
+
+    class Pretended:
+        pid, returncode = 1, 0
+
+        def poll(self):
+            return None
+
+    def pretend(command, log, **environment):
+        seen.append((environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]))
+        return Pretended()
+
+    monkeypatch.setattr("replicate.runner.spawn", pretend)
+    for stage in stages[:2]:
+        assert runner._fits(stage)
+        runner._start(stage)
+    assert seen == [("0,1", "3"), ("5,7", "3")]
+    assert not runner._fits(stages[2])
+    finish(stages[0])
+    runner._ended(*runner.running[stages[0].name])
+    runner._start(stages[2])
+    assert seen[2] == ("0,1", "3")
+    runner.bar.close()
+
+
+def test_gpus_are_those_that_may_be_seen(monkeypatch):
+    from replicate.runner import gpus_here
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert gpus_here() == ["3", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus_here() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert gpus_here() == []
+
+
+def test_the_command_is_understood_by_torchrun():
+    from torch.distributed.run import parse_args
+
+    one = parse_args(torchrun(["a.yaml", "--seed", "1"], 4)[3:])
+    assert (one.nproc_per_node, one.standalone, one.signals_to_handle) == ("4", True, STOP.name)
+    assert one.training_script_args == ["a.yaml", "--seed", "1"]
+    two = parse_args(torchrun(["a.yaml"], 4, 2, "1", "node7", "20001")[3:])
+    assert (two.nnodes, two.node_rank, two.master_addr, two.master_port) == ("2", 1, "node7", 20001)
+
+
+CHILD = """
+import signal, sys, time
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, lambda number, frame: sys.exit(f"told {number}"))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def spawn_child(log):
+    process = spawn([sys.executable, "-c", CHILD], log)
+    while "ready" not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+def test_torchrun_is_deaf_to_the_scheduler_and_listens_to_us(tmp_path):
+    process = spawn_child(tmp_path / "log")
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        process.send_signal(number)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(STOP)
+    assert process.wait(10) == 1
+    assert f"told {int(STOP)}" in (tmp_path / "log").read_text()
+
+
+def test_torchrun_is_told_when_we_are_killed(tmp_path):
+    log = tmp_path / "log"
+    code = (
+        f"import sys, os; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pathlib import Path; import test_launch\n"
+    )
+    code += f"test_launch.spawn_child(Path({str(log)!r})); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -9
+    deadline = time.monotonic() + 20
+    while f"told {int(STOP)}" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        ("", "exit code 1"),
+        ("something\nKilled\n", "Killed"),
+        (
+            "train.py: no data\nTraceback\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n==\n",
+            "no data",
+        ),
+        ("[rank0]: ValueError: bad\n====\n x\n", "ValueError: bad"),
+        ("train.py: earlier\n=== attempt of today, x\nRuntimeError: later\n", "RuntimeError: later"),
+    ],
+)
+def test_the_reason_is_read_from_the_log_of_the_last_attempt(tmp_path, log, why):
+    stage = stages_of(tmp_path)[0]
+    stage.begin_log("in a test")
+    with stage.log.open("a") as file:
+        file.write(log)
+    assert stage.why("exit code 1") == why
+
+
+# Prices
+
+HEADER = "hardware,torch,model,width,extra_pairs,image_size,batch,precision,what,loop,images_per_s"
+
+
+def measured(folder, *rows):
+    folder.mkdir(exist_ok=True)
+    (folder / "train_x.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    return folder
+
+
+def test_prices_come_from_the_measured_rows_of_one_gpu(tmp_path):
+    stages = stages_of(tmp_path, seeds=(0,))
+    teacher = next(s for s in stages if s.arm == "teacher_narrow")
+    rows = measured(
+        tmp_path / "bench",
+        "cpu-1-thread,2,inception_bn_28,0.5477,0,28,32,float32,end_to_end,net2net,1",
+        "gpu-a,2,inception_bn_28,0.5477,0,28,32,float32,step,net2net,2",
+        "gpu-a,2,inception_bn_28,0.5477,0,28,32,float32,end_to_end,timm,3",
+        "gpu-a,2,inception_bn_28,0.5477,0,28,256,float32,end_to_end,net2net,4",
+        "gpu-a,2,inception_bn_28,0.5477,0,28,32,float32,end_to_end,net2net,10.0",
+        "gpu-a,2,inception_bn_28,1.0,4,28,32,float32,end_to_end,net2net,20",
+    )
+    found = price.prices(stages, rows)
+    # 6 steps of 32 images, and 4 evaluations (before the first step and after every second) of 200 at a third
+    assert found[teacher.name].hours == pytest.approx((6 * 32 + 4 * 200 / 3) / 10 / 3600)
+    assert found[teacher.name].source == "measured, 10 images/s, gpu-a"
+    assert found["wider/seed0"].source.startswith("estimate, not measured: 60 TFLOP/s")
+
+
+def test_an_estimate_counts_three_times_the_forward_pass(tmp_path):
+    (stage,) = plan("smoke", ("standard",), (0,), tmp_path)
+    found = price.prices([stage], tmp_path / "nothing")[stage.name]
+    flops = 3 * price.forward_flops("inception_bn_28", 1.0, 0, 28, 1, 10)
+    assert found.hours == pytest.approx((6 * 32 + 4 * 200 / 3) * flops / 60e12 / 3600)
+
+
+def test_flops_are_two_for_each_multiply_add():
+    """Against a count by hand: output pixels times the weights of each convolution, and the classifier's."""
+    import torch
+
+    from net2net.inception_bn import inception_bn
+
+    counted, size = 0, {}
+    model = inception_bn("inception_bn_28", num_classes=10, in_channels=1).eval()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda m, i, o, name=name: size.update({name: o.shape[-1] * o.shape[-2]}))
+    with torch.no_grad():
+        model(torch.zeros(1, 1, 28, 28))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            counted += 2 * module.weight.numel() * size.get(name, 1)
+    assert price.forward_flops("inception_bn_28", 1.0, 0, 28, 1, 10) == counted
+
+
+def test_the_price_is_per_arm_in_total_and_what_is_left(tmp_path, monkeypatch):
+    rows = measured(tmp_path / "bench", "gpu-a,2,inception_bn_28,1.0,0,28,32,float32,end_to_end,net2net,0.01")
+    monkeypatch.setattr(price.prices, "__defaults__", (rows,))
+    stages = plan("smoke", ("standard",), (0, 1), tmp_path / "runs")
+    finish(stages[0])
+    one = (6 * 32 + 4 * 200 / 3) / 0.01 / 3600  # 12.7 hours
+    lines = price.table(stages, 2).splitlines()
+    assert lines[1].split()[:3] == ["standard", "2", f"{2 * one:.1f}"]
+    assert lines[2].split() == ["total", "2", f"{2 * one:.1f}"]
+    assert lines[3] == f"{one:.1f} GPU-hours are left to run; with all of 2 GPUs busy about {one / 2:.1f} hours"
+
+
+# Status
+
+
+@pytest.fixture
+def six(tmp_path):
+    """The stages of Figures 4 and 6, seed 0, by arm."""
+    arms = dict.fromkeys(fig4.ARMS + fig6.ARMS)
+    return {stage.arm: stage for stage in plan("smoke", arms, (0,), tmp_path)}
+
+
+def state_of(six, arm, queued=None):
+    return status.states(list(six.values()), {} if queued is None else queued)[six[arm].name]
+
+
+def test_done_and_not_started_and_waiting(six):
+    assert state_of(six, "standard") == ("not started", "")
+    assert state_of(six, "wider") == ("waiting", "for teacher_narrow/seed0")
+    finish(six["standard"])
+    assert state_of(six, "standard") == ("done", "validation accuracy 50.00%, 90 s")
+    assert state_of(six, "wider_sqrt2") == ("not started", "")
+
+
+def test_running_with_rate_and_time_left(six):
+    stage = six["standard"]
+    stage.note(job="12_0", host="n1", started=time.time() - 60)
+    write(stage, "run.json", {"status": "running", "config": {}})
+    queued = {"12_0": Queued("RUNNING", "None", "n[1-2]")}
+    assert state_of(six, "standard", queued) == ("running", "starting, job 12_0 on n[1-2]")
+    write(stage, "progress.json", {"step": 2, "steps": 6, "images_per_s": 0.5})
+    expected = "step 2 of 6, 0 images/s, 4 min left, job 12_0 on n[1-2]"
+    assert state_of(six, "standard", queued) == ("running", expected)
+    stage.note(job="12_0", host="n1", started=time.time() - 6000)
+    old = time.time() - 1200
+    os.utime(stage.folder / "progress.json", (old, old))
+    assert "no sign of life for 20 min" in state_of(six, "standard", queued).text
+
+
+def test_in_the_queue_with_slurms_reason(six):
+    six["teacher_narrow"].note(job="11")
+    six["wider"].note(job="12")
+    queued = {"11": Queued("PENDING", "Priority", ""), "12": Queued("PENDING", "Dependency", "")}
+    assert state_of(six, "teacher_narrow", queued) == ("waiting", "job 11 pending (Priority)")
+    assert state_of(six, "wider", queued) == ("waiting", "for teacher_narrow/seed0, job 12 pending (Dependency)")
+
+
+def test_failed_with_the_reason_and_stopped(six):
+    teacher, standard = six["teacher_narrow"], six["standard"]
+    write(teacher, "run.json", {"status": "failed", "error": "the loss is not a number", "config": {}})
+    assert state_of(six, "teacher_narrow").text == f"the loss is not a number (log: {teacher.log})"
+    assert state_of(six, "wider") == ("waiting", "for teacher_narrow/seed0, which failed")
+    standard.note(job="12")
+    assert state_of(six, "standard").word == "stopped"
+    assert "its job 12 has left the queue" in state_of(six, "standard").text
+    standard.note(job="12", failed="no room")
+    assert state_of(six, "standard") == ("failed", f"no room (log: {standard.log})")
+
+
+def test_where_slurm_cannot_be_asked_nothing_is_made_up(six):
+    stage = six["standard"]
+    stage.note(job="12", host="another", started=time.time() - 60)
+    found = status.states(list(six.values()), None)
+    assert found[stage.name] == ("unknown", "job 12, and Slurm could not be asked; step 0 of 6")
+    write(stage, "progress.json", {"step": 2, "steps": 6, "images_per_s": 32.0})
+    found = status.states(list(six.values()), None)
+    assert found[stage.name] == ("running", "step 2 of 6, 32 images/s, 4 s left, on another")
+
+
+def test_a_run_of_another_config_is_named(six):
+    finish(six["standard"], config={**flatten(six["standard"].config), "optimizer.lr": 5.0})
+    assert state_of(six, "standard") == ("failed", "its folder holds a run of another config: optimizer.lr")
+
+
+def test_a_process_of_this_machine_is_seen_by_its_lock(six):
+    import fcntl
+
+    stage = six["standard"]
+    stage.note(host=os.uname().nodename, started=time.time())
+    with (stage.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert state_of(six, "standard") == ("running", f"starting, on {os.uname().nodename}")
+
+
+def test_the_command_names_shared_stages_once_and_imports_no_torch(six, tmp_path):
+    finish(six["standard"])
+    code = "import sys; from replicate import status\n"
+    code += f"status.main(['--scale', 'smoke', '--runs', {str(tmp_path)!r}])\n"
+    code += "assert 'torch' not in sys.modules and 'submitit' not in sys.modules"
+    out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert re.search(r"^4, 5, 6 +standard/seed0 +done +validation accuracy 50.00%", out, re.MULTILINE)
+    assert out.splitlines()[-1] == "8 runs: 5 not started, 2 waiting, 1 done"
+
+
+def test_an_unknown_scale_is_refused_in_a_sentence(capsys):
+    assert status.main(["--scale", "huge"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# The page about it
+
+
+def test_the_commands_of_the_page_are_understood():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    commands = re.findall(r"^python (replicate/\S+|-m replicate) (.*)$", page, re.MULTILINE)
+    assert len(commands) > 4
+    for script, rest in commands:
+        words = shlex.split(rest)
+        if words[0] == "status":
+            assert script == "-m replicate"
+            continue
+        arguments = launch._parser("").parse_args(words)
+        launch._check(launch._parser(""), arguments)
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page):
+        assert (ROOT / "docs" / Path(target)).exists()
