@@ -13,9 +13,9 @@ from replicate.runner import ROOT, Stage
 from training.config import Config
 
 MEASURED = ROOT / "results" / "bench"
-ASSUMED = (
-    60e12  # FLOP/s of one GPU in training, where there is no measurement; networks of small kernels are far from peak
-)
+# Of one GPU in training, where there is no measurement: FLOP/s, and seconds to launch one layer's kernels, forward and
+# backward, which is the longer of the two where forward passes are small.
+ASSUMED, LAUNCH = 60e12, 60e-6
 FORWARD = 1 / 3  # cost of evaluating an image, in images trained: forward without backward
 
 
@@ -31,10 +31,6 @@ def images(config: Config) -> float:
     return training.steps * training.batch_size + evaluations * config.data.val_images * FORWARD
 
 
-def image_size(config: Config) -> int:
-    return getattr(config.data, "image_size", None) or (28 if config.model.name.endswith("_28") else 224)
-
-
 def prices(stages: Iterable[Stage], measured: Path = MEASURED) -> dict[str, Price]:
     """The price of each stage by its name; all measurements are taken from the hardware that has most of them."""
     stages, rows = list(stages), _rows(measured)
@@ -45,15 +41,15 @@ def prices(stages: Iterable[Stage], measured: Path = MEASURED) -> dict[str, Pric
     for stage in stages:
         rates = [row for row in found[stage.name] if row["hardware"] == hardware]
         if rates:
-            batch = stage.config.training.batch_size
+            batch = stage.config.training.chunk  # a measurement's batch is one forward pass
             row = min(rates, key=lambda row: (abs(int(row["batch"]) - batch), float(row["images_per_s"])))
             rate, source = (
                 float(row["images_per_s"]),
                 f"measured, {float(row['images_per_s']):.0f} images/s, {hardware}",
             )
         else:
-            rate = ASSUMED / training_flops(stage.config)
-            source = f"estimate, not measured: {ASSUMED / 1e12:.0f} TFLOP/s, {rate:.0f} images/s"
+            rate, why = assumed_rate(stage.config)
+            source = f"estimate, not measured: {why}, {rate:.0f} images/s"
         result[stage.name] = Price(images(stage.config) / rate / 3600, source)
     return result
 
@@ -72,32 +68,37 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _matching(config: Config, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows of the config's network at its image size, and of its precision where the config names one."""
-    precision = getattr(config.training, "precision", None)
+    """The rows of the config's network at its image size and in its precision."""
 
     def key(model: str, width: Any, pairs: Any, size: Any) -> tuple:
         return model, round(float(width), 4), int(pairs), int(size)
 
-    wanted = key(config.model.name, config.model.width, config.model.extra_pairs, image_size(config))
+    wanted = key(config.model.name, config.model.width, config.model.extra_pairs, config.data.image_size)
     return [
         row
         for row in rows
         if key(row["model"], row["width"], row["extra_pairs"], row["image_size"]) == wanted
-        and precision in (None, row["precision"])
+        and row["precision"] == config.training.precision
     ]
 
 
-def training_flops(config: Config) -> float:
-    """Floating-point operations of one training image: forward, and twice that backward."""
-    small = config.model.name.endswith("_28")
-    channels, classes = (1, 10) if small else (3, 1000)
-    return 3 * forward_flops(
-        config.model.name, config.model.width, config.model.extra_pairs, image_size(config), channels, classes
-    )
+def assumed_rate(config: Config) -> tuple[float, str]:
+    """Images a second of one GPU, and what that is an assumption of."""
+    flops, layers = forward_cost(config)
+    by_work, by_launch = ASSUMED / (3 * flops), config.training.chunk / (layers * LAUNCH)
+    if by_work <= by_launch:
+        return by_work, f"{ASSUMED / 1e12:.0f} TFLOP/s"
+    return by_launch, f"{LAUNCH * 1e6:.0f} us a layer"
+
+
+def forward_cost(config: Config) -> tuple[int, int]:
+    """Floating-point operations of one image's forward pass, and the network's layers; backward is twice that."""
+    model, data = config.model, config.data
+    return _forward_cost(model.name, model.width, model.extra_pairs, data.image_size, data.channels, data.classes)
 
 
 @cache
-def forward_flops(name: str, width: float, extra_pairs: int, size: int, channels: int, classes: int) -> int:
+def _forward_cost(name: str, width: float, extra_pairs: int, size: int, channels: int, classes: int) -> tuple[int, int]:
     """Two for each multiply-add of convolutions and matrix products, counted on shapes alone."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -109,7 +110,7 @@ def forward_flops(name: str, width: float, extra_pairs: int, size: int, channels
         model, image = inception_bn(name, **options).eval(), torch.empty(1, channels, size, size)
         with FlopCounterMode(display=False) as counter:
             model(image)
-    return counter.get_total_flops()
+    return counter.get_total_flops(), sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
 
 
 def table(stages: list[Stage], gpus: int | None = None) -> str:

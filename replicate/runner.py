@@ -59,8 +59,7 @@ class Stage:
     @property
     def chunks(self) -> int:
         """Parts of the batch that batch norm sees one by one: more processes than that have nothing to do."""
-        batch = self.config.training.batch_size
-        return batch // (getattr(self.config.training, "bn_batch_size", None) or batch)
+        return self.config.training.batch_size // self.config.training.chunk
 
     @property
     def steps(self) -> int:

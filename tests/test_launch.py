@@ -186,7 +186,7 @@ def test_print_shows_what_would_run_and_runs_nothing(tmp_path, capsys, monkeypat
             str(ROOT / "configs" / "smoke" / f"{arm}.yaml"), "--seed", "0", "--out", f"{runs}/smoke/{arm}/seed0",
         ]  # fmt: skip
     assert out.count("--dependency='afterok:<job of teacher_narrow/seed0>'") == 2
-    assert "estimate, not measured: 60 TFLOP/s" in out
+    assert "estimate, not measured: 60 us a layer" in out
     assert re.search(r"^total +4 ", out, re.MULTILINE)
 
 
@@ -418,14 +418,18 @@ def test_prices_come_from_the_measured_rows_of_one_gpu(tmp_path):
     # 6 steps of 32 images, and 4 evaluations (before the first step and after every second) of 200 at a third
     assert found[teacher.name].hours == pytest.approx((6 * 32 + 4 * 200 / 3) / 10 / 3600)
     assert found[teacher.name].source == "measured, 10 images/s, gpu-a"
-    assert found["wider/seed0"].source.startswith("estimate, not measured: 60 TFLOP/s")
+    assert found["wider/seed0"].source.startswith("estimate, not measured: 60 us a layer")
 
 
-def test_an_estimate_counts_three_times_the_forward_pass(tmp_path):
+def test_an_estimate_is_of_the_work_or_of_the_launches_whichever_is_more(tmp_path):
     (stage,) = plan("smoke", ("standard",), (0,), tmp_path)
     found = price.prices([stage], tmp_path / "nothing")[stage.name]
-    flops = 3 * price.forward_flops("inception_bn_28", 1.0, 0, 28, 1, 10)
-    assert found.hours == pytest.approx((6 * 32 + 4 * 200 / 3) * flops / 60e12 / 3600)
+    flops, layers = price.forward_cost(stage.config)
+    assert layers == 3 + 11 * 9  # the stem's, and each module's: 2, 3 and 4 on its paths
+    assert found.hours == pytest.approx((6 * 32 + 4 * 200 / 3) * layers * 60e-6 / 32 / 3600)
+    large = load(ROOT / "configs" / "imagenet" / "wider_sqrt2.yaml")
+    flops, layers = price.forward_cost(large)
+    assert price.assumed_rate(large) == (pytest.approx(60e12 / (3 * flops)), "60 TFLOP/s")
 
 
 def test_flops_are_two_for_each_multiply_add():
@@ -444,7 +448,8 @@ def test_flops_are_two_for_each_multiply_add():
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             counted += 2 * module.weight.numel() * size.get(name, 1)
-    assert price.forward_flops("inception_bn_28", 1.0, 0, 28, 1, 10) == counted
+    (stage,) = plan("smoke", ("standard",), (0,), Path("nowhere"))
+    assert price.forward_cost(stage.config)[0] == counted
 
 
 def test_the_price_is_per_arm_in_total_and_what_is_left(tmp_path, monkeypatch):

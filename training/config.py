@@ -48,6 +48,7 @@ class MemoryData(Section):
 
     classes: ClassVar[int] = 10
     channels: ClassVar[int] = 1
+    image_size: ClassVar[int] = 28
 
 
 class ImageNetData(Section):

@@ -45,6 +45,7 @@ class Processes:
         self.device = torch.device("cuda", self.local_rank) if self.cuda else torch.device("cpu")
         if self.cuda:
             torch.cuda.set_device(self.device)
+            torch.backends.cudnn.benchmark = True  # all forward passes of a run have the same shape
         self._vote: tuple[torch.Tensor, dist.Work] | None = None
         self._board: dist.Store | None = None
 
@@ -172,6 +173,7 @@ class Statistics:
     def __init__(self, model: nn.Module, processes: Processes, chunks_here: int, chunks: int):
         self.processes, self.weight, self.here = processes, chunks_here / chunks, chunks_here
         self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.before, self.sums = ([torch.empty_like(b) for b in self.buffers if chunks_here > 1] for _ in range(2))
 
     @torch.no_grad()
     def passed(self, chunk: int) -> None:
@@ -179,7 +181,7 @@ class Statistics:
         if self.here == 1:
             return
         if chunk == 0:
-            self.sums = [buffer.clone() for buffer in self.buffers]
+            torch._foreach_copy_(self.sums, self.buffers)
         else:
             torch._foreach_add_(self.sums, self.buffers)
         if chunk == self.here - 1:
@@ -192,7 +194,7 @@ class Statistics:
     def remember(self) -> None:
         """Before the first forward pass of a step."""
         if self.here > 1:
-            self.before = [buffer.clone() for buffer in self.buffers]
+            torch._foreach_copy_(self.before, self.buffers)
 
     @torch.no_grad()
     def average(self, models: Iterable[nn.Module]) -> None:
