@@ -73,18 +73,22 @@ def train(
         processes.first(lambda: reports.append(closing.enter_context(Report(run, state, rows))))
         report = reports[0] if reports else None
 
+        kept = step if state is not None else None  # the step of the last checkpoint
+
         def save() -> None:
-            check_finite(update, processes, step, rows)
+            nonlocal kept
+            check_finite(update, processes, step, rows, kept)
             saved = {**update.state(), "step": step, "rows": rows, "wall_s": clock()}
             if run:  # the record that net2net's `load_record` looks for: how this model came to be
                 saved |= {"wandb_id": report.id, "history": run.manifest.get("growth", {}).get("history", [])}
             processes.first(lambda: run.save(saved))
+            kept = step
 
         batches = data.stream(step)
         while True:
             due = step % options.eval_every == 0 or step == options.steps
             if due and (not rows or rows[-1]["step"] != step):
-                check_finite(update, processes, step, rows)
+                check_finite(update, processes, step, rows, kept)
                 update.statistics.average(update.models)
                 row = {"step": step, "images": step * options.batch_size, "wall_s": round(clock(), 2)}
                 row["lr"] = learning_rate(config, min(step, options.steps - 1))
@@ -235,7 +239,7 @@ def learning_rate(config: Config, step: int) -> float:
     return rate * schedule.decay_rate ** ((step - schedule.warmup_steps) / schedule.decay_steps)
 
 
-def check_finite(update: Update, processes: Processes, step: int, rows: list[dict[str, Any]]) -> None:
+def check_finite(update: Update, processes: Processes, step: int, rows: list[dict[str, Any]], kept: int | None) -> None:
     """Refuse to evaluate or save a model that has lost its numbers; the last checkpoint stays."""
     bad = ~update.totals()[0].isfinite().cpu()
     every, began = update.config.training.eval_every, rows[-1]["step"] if rows else 0
@@ -249,9 +253,9 @@ def check_finite(update: Update, processes: Processes, step: int, rows: list[dic
         what = f"the weights are not numbers after step {step - 1}"  # they are the same on all processes
     else:
         return
-    kept = f"the checkpoint of step {began} or later is kept" if rows else "there is no checkpoint yet"
+    there = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is kept"
     told = RunError if processes.main else Elsewhere
-    raise told(f"{what}: {kept}; try a lower optimizer.lr in another folder (--out)")
+    raise told(f"{what}: {there}; try a lower optimizer.lr in another folder (--out)")
 
 
 def report_faults(data: Data, processes: Processes, run: Run | None) -> None:

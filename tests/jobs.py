@@ -18,7 +18,7 @@ import torch
 import train
 
 ROOT = Path(__file__).resolve().parents[1]
-DEADLINE = 60.0  # seconds; what takes a second here may take long where many tests run at once
+DEADLINE = 120.0  # seconds; what takes a second here may take long where many tests run at once
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["train"])
