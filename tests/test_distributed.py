@@ -146,7 +146,7 @@ def test_norms_and_biases_are_not_decayed():
 # ---- torchrun itself
 
 
-def test_torchrun_runs_it_and_hands_on_the_signal_to_stop(tmp_path):
+def test_torchrun_runs_it(tmp_path):
     out = tmp_path / "run"
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / "train.py"]
     overrides = [*SMALL, "training.steps=3"]

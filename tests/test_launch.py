@@ -15,7 +15,7 @@ import pytest
 from replicate import fig4, fig6, launch, price, slurm, status
 from replicate.runner import ROOT, STOP, Runner, plan, spawn, torchrun
 from replicate.slurm import Queued, SlurmError, load_site, submit_all
-from training.config import flatten
+from training.config import flatten, load
 
 SITE = ["--gpus", "1", "--minutes", "30", "--partition", "p1"]
 
