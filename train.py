@@ -323,6 +323,9 @@ def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: F
         asked.append(number)
 
     handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, handlers
+    )  # whoever started us may have blocked them, and that is inherited
     try:
         overrides = arguments.set + ([f"seed={arguments.seed}"] if arguments.seed is not None else [])
         config = load(arguments.config, overrides)

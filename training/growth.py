@@ -18,8 +18,6 @@ from training.lease import dead, describe, owner
 from training.run import CheckpointError, load_checkpoint
 
 PAIR = ((3, 1), (1, 3))
-CERTIFIED_IMAGES = 64  # of the calibration images: what the certificates are measured on, in float64
-CALIBRATION_BATCH = 256  # images at a time, for the sake of memory
 
 
 def build(model: ModelConfig, data: MemoryData | ImageNetData) -> InceptionBN:
@@ -58,14 +56,13 @@ def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> 
     was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
     teacher = build(was, config.data)
     teacher.load_state_dict(saved["ema"] or saved["model"])
-    images = data.first(growth.calibration_images).cpu()
-    batch = images[:CERTIFIED_IMAGES]
+    batch = data.first(growth.calibration_images).cpu()
 
     def student(noise: float) -> nn.Module:
         if growth.method == "net2deeper":
             pairs = PAIR * (config.model.extra_pairs - was.extra_pairs)
             sites = {"inception.*.middle.2": pairs, "inception.*.long.3": pairs}
-            return net2net.deepen(teacher, batch, sites, calibration=images.split(CALIBRATION_BATCH))
+            return net2net.deepen(teacher, batch, sites, calibration=[batch])
         widths = {
             name: module.out_channels
             for name, module in reference.named_modules()
