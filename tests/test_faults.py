@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import ROOT, Job, finish, manifest, rows, state
+from jobs import ROOT, Job, finish, manifest, rows, same, state
 
 import train
 from training import lease, run
@@ -53,14 +53,6 @@ def ending(out):
     found["rows"] = [{k: v for k, v in row.items() if k != "wall_s"} for row in found["rows"]]
     del found["config"]  # `keep` may differ
     return found
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def resumed(out, whole, *overrides, world=1, **options):

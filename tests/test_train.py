@@ -1,7 +1,6 @@
 """train.py end to end on generated images: what it writes, that a resume is exact, and what is said when it fails."""
 
 import contextlib
-import csv
 import itertools
 import json
 import multiprocessing
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jobs import rows, same
 
 import net2net
 import train
@@ -40,25 +40,12 @@ def call(arm, out, *overrides):
     return train.main([str(config_file(arm)), "--out", str(out), *(w for o in overrides for w in ("--set", o))])
 
 
-def rows(folder):
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def final_state(folder):
     """Everything a run ends with, but for the seconds it took."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     state.pop("wall_s")
     state["rows"] = [{k: v for k, v in row.items() if k != "wall_s"} for row in state["rows"]]
     return state
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.fixture(scope="module")
