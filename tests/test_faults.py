@@ -424,7 +424,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path):
     def damage(name):
         found = bytearray((out / name).read_bytes())
         middle = len(found) // 2
-        found[middle : middle + 64] = bytes(64)  # as a bad block does: the length is right
+        found[middle : middle + 4096] = bytes(255 - byte for byte in found[middle : middle + 4096])  # a bad block
         (out / name).write_bytes(found)
 
     (out / "run.json").write_text(json.dumps({**manifest(out), "status": "running"}))

@@ -504,6 +504,7 @@ def test_signals_that_ask_to_stop_are_not_for_the_workers(original, workers_of, 
     """A scheduler sends them to each process of a job; the one that trains needs its workers until it has saved."""
     from multiprocessing.forkserver import _forkserver
 
+    _forkserver._stop()  # another test's, which may not be protected: a training has one of its own
     data, stream, processes = workers_of(original)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         for pid in (*(process.pid for process in processes), _forkserver._forkserver_pid):
