@@ -88,7 +88,7 @@ def _local(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stage
     jobs = arguments.jobs or min(side_by_side, len(stages))
     if arguments.dry_run:
         gpu = bool(gpus) or not _small(stages)
-        print(_with_seconds(stages, jobs) if not gpu else _with_price(stages, len(gpus)))
+        print(_with_price(arguments, stages, len(gpus)) if gpu else _with_seconds(stages, jobs))
         return 0
     threads = max(1, cores // (len(gpus) or jobs * widest))
     return Runner(stages, jobs, threads, processes, gpus).run()
@@ -120,7 +120,8 @@ def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> 
         print(describe(stages, site, folder))
         print()
     if arguments.launcher == "print" or arguments.dry_run:
-        print(_with_price(stages, 0) if gpus or not _small(stages) else _with_seconds(stages, len(stages)))
+        priced = gpus or not _small(stages)
+        print(_with_price(arguments, stages, 0) if priced else _with_seconds(stages, len(stages)))
         return 0
     if not _fetch_data(stages):
         return 2
@@ -173,11 +174,21 @@ def _with_seconds(stages: list[Stage], jobs: int) -> str:
     return "\n".join(lines)
 
 
-def _with_price(stages: list[Stage], gpus: int) -> str:
-    """The plan, with its price in GPU-hours."""
+def _with_price(arguments: argparse.Namespace, stages: list[Stage], gpus: int) -> str:
+    """The plan, with its price in GPU-hours, and that of the whole replication where this is only a part."""
+    from replicate.status import FIGURES  # which imports the figures' scripts, and these this module
+
     priced = price.prices(stages)
     rows = [
         (stage.name, f"{stage.steps} steps", f"{price.hours(priced[stage.name].hours)} GPU-hours", _state(stage))
         for stage in stages
     ]
-    return "\n".join([*_columns(rows), "", price.table(stages, gpus)])
+    lines = [*_columns(rows), "", price.table(stages, gpus)]
+    arms = dict.fromkeys(arm for figure in FIGURES.values() for arm in figure)
+    scale = stages[0].scale
+    if all((arguments.configs / scale / f"{arm}.yaml").is_file() for arm in arms):
+        whole = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs)
+        if len(whole) > len(stages):
+            total = price.hours(sum(one.hours for one in price.prices(whole).values()))
+            lines.append(f"figures 4, 5 and 6 together: {len(whole)} runs, {total} GPU-hours (python -m replicate)")
+    return "\n".join(lines)

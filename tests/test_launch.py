@@ -452,6 +452,17 @@ def test_flops_are_two_for_each_multiply_add():
     assert price.forward_cost(stage.config)[0] == counted
 
 
+def test_a_figure_names_the_price_of_all_three(tmp_path, capsys):
+    arguments = ["--scale", "imagenet", "--runs", str(tmp_path), "--dry-run", "--seeds", "0", "1"]
+    assert launch.main("", fig4.ARMS, arguments) == 0
+    together = re.search(r"figures 4, 5 and 6 together: 16 runs, ([\d.]+) GPU-hours", capsys.readouterr().out)[1]
+    arms = dict.fromkeys(arm for figure in status.FIGURES.values() for arm in figure)
+    assert launch.main("", tuple(arms), arguments) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^total +16 +{together} ", out, re.MULTILINE)
+    assert "together" not in out
+
+
 def test_the_price_is_per_arm_in_total_and_what_is_left(tmp_path, monkeypatch):
     rows = measured(tmp_path / "bench", "gpu-a,2,inception_bn_28,1.0,0,28,32,float32,end_to_end,net2net,0.01")
     monkeypatch.setattr(price.prices, "__defaults__", (rows,))
