@@ -26,7 +26,13 @@ def main(description: str, arms: tuple[str, ...], argv: list[str] | None = None)
         scales = ", ".join(sorted(p.name for p in arguments.configs.glob("*/"))) or "none"
         parser.error(f"--scale: there is no {arguments.configs.name}/{scale}; there are {scales}")
     try:
-        stages = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs)
+        stages = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs, arguments.set)
+        missing = [root for root in _folders(stages) if not Path(root).is_dir()]
+        if missing:
+            problem = f"there is no folder {missing[0]}, where the images should be: --set data.root=FOLDER"
+            if not arguments.dry_run and arguments.launcher != "print":
+                raise ConfigError(problem)
+            print(f"note: {problem}", file=sys.stderr)
         if arguments.launcher == "local":
             return _local(parser, arguments, stages)
         return _slurm(arguments, stages, arguments.runs / scale / ".slurm")
@@ -41,6 +47,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="K")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="where scales are (default: configs)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for all stages: data.root, wandb.mode, ..."
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, its price, what is there; run nothing")
     parser.add_argument("--smoke", action="store_true", help="short for --scale smoke: a few steps of every stage")
     parser.add_argument(
@@ -142,6 +151,11 @@ def _fetch_data(stages: list[Stage]) -> bool:
     return True
 
 
+def _folders(stages: list[Stage]) -> list[str]:
+    """Where images have to be that nobody fetches for us."""
+    return sorted({s.config.data.root for s in stages if s.config.data.name == "imagenet" and not s.finished})
+
+
 def _small(stages: list[Stage]) -> bool:
     return all(stage.config.data.name in SMALL for stage in stages)
 
@@ -187,7 +201,7 @@ def _with_price(arguments: argparse.Namespace, stages: list[Stage], gpus: int) -
     arms = dict.fromkeys(arm for figure in FIGURES.values() for arm in figure)
     scale = stages[0].scale
     if all((arguments.configs / scale / f"{arm}.yaml").is_file() for arm in arms):
-        whole = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs)
+        whole = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs, arguments.set)
         if len(whole) > len(stages):
             total = price.hours(sum(one.hours for one in price.prices(whole).values()))
             lines.append(f"figures 4, 5 and 6 together: {len(whole)} runs, {total} GPU-hours (python -m replicate)")

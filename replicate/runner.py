@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.config import Config, ConfigError, differences, flatten, load
+from training.config import OPERATIONAL, Config, ConfigError, differences, flatten, load
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -42,6 +42,7 @@ class Stage:
     config: Config
     folder: Path
     configs: Path = CONFIGS
+    overrides: tuple[str, ...] = ()  # "key=value", of keys that do not change what is trained
 
     @property
     def name(self) -> str:
@@ -54,7 +55,8 @@ class Stage:
     @property
     def arguments(self) -> list[str]:
         """Of train.py."""
-        return [str(self.file), "--seed", str(self.config.seed), "--out", str(self.folder)]
+        sets = [word for override in self.overrides for word in ("--set", override)]
+        return [str(self.file), *sets, "--seed", str(self.config.seed), "--out", str(self.folder)]
 
     @property
     def chunks(self) -> int:
@@ -143,13 +145,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def plan(scale: str, arms: Iterable[str], seeds: Iterable[int], runs: Path, configs: Path = CONFIGS) -> list[Stage]:
+def plan(
+    scale: str,
+    arms: Iterable[str],
+    seeds: Iterable[int],
+    runs: Path,
+    configs: Path = CONFIGS,
+    overrides: Iterable[str] = (),
+) -> list[Stage]:
     """The stages, those on the longest way to the end first."""
+    overrides = tuple(overrides)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key not in OPERATIONAL:
+            raise ConfigError(
+                f"--set {key}: here only what does not change the training may be set ({', '.join(OPERATIONAL)}); "
+                "for the rest write a scale of your own, a folder beside the others in configs/"
+            )
     stages = {}
     for seed in seeds:
         for arm in arms:
-            config = load(configs / scale / f"{arm}.yaml", [f"seed={seed}"])
-            stage = Stage(scale, arm, config, runs / scale / arm / f"seed{seed}", configs)
+            config = load(configs / scale / f"{arm}.yaml", [*overrides, f"seed={seed}"])
+            stage = Stage(scale, arm, config, runs / scale / arm / f"seed{seed}", configs, overrides)
             stages[stage.name] = stage
     for stage in stages.values():
         if stage.teacher and stage.teacher not in stages:

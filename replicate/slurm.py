@@ -27,6 +27,24 @@ class SlurmError(Exception):
     """Nothing can be launched on Slurm like this; the message says why."""
 
 
+# Options of sbatch that are not the site file's to give.
+OURS = {
+    *("time", "signal", "requeue", "no-requeue", "dependency", "array", "kill-on-invalid-dep", "job-name", "output"),
+    *(
+        "open-mode",
+        "nodes",
+        "ntasks-per-node",
+        "ntasks",
+        "gpus-per-node",
+        "cpus-per-task",
+        "mem",
+        "partition",
+        "account",
+    ),
+    *("qos", "constraint"),
+}
+
+
 class Site(BaseModel):
     """What one cluster wants to be told. Nothing here has a default that belongs to a site."""
 
@@ -41,7 +59,8 @@ class Site(BaseModel):
     cpus_per_gpu: int | None = Field(None, ge=1)
     cpus_per_node: int | None = Field(None, ge=1)  # instead of cpus_per_gpu
     mem_gb: float | None = Field(None, gt=0)  # per node
-    minutes: int = Field(ge=1)  # time limit; a stage that needs longer is queued again and goes on
+    # Time limit; a stage that needs longer is queued again and goes on. (YAML reads 24:00:00 as a number: 86400.)
+    minutes: int = Field(ge=5, le=31 * 24 * 60)
     setup: list[str] = []  # shell lines before the command, e.g. module load
     sbatch: dict[str, str | int | bool] = {}  # any other option of sbatch, without its dashes
 
@@ -75,6 +94,10 @@ def load_site(file: Path | None, flags: dict[str, Any]) -> Site:
         site = Site.model_validate({**values, **given})
     except ValidationError as error:
         raise SlurmError("\n".join(_explain(e, file, given) for e in error.errors())) from None
+    if ours := sorted(OURS & {key.replace("_", "-") for key in site.sbatch}):
+        raise SlurmError(
+            f"{file}: sbatch: {', '.join(ours)} cannot be given here: the launcher sets it, or has its own key"
+        )
     if site.cpus_per_gpu and site.cpus_per_node:
         raise SlurmError(f"{file}: cpus_per_gpu and cpus_per_node say the same thing twice; give one of them")
     return site

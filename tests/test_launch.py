@@ -217,14 +217,17 @@ def test_flags_go_before_the_site_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("gpus_per_node: 8\nminutes: 1\npartiton: x", "site.yaml: unknown key 'partiton'; valid keys: partition, "),
+        ("gpus_per_node: 8\nminutes: 10\npartiton: x", "site.yaml: unknown key 'partiton'; valid keys: partition, "),
         ("gpus_per_node: 8", "minutes is missing: give it in the site file, or with --minutes"),
+        ("gpus_per_node: 1\nminutes: 24:00:00", "minutes: expected less than or equal to 44640, got 86400"),
+        ("gpus_per_node: 1\nminutes: 1", "minutes: expected greater than or equal to 5, got 1"),
+        ("gpus_per_node: 1\nminutes: 60\nsbatch: {time: 5}", "sbatch: time cannot be given here"),
         ("minutes: 8", "gpus_per_node is missing: give it in the site file, or with --gpus"),
-        ("gpus_per_node: '8'\nminutes: 1", "site.yaml: gpus_per_node: expected an integer, got '8' (str)"),
-        ("gpus_per_node: -1\nminutes: 1", "greater than or equal to 0, got -1 (int)"),
+        ("gpus_per_node: '8'\nminutes: 10", "site.yaml: gpus_per_node: expected an integer, got '8' (str)"),
+        ("gpus_per_node: -1\nminutes: 10", "greater than or equal to 0, got -1 (int)"),
         ("gpus_per_node: [", "site.yaml: not valid YAML: "),
         ("- 1", "site.yaml: expected keys and values, got list"),
-        ("gpus_per_node: 1\nminutes: 1\ncpus_per_gpu: 1\ncpus_per_node: 1", "say the same thing twice"),
+        ("gpus_per_node: 1\nminutes: 10\ncpus_per_gpu: 1\ncpus_per_node: 1", "say the same thing twice"),
     ],
 )
 def test_a_wrong_site_file_is_refused_in_a_sentence(tmp_path, capsys, text, words):
@@ -269,7 +272,7 @@ def test_a_stage_takes_the_gpus_that_its_batch_can_be_shared_among(tmp_path, mon
 
 def test_more_processes_than_the_batch_has_work_for_are_refused(tmp_path, monkeypatch, capsys):
     with_chunks(stages_of(tmp_path)[0], 2, monkeypatch)
-    assert launch.main("", fig4.ARMS, ["--smoke", "--launcher", "print", "--gpus", "4", "--minutes", "1"]) == 2
+    assert launch.main("", fig4.ARMS, ["--smoke", "--launcher", "print", "--gpus", "4", "--minutes", "10"]) == 2
     assert "4 processes, but" in (error := capsys.readouterr().err)
     assert "has work for 2" in error
 
@@ -450,6 +453,22 @@ def test_flops_are_two_for_each_multiply_add():
             counted += 2 * module.weight.numel() * size.get(name, 1)
     (stage,) = plan("smoke", ("standard",), (0,), Path("nowhere"))
     assert price.forward_cost(stage.config)[0] == counted
+
+
+def test_where_the_data_is_can_be_said_for_all_stages_and_what_is_trained_cannot(tmp_path, capsys):
+    scale = ["--scale", "imagenet", "--runs", str(tmp_path / "runs")]
+    assert launch.main("", fig4.ARMS, [*scale, *SITE, "--launcher", "slurm"]) == 2
+    assert (
+        "there is no folder data/imagenet, where the images should be: --set data.root=FOLDER"
+        in capsys.readouterr().err
+    )
+    found = ["--set", f"data.root={tmp_path}"]
+    assert launch.main("", fig4.ARMS, [*scale, *SITE, *found, "--launcher", "print"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count(f"--set data.root={tmp_path} --seed 0") == 4
+    assert captured.err == ""
+    assert launch.main("", fig4.ARMS, [*scale, "--dry-run", "--set", "optimizer.lr=1.0"]) == 2
+    assert "--set optimizer.lr: here only what does not change the training may be set" in capsys.readouterr().err
 
 
 def test_a_figure_names_the_price_of_all_three(tmp_path, capsys):
