@@ -204,7 +204,7 @@ def test_on_several_nodes_the_ranks_meet_on_the_first(tmp_path):
 
 def test_the_example_is_a_site():
     site = load_site(ROOT / "replicate" / "site.example.yaml", {})
-    assert (site.processes, site.cpus) == (8, 96)
+    assert (site.processes, site.cpus) == (8, 128)
 
 
 def test_flags_go_before_the_site_file(tmp_path):
