@@ -29,13 +29,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 from training.config import Config, ConfigError, load
 from training.data import Batch, Data, Order, open_data
 from training.distributed import Elsewhere, Processes, Statistics, lost_contact
 from training.evaluation import before_training, evaluate
 from training.fashion_mnist import DataError
-from training.growth import build, grow
+from training.growth import OptimizerState, build, grow
 from training.report import Report
 from training.run import Clock, Run, RunError, Stopped
 
@@ -58,10 +59,11 @@ def train(
         # The model is always built from its config; a student then takes over the weights grown from its teacher.
         torch.manual_seed(config.seed)
         model = build(config.model, config.data)
+        carried: OptimizerState = {}
         if state is not None:
             model.load_state_dict(state["model"])
         else:
-            processes.first(lambda: begin(config, run, model, teacher, data))
+            carried = processes.first(lambda: begin(config, run, model, teacher, data))
             processes.share(model)
         model.to(device, memory_format=torch.channels_last)
         update = Update(config, model, processes, data.order)
@@ -69,6 +71,8 @@ def train(
         if state is not None:
             step, rows, clock = state["step"], state["rows"], Clock(state["wall_s"])
             update.restore(state)
+        else:
+            update.carry(carried)
         reports: list[Report] = []
         processes.first(lambda: reports.append(closing.enter_context(Report(run, state, rows))))
         report = reports[0] if reports else None
@@ -118,20 +122,39 @@ def train(
             step += 1
             if report:
                 report.step(step)
+        whole = {}
+        if data.all_val_images > data.val_images:  # once, at the end: what a final accuracy is worth
+            measured = evaluate(update.models[-1], data, processes, update.autocast, stop, whole=True)
+            if measured is None:
+                raise Stopped(step)
+            whole = {"all_val_images": data.all_val_images, "all_val_top1": measured[1]}
 
     processes.settle()
     if run:
         last = {k: rows[-1][k] for k in ("train_top1", "val_top1", "wall_s")}
-        run.note(status="finished", result={"steps": step, "val_images": data.val_images, **last})
+        run.note(status="finished", result={"steps": step, "val_images": data.val_images, **last, **whole})
 
 
-def begin(config: Config, run: Run, model: nn.Module, teacher: Path | None, data: Data) -> None:
-    """Give a new run's model its first weights, and note where they are from."""
+def begin(config: Config, run: Run, model: nn.Module, teacher: Path | None, data: Data) -> OptimizerState:
+    """Give a new run's model its first weights, and note where they are from; returns its optimizer's first state."""
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    facts["training_flops_per_image"] = training_flops(model, config)
+    carried: OptimizerState = {}
     if config.growth is not None and teacher is not None:
-        student, facts["growth"] = grow(config, model, teacher, data)
+        student, carried, facts["growth"] = grow(config, model, teacher, data, make_optimizer)
         model.load_state_dict(student.state_dict())
     run.note(**facts)
+    return carried
+
+
+def training_flops(model: nn.Module, config: Config) -> int:
+    """Floating-point operations of a training pass over one image: three forward passes, a multiplication and an
+    addition counting as two. Convolutions and linear layers alone."""
+    image = torch.zeros(1, config.data.channels, config.data.image_size, config.data.image_size)
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    return 3 * counter.get_total_flops()
 
 
 class Update:
@@ -186,6 +209,15 @@ class Update:
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.model, step + 1 if options.ema_warmup else None)
+
+    def carry(self, state: OptimizerState) -> None:
+        """Begin with what the teacher's optimizer remembered."""
+        for name, parameter in self.model.named_parameters():
+            if name in state:
+                self.optimizer.state[parameter] = {
+                    key: value.to(parameter.device) if isinstance(value, torch.Tensor) and value.ndim else value
+                    for key, value in state[name].items()
+                }
 
     def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses of the steps since the last evaluation, and the training images that were classified right."""

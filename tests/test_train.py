@@ -117,6 +117,77 @@ def test_noise_moves_the_student_a_little_and_is_certified_apart(runs, tmp_path)
     assert 1e-4 < record["error"][0]["relative"] < 0.5  # evaluation mode; a teacher of six steps has little to lose
 
 
+def test_exact_noise_changes_the_weights_and_not_the_start(runs):
+    folder = runs / "wider_exact" / "seed0"
+    assert call("wider", folder, "growth.noise=0.05", "growth.exact=true") == 0
+    record = json.loads((folder / "run.json").read_text())["growth"]
+    assert record["history"][0]["exact"] is True
+    assert all(error["relative"] < 1e-5 for error in record["error"])
+    plain = runs / "wider_plain" / "seed0"
+    assert call("wider", plain, "growth.noise=0.0") == 0
+    exact, equal = (torch.load(f / "step0.pt", weights_only=True)["model"] for f in (folder, plain))
+    assert not same(exact, equal)
+
+
+@pytest.mark.parametrize("arm", ["wider", "deeper", "random_pad"])
+def test_a_carried_optimizer_begins_with_what_the_teachers_remembers(runs, arm):
+    folder = runs / f"{arm}_carried" / "seed0"
+    assert call(arm, folder, "growth.optimizer=carried") == 0
+    manifest = json.loads((folder / "run.json").read_text())
+    config = load(config_file(arm), ["growth.optimizer=carried"])
+    teacher = torch.load(manifest["growth"]["teacher"], weights_only=True)
+    first = torch.load(folder / "step0.pt", weights_only=True)
+    student = growth.build(config.model, config.data)
+    optimizer = train.make_optimizer(config, student)
+    optimizer.load_state_dict(first["optimizer"])
+    was = Model(**{k.removeprefix("model."): v for k, v in teacher["config"].items() if k.startswith("model.")})
+    old = growth.build(was, config.data)
+    before = train.make_optimizer(config, old)
+    before.load_state_dict(teacher["optimizer"])
+    # The stem's first convolution is outside of what grows: its state is the teacher's.
+    (name, parameter), (_, theirs) = next(student.named_parameters()), next(old.named_parameters())
+    assert parameter.shape == theirs.shape, name
+    for key in ("square_avg", "momentum_buffer"):
+        assert torch.equal(optimizer.state[parameter][key], before.state[theirs][key])
+    new = [n for n, p in student.named_parameters() if p not in optimizer.state]
+    assert bool(new) == (arm == "deeper")  # what is new there has nothing to remember
+
+    fresh = runs / f"{arm}_fresh" / "seed0"
+    assert call(arm, fresh) == 0
+    assert torch.load(fresh / "step0.pt", weights_only=True)["optimizer"]["state"] == {}
+    assert not same(final_state(folder)["model"], final_state(fresh)["model"])
+
+
+def test_a_continued_teacher_is_the_teacher(runs):
+    overrides = ["growth.method=continue", "growth.teacher=standard", "growth.noise=0.0"]
+    for optimizer in ("fresh", "carried"):
+        out = runs / f"continued_{optimizer}" / "seed0"
+        assert call("wider", out, *overrides, f"growth.optimizer={optimizer}") == 0
+        teacher = torch.load(runs / "standard" / "seed0" / "checkpoint.pt", weights_only=True)
+        assert same(torch.load(out / "step0.pt", weights_only=True)["model"], teacher["ema"])
+
+
+def test_the_last_accuracy_is_of_all_validation_images(runs, tmp_path):
+    folder = tmp_path / "standard" / "seed0"
+    assert call("standard", folder, "data.val_images=100") == 0
+    result = json.loads((folder / "run.json").read_text())["result"]
+    assert (result["val_images"], result["all_val_images"]) == (100, 2000)
+    # Trained alike: with all of them in every evaluation the last row is that number.
+    assert call("standard", tmp_path / "all" / "seed0", "data.val_images=2000") == 0
+    last = json.loads((tmp_path / "all" / "seed0" / "run.json").read_text())["result"]
+    assert "all_val_top1" not in last
+    assert last["val_top1"] == pytest.approx(result["all_val_top1"])
+
+
+def test_training_operations_are_counted():
+    config = load(config_file("standard"))
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 28 * 28, 10)
+    )
+    forward = 2 * (28 * 28 * 9 * 8 + 8 * 28 * 28 * 10)
+    assert train.training_flops(model, config) == 3 * forward
+
+
 def test_random_pad_has_the_students_shape_and_not_its_function(runs):
     assert call("random_pad", runs / "random_pad" / "seed0") == 0
     record = json.loads((runs / "random_pad" / "seed0" / "run.json").read_text())["growth"]

@@ -32,8 +32,10 @@ class Model(Section):
 
 class Growth(Section):
     teacher: str  # an arm of the same scale and seed, or the path of a checkpoint
-    method: Literal["net2wider", "random_pad", "net2deeper"]
+    method: Literal["net2wider", "random_pad", "net2deeper", "continue"]  # continue: the teacher itself, as a control
     noise: float = Field(ge=0)  # net2wider: of each filter's standard deviation, on copies only
+    exact: bool  # net2wider: the noise goes on the weights that read the copies, in amounts that cancel
+    optimizer: Literal["fresh", "carried"]  # carried: the teacher's optimizer state, grown along
     calibration_images: int = Field(gt=1)  # net2deeper: the batch that the batch-norm statistics are measured on
 
 

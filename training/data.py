@@ -69,7 +69,8 @@ class Data(Protocol):
     order: Order
     fingerprint: str  # of which images there are: a resumed run must have the same
     facts: dict[str, Any]  # for run.json
-    val_images: int  # in the whole validation set
+    val_images: int  # looked at in each evaluation
+    all_val_images: int  # in the whole validation set
 
     def stream(self, step: int) -> Iterator[Batch]:
         """This process's chunks of mini-batch `step`, of the one after it, and so on without end."""
@@ -77,8 +78,8 @@ class Data(Protocol):
     def first(self, n: int) -> torch.Tensor:
         """The first `n` training images in the order of the first epoch, the same on every process."""
 
-    def validation(self) -> Iterator[Batch]:
-        """This process's share of the validation set; over all processes each image comes once.
+    def validation(self, whole: bool = False) -> Iterator[Batch]:
+        """This process's share of the evaluation's images, or of all there are; over all processes each comes once.
 
         The label of an image that could not be read is -1, which no answer is.
         """
@@ -133,8 +134,9 @@ class MemoryImages:
         self.fingerprint = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (*train, *test))).hexdigest()
         self.facts = {"source": data.name, "train_images": n, "val_images": data.val_images}
         self.images, self.labels = (t.to(device) for t in train)
-        self.val_images = data.val_images
+        self.val_images, self.all_val_images = data.val_images, len(test[0])
         self._val = [t[: data.val_images][rank::world].to(device) for t in test]
+        self._all_val = [t[rank::world].to(device) for t in test]
         self.flip = data.flip
         self._epoch = -1
 
@@ -159,8 +161,9 @@ class MemoryImages:
         steps = range(min(math.ceil(n / self._whole.batch_size), self._whole.per_epoch))
         return torch.cat([self._take(0, self._whole.chunks(step)[1][0])[0] for step in steps])[:n]
 
-    def validation(self, batch_size: int = 500) -> Iterator[Batch]:
-        for images, labels in zip(*(t.split(batch_size) for t in self._val), strict=True):
+    def validation(self, whole: bool = False, batch_size: int = 500) -> Iterator[Batch]:
+        val = self._all_val if whole else self._val
+        for images, labels in zip(*(t.split(batch_size) for t in val), strict=True):
             if not len(labels):  # more processes than images
                 return
             yield _normalise(images), labels

@@ -20,21 +20,29 @@ STEP0_BATCHES = 4  # mini-batches for the training accuracy before the first upd
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, data: Data, processes: Processes, autocast: Autocast, stop: Callable[[], bool]
+    model: nn.Module,
+    data: Data,
+    processes: Processes,
+    autocast: Autocast,
+    stop: Callable[[], bool],
+    whole: bool = False,
 ) -> tuple[float, float] | None:
-    """Loss and top-1 accuracy over the whole validation set, each image once; None where any process was to stop."""
+    """Loss and top-1 accuracy, each image once; None where any process was to stop.
+
+    `whole`: on all validation images that there are, where an evaluation looks at a part of them.
+    """
     model.eval()
     tally = Tally(processes, autocast)
     stopped = False
-    for images, labels in data.validation():
+    for images, labels in data.validation(whole):
         tally.add(model, images, labels)
         if stopped := stop():
             break
     loss, correct, n, stops = tally.totals(stopped)
     if stops:
         return None
-    if n != data.val_images:
-        raise RunError(f"the evaluation saw {n:.0f} of {data.val_images} validation images")
+    if n != (expected := data.all_val_images if whole else data.val_images):
+        raise RunError(f"the evaluation saw {n:.0f} of {expected} validation images")
     return loss / n, correct / n
 
 

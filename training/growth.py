@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,22 @@ def build(model: ModelConfig, data: MemoryData | ImageNetData) -> InceptionBN:
     )
 
 
-def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> tuple[nn.Module, dict[str, Any]]:
-    """The student grown from the teacher in `checkpoint`, and the record of it for `run.json`.
+OptimizerState = dict[str, dict[str, Any]]  # by name of the parameter
+
+
+def grow(
+    config: Config,
+    reference: nn.Module,
+    checkpoint: Path,
+    data: Data,
+    make_optimizer: Callable[[Config, nn.Module], torch.optim.Optimizer],
+) -> tuple[nn.Module, OptimizerState, dict[str, Any]]:
+    """The student grown from the teacher in `checkpoint`, its optimizer's state, and the record for `run.json`.
 
     `reference` is the student's architecture, as built for training from scratch: it says how wide each layer becomes,
     and the student must come out with exactly its parameters. The record holds the teacher's checksum, what was done,
-    and the certificates: of the growth as it was (with its noise), and without noise, where it has to be exact.
+    and the certificates: of the growth as it was (with its noise), and without noise, where it has to be exact. The
+    optimizer's state is empty unless `growth.optimizer` is "carried".
     """
     growth = config.growth
     trainer = owner(checkpoint.with_name("lock"))
@@ -57,8 +69,11 @@ def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> 
     teacher = build(was, config.data)
     teacher.load_state_dict(saved["ema"] or saved["model"])
     batch = data.first(growth.calibration_images).cpu()
+    carry = growth.optimizer == "carried"
 
     def student(noise: float) -> nn.Module:
+        if growth.method == "continue":
+            return copy.deepcopy(teacher)
         if growth.method == "net2deeper":
             pairs = PAIR * (config.model.extra_pairs - was.extra_pairs)
             sites = {"inception.*.middle.2": pairs, "inception.*.long.3": pairs}
@@ -70,11 +85,14 @@ def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> 
         }
         if growth.method == "random_pad":
             return net2net.random_pad(teacher, batch, widths=widths, init=init_weights, seed=config.seed)
-        return net2net.widen(teacher, batch, widths=widths, noise=noise, seed=config.seed)
+        return net2net.widen(
+            teacher, batch, widths=widths, noise=noise, exact=growth.exact and noise > 0, seed=config.seed
+        )
 
     try:
         grown = student(growth.noise)
         _same_architecture(grown, reference)
+        carried = _carried(make_optimizer(config, teacher), saved["optimizer"], teacher, grown) if carry else {}
     except net2net.GrowthError as error:
         raise CheckpointError(f"the teacher {checkpoint} cannot be grown into this model: {error}") from None
     record = {
@@ -87,7 +105,18 @@ def grow(config: Config, reference: nn.Module, checkpoint: Path, data: Data) -> 
     }
     if growth.method == "net2wider":
         record["error_without_noise"] = _certificates(teacher, student(0.0), batch)
-    return grown, record
+    return grown, carried, record
+
+
+def _carried(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], teacher: nn.Module, student: nn.Module
+) -> OptimizerState:
+    """What the teacher's optimizer remembers, for the student's parameters; nothing for those of new layers."""
+    optimizer.load_state_dict(state)
+    owner = teacher
+    if net2net.history(student) != net2net.history(teacher):
+        optimizer, owner = net2net.grow_optimizer(optimizer, student, teacher=teacher), student
+    return {name: dict(optimizer.state[p]) for name, p in owner.named_parameters() if p in optimizer.state}
 
 
 def _certificates(teacher: nn.Module, student: nn.Module, batch: torch.Tensor) -> list[dict[str, Any]]:

@@ -261,7 +261,7 @@ class ImageData:
         self._whole = Order(len(readers["train"]), seed, batch_size, chunk)
         marks = ":".join(fingerprint(readers[split]) for split in SPLITS)
         self.fingerprint = hashlib.sha256(marks.encode()).hexdigest()
-        self.val_images = len(readers["val"])
+        self.val_images = self.all_val_images = len(readers["val"])
         self.facts = {"source": "imagenet", **report.facts, "decode": backend(), "workers": self.workers}
         with suppress(OSError, ValueError):
             self.facts["resized"] = json.loads((Path(data.root) / "resize.json").read_text())["settings"]
@@ -285,7 +285,7 @@ class ImageData:
             for indices in chunks:
                 yield "train", epoch, indices.tolist()
 
-    def validation(self) -> Iterator[Batch]:
+    def validation(self, whole: bool = False) -> Iterator[Batch]:
         """This process's share of the validation set; over all processes each image comes once."""
         mine = range(self.rank, self.val_images, self.world)
         # All workers at work, in chunks that are no larger than those of training, which are known to fit the device.
