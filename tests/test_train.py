@@ -258,8 +258,8 @@ def test_flips_follow_the_seed_the_epoch_and_the_image():
 
 def test_validation_sees_every_image_once_at_any_batch_size():
     data = images_of()
-    whole = torch.cat([labels for _, labels in data.validation(200)])
-    assert same(whole, torch.cat([labels for _, labels in data.validation(77)]))
+    whole = torch.cat([labels for _, labels in data.validation(batch_size=200)])
+    assert same(whole, torch.cat([labels for _, labels in data.validation(batch_size=77)]))
     assert len(whole) == 200
 
 
@@ -446,7 +446,8 @@ def test_the_teacher_is_truncated_or_no_checkpoint(runs, tmp_path, capsys):
 )
 def test_the_teacher_is_of_another_architecture(runs, tmp_path, capsys, arm, teacher, words):
     path = runs / teacher / "seed0" / "checkpoint.pt"
-    extra = ["growth.method=net2wider", "growth.noise=0.0", "growth.calibration_images=32"]
+    extra = ["method=net2wider", "noise=0.0", "exact=false", "optimizer=fresh", "calibration_images=32"]
+    extra = [f"growth.{word}" for word in extra]
     error = refused(
         arm, tmp_path / "out", capsys, f"growth.teacher={path}", *(extra if arm == "teacher_narrow" else [])
     )
