@@ -36,7 +36,8 @@ from training.data import Batch, Data, Order, open_data
 from training.distributed import Elsewhere, Processes, Statistics, lost_contact
 from training.evaluation import before_training, evaluate
 from training.fashion_mnist import DataError
-from training.growth import OptimizerState, build, grow
+from training.growth import OptimizerState, build, facts_of, grow, load_teacher
+from training.prediction import Prediction
 from training.report import Report
 from training.run import Clock, Run, RunError, Stopped
 
@@ -59,14 +60,15 @@ def train(
         # The model is always built from its config; a student then takes over the weights grown from its teacher.
         torch.manual_seed(config.seed)
         model = build(config.model, config.data)
+        prediction = predicting(config, run, model, teacher, data, processes) if config.teacher_prediction else None
         carried: OptimizerState = {}
         if state is not None:
             model.load_state_dict(state["model"])
         else:
-            carried = processes.first(lambda: begin(config, run, model, teacher, data))
+            carried = processes.first(lambda: begin(config, run, model, prediction, teacher, data))
             processes.share(model)
         model.to(device, memory_format=torch.channels_last)
-        update = Update(config, model, processes, data.order)
+        update = Update(config, model, processes, data.order, prediction)
         step, rows, clock = 0, [], Clock()
         if state is not None:
             step, rows, clock = state["step"], state["rows"], Clock(state["wall_s"])
@@ -135,10 +137,30 @@ def train(
         run.note(status="finished", result={"steps": step, "val_images": data.val_images, **last, **whole})
 
 
-def begin(config: Config, run: Run, model: nn.Module, teacher: Path | None, data: Data) -> OptimizerState:
+def predicting(
+    config: Config, run: Run | None, model: nn.Module, teacher: Path | None, data: Data, processes: Processes
+) -> Prediction:
+    """The model with its predictions of a teacher's layers (sec 2.1), of the same teacher whenever the run goes on."""
+
+    def read() -> nn.Module:
+        net, _, saved = load_teacher(teacher, config.data)
+        facts = facts_of(teacher, saved)
+        before = run.manifest.get("teacher_prediction", facts)
+        if before["teacher_sha256"] != facts["teacher_sha256"]:
+            raise RunError(f"the teacher {teacher} is not the one that this run was begun with: choose another --out")
+        run.note(teacher_prediction=facts)
+        return net
+
+    net = processes.first(read)
+    return Prediction(model, net, config.teacher_prediction, data.first(2).cpu(), config.seed)
+
+
+def begin(
+    config: Config, run: Run, model: nn.Module, prediction: Prediction | None, teacher: Path | None, data: Data
+) -> OptimizerState:
     """Give a new run's model its first weights, and note where they are from; returns its optimizer's first state."""
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-    facts["training_flops_per_image"] = training_flops(model, config)
+    facts["training_flops_per_image"] = training_flops(model, prediction, config)
     carried: OptimizerState = {}
     if config.growth is not None and teacher is not None:
         student, carried, facts["growth"] = grow(config, model, teacher, data, make_optimizer)
@@ -147,14 +169,18 @@ def begin(config: Config, run: Run, model: nn.Module, teacher: Path | None, data
     return carried
 
 
-def training_flops(model: nn.Module, config: Config) -> int:
-    """Floating-point operations of a training pass over one image: three forward passes, a multiplication and an
-    addition counting as two. Convolutions and linear layers alone."""
+def training_flops(model: nn.Module, prediction: Prediction | None, config: Config) -> int:
+    """Floating-point operations of a training pass over one image: three forward passes (of a teacher that is only to
+    be predicted: one), a multiplication and an addition counting as two. Convolutions and linear layers alone."""
     image = torch.zeros(1, config.data.channels, config.data.image_size, config.data.image_size)
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    return 3 * counter.get_total_flops()
+
+    def forward(module: nn.Module) -> int:
+        module.eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(image)
+        return counter.get_total_flops()
+
+    return 3 * forward(prediction) - 2 * forward(prediction.teacher[0]) if prediction else 3 * forward(model)
 
 
 class Update:
@@ -163,17 +189,23 @@ class Update:
     Nothing in a step waits for the device: losses and hits are added up there and read at the next evaluation.
     """
 
-    def __init__(self, config: Config, model: nn.Module, processes: Processes, order: Order):
+    def __init__(
+        self, config: Config, model: nn.Module, processes: Processes, order: Order, prediction: Prediction | None = None
+    ):
         options, device = config.training, processes.device
-        self.config, self.model, self.processes = config, model, processes
-        self.optimizer = make_optimizer(config, model)
+        self.config, self.model, self.prediction, self.processes = config, model, prediction, processes
+        self.trained = model  # with what is trained beside it
+        if prediction:
+            self.trained = prediction.to(device)
+            prediction.teacher[0].to(device, memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(config, self.trained)
         warmup = {"use_warmup": options.ema_warmup, "warmup_gamma": 9.0, "warmup_power": 1.0}  # (step) / (9 + step)
         self.ema = ModelEmaV3(model, decay=options.ema_decay, **warmup) if options.ema_decay else None
         self.models = [model, self.ema.module] if self.ema else [model]  # the last one is what is evaluated
         self.chunks_here = len(order.mine)
         self.statistics = Statistics(model, processes, self.chunks_here, order.chunks_per_batch)
         self.share = processes.world / order.chunks_per_batch  # of a chunk in the mean that DDP takes over processes
-        self.forward: nn.Module = torch.compile(model) if options.compile else model
+        self.forward: nn.Module = torch.compile(self.trained) if options.compile else self.trained
         if processes.world > 1:
             with warnings.catch_warnings():  # torch 2.13 has a new name for the argument, torch 2.11 has not
                 warnings.simplefilter("ignore", FutureWarning)
@@ -198,14 +230,18 @@ class Update:
             last = chunk == self.chunks_here - 1
             with contextlib.nullcontext() if last or self.processes.world == 1 else self.forward.no_sync():
                 with self.autocast():
-                    logits = self.forward(images).float()
+                    output = self.forward(images)
+                    logits, extra = output if self.prediction else (output, None)
+                    logits = logits.float()
                     loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+                    if extra is not None:
+                        loss = loss + extra.float()
                 (loss * self.share).backward()
             self.statistics.passed(chunk)
             self.losses[step % options.eval_every] += loss.detach() * (self.share / self.processes.world)
             self.correct += (logits.detach().argmax(1) == labels).sum()
         if self.config.optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.model, step + 1 if options.ema_warmup else None)
@@ -232,6 +268,7 @@ class Update:
         losses, correct = self.totals()
         return {
             "model": self.model.state_dict(),
+            "predictors": self.prediction.predictors.state_dict() if self.prediction else None,
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "losses": losses,
@@ -241,6 +278,8 @@ class Update:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.prediction:
+            self.prediction.predictors.load_state_dict(state["predictors"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         if self.processes.main:  # they are sums over all processes
@@ -310,10 +349,10 @@ def default_folder(config: Path, seed: int) -> Path:
 
 
 def teacher_of(config: Config, folder: Path) -> Path | None:
-    """The teacher's checkpoint: `growth.teacher` is a path, or an arm beside this one, of the same seed."""
-    if config.growth is None:
+    """The teacher's checkpoint: its name in the config is a path, or an arm beside this one, of the same seed."""
+    if config.teacher is None:
         return None
-    name = Path(config.growth.teacher)
+    name = Path(config.teacher)
     if name.suffix or len(name.parts) > 1:
         return name
     return folder.parent.parent / name / f"seed{config.seed}" / "checkpoint.pt"

@@ -97,7 +97,7 @@ def _local(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stage
     jobs = arguments.jobs or min(side_by_side, len(stages))
     if arguments.dry_run:
         gpu = bool(gpus) or not _small(stages)
-        print(_with_price(arguments, stages, len(gpus)) if gpu else _with_seconds(stages, jobs))
+        print(_with_price(arguments, stages, len(gpus)) if gpu else with_seconds(stages, jobs))
         return 0
     threads = max(1, cores // (len(gpus) or jobs * widest))
     return Runner(stages, jobs, threads, processes, gpus).run()
@@ -130,7 +130,7 @@ def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> 
         print()
     if arguments.launcher == "print" or arguments.dry_run:
         priced = gpus or not _small(stages)
-        print(_with_price(arguments, stages, 0) if priced else _with_seconds(stages, len(stages)))
+        print(_with_price(arguments, stages, 0) if priced else with_seconds(stages, len(stages)))
         return 0
     if not _fetch_data(stages):
         return 2
@@ -175,7 +175,7 @@ def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
 
 
-def _with_seconds(stages: list[Stage], jobs: int) -> str:
+def with_seconds(stages: list[Stage], jobs: int) -> str:
     """The plan, with what recorded runs took on one CPU core."""
     rows, known, total = [], True, 0.0
     for stage in stages:

@@ -42,7 +42,8 @@ class Stage:
     config: Config
     folder: Path
     configs: Path = CONFIGS
-    overrides: tuple[str, ...] = ()  # "key=value", of keys that do not change what is trained
+    overrides: tuple[str, ...] = ()  # "key=value": keys that do not change what is trained, or what makes a variant
+    base: str = ""  # the arm that this one is a variant of
 
     @property
     def name(self) -> str:
@@ -50,7 +51,7 @@ class Stage:
 
     @property
     def file(self) -> Path:
-        return self.configs / self.scale / f"{self.arm}.yaml"
+        return self.configs / self.scale / f"{self.base or self.arm}.yaml"
 
     @property
     def arguments(self) -> list[str]:
@@ -69,7 +70,7 @@ class Stage:
 
     @property
     def teacher(self) -> str | None:
-        return f"{self.config.growth.teacher}/seed{self.config.seed}" if self.config.growth else None
+        return f"{self.config.teacher}/seed{self.config.seed}" if self.config.teacher else None
 
     def manifest(self) -> dict[str, Any]:
         return read_json(self.folder / "run.json")
@@ -130,11 +131,11 @@ class Stage:
         return False
 
     def seconds(self) -> float | None:
-        """What the committed run of this arm took, if there is one of the same number of steps."""
-        recorded = read_json(ROOT / "results" / self.scale / self.arm / "seed0" / "run.json")
-        if recorded.get("config", {}).get("training.steps") != self.steps:
-            return None
-        return recorded["result"]["wall_s"]
+        """What a committed run of this arm took, by the number of steps, if there is one."""
+        for path in sorted((ROOT / "results" / self.scale / (self.base or self.arm)).glob("seed*/run.json")):
+            recorded = read_json(path)
+            return recorded["result"]["wall_s"] * self.steps / recorded["config"]["training.steps"]
+        return None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def plan(
             stages[stage.name] = stage
     for stage in stages.values():
         if stage.teacher and stage.teacher not in stages:
-            raise ConfigError(f"{stage.file}: growth.teacher: {stage.config.growth.teacher!r} is no arm of this figure")
+            raise ConfigError(f"{stage.file}: growth.teacher: {stage.config.teacher!r} is no arm of this figure")
 
     def ahead(stage: Stage) -> float:
         """Cost of a stage and of the longest chain of students after it."""

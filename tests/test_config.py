@@ -88,7 +88,8 @@ def test_every_key_is_read_by_something():
                 holder = node.value
                 read.add((getattr(holder, "attr", getattr(holder, "id", "")), node.attr))
     # `self`: what a section of the config works out from its own keys
-    aliases = {"optimizer": {"optimizer", "o"}, "training": {"training", "options", "self"}, "wandb": {"options"}}
+    aliases = {"growth": {"growth", "wants"}, "teacher_prediction": {"teacher_prediction", "options", "wants"}}
+    aliases |= {"optimizer": {"optimizer", "o"}, "training": {"training", "options", "self"}, "wandb": {"options"}}
     for key in _keys():
         section, _, leaf = key.rpartition(".")
         holders = aliases.get(section, {section}) if section else {"config"}

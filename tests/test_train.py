@@ -185,7 +185,7 @@ def test_training_operations_are_counted():
         torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 28 * 28, 10)
     )
     forward = 2 * (28 * 28 * 9 * 8 + 8 * 28 * 28 * 10)
-    assert train.training_flops(model, config) == 3 * forward
+    assert train.training_flops(model, None, config) == 3 * forward
 
 
 def test_random_pad_has_the_students_shape_and_not_its_function(runs):
@@ -536,3 +536,64 @@ def test_more_images_are_asked_for_than_there_are(tmp_path, capsys):
     assert "data.val_images: 9999 asked for" in refused("standard", tmp_path / "a", capsys, "data.val_images=9999")
     assert "training.batch_size: 99999" in refused("standard", tmp_path / "b", capsys, "training.batch_size=99999")
     assert "training.bn_batch_size: 7" in refused("standard", tmp_path / "c", capsys, "training.bn_batch_size=7")
+
+
+# ---- predicting a teacher's layers (sec 2.1)
+
+
+def predicting(runs, out, *overrides):
+    teacher = runs / "teacher_narrow" / "seed0" / "checkpoint.pt"
+    return call("teacher_prediction", out, f"teacher_prediction.teacher={teacher}", *overrides)
+
+
+def test_predictors_are_trained_and_the_teacher_is_not(runs, tmp_path):
+    assert predicting(runs, tmp_path / "a") == 0
+    state = final_state(tmp_path / "a")
+    assert [tuple(t.shape[2:]) for k, t in state["predictors"].items() if k.endswith("weight")] == [(1, 1)] * 4
+    assert predicting(runs, tmp_path / "b", "teacher_prediction.weight=1e-12") == 0
+    other = final_state(tmp_path / "b")
+    assert not same(state["predictors"], other["predictors"])
+    assert not same(state["model"], other["model"])
+    assert state["rows"][-1]["train_loss"] > other["rows"][-1]["train_loss"]  # it has the predictions' error in it
+    # What is evaluated and handed on is a net like any other.
+    config = load(config_file("standard"))
+    growth.build(config.model, config.data).load_state_dict(state["ema"])
+    manifest = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert len(manifest["teacher_prediction"]["teacher_sha256"]) == 64
+    plain = json.loads((runs / "standard" / "seed0" / "run.json").read_text())["training_flops_per_image"]
+    assert plain < manifest["training_flops_per_image"] < 1.5 * plain
+
+
+def test_a_predicting_run_goes_on_bit_for_bit_and_with_its_own_teacher_alone(runs, tmp_path, capsys):
+    assert predicting(runs, tmp_path / "whole") == 0
+    stops = iter([False, False, False, True])
+    main = train.train
+
+    def stopped(config, run, processes, teacher, stop):
+        return main(config, run, processes, teacher, lambda: next(stops, False))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train", stopped)
+        assert predicting(runs, tmp_path / "parts") != 0
+    manifest = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert manifest["status"] == "running"
+    (tmp_path / "parts" / "run.json").write_text(
+        json.dumps(manifest | {"teacher_prediction": manifest["teacher_prediction"] | {"teacher_sha256": "0" * 64}})
+    )
+    assert predicting(runs, tmp_path / "parts") == 2
+    assert "not the one that this run was begun with" in capsys.readouterr().err
+    (tmp_path / "parts" / "run.json").write_text(json.dumps(manifest))
+    assert predicting(runs, tmp_path / "parts") == 0
+    assert same(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+
+
+def test_layers_that_cannot_be_predicted_are_named(runs, tmp_path, capsys):
+    assert predicting(runs, tmp_path / "a", "teacher_prediction.layers=[inception.9z]") == 2
+    assert "no layer 'inception.9z'" in capsys.readouterr().err
+    assert predicting(runs, tmp_path / "b", "teacher_prediction.layers=[classifier]") == 2
+    assert "'classifier' returns [10]" in capsys.readouterr().err
+    assert call("teacher_prediction", tmp_path / "c", "teacher_prediction.teacher=standard") == 2
+    assert "does not exist" in capsys.readouterr().err
+    extra = ["teacher=x", "method=net2wider", "noise=0.0", "exact=false", "optimizer=fresh", "calibration_images=32"]
+    assert call("teacher_prediction", tmp_path / "d", *(f"growth.{word}" for word in extra)) == 2
+    assert "has one of the two" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class ConfigError(Exception):
@@ -37,6 +37,14 @@ class Growth(Section):
     exact: bool  # net2wider: the noise goes on the weights that read the copies, in amounts that cancel
     optimizer: Literal["fresh", "carried"]  # carried: the teacher's optimizer state, grown along
     calibration_images: int = Field(gt=1)  # net2deeper: the batch that the batch-norm statistics are measured on
+
+
+class TeacherPrediction(Section):
+    """Sec 2.1: layers of the student that are to predict its teacher's, by one more term of the loss."""
+
+    teacher: str  # as in `growth`
+    layers: list[str] = Field(min_length=1)  # modules that student and teacher have
+    weight: float = Field(gt=0)  # of the mean error, as a fraction of what there is to predict, in the loss
 
 
 class MemoryData(Section):
@@ -122,11 +130,24 @@ class Config(Section):
     figures: list[Literal["fig4", "fig5", "fig6"]]  # of which it is a curve; for grouping in Weights & Biases
     model: Model
     growth: Growth | None
+    teacher_prediction: TeacherPrediction | None
     data: Data
     optimizer: Optimizer
     schedule: Schedule
     training: Training
     wandb: Wandb
+
+    @property
+    def teacher(self) -> str | None:
+        """What has to be trained before it, if anything."""
+        wants = self.growth or self.teacher_prediction
+        return wants.teacher if wants else None
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Config:
+        if self.growth and self.teacher_prediction:
+            raise ValueError("growth and teacher_prediction: a student has one of the two, the other is null")
+        return self
 
 
 # What may differ between two calls that train the same run.
@@ -242,6 +263,8 @@ def _keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
 
 
 def _explain(error: Any, origin: dict[str, str], path: str) -> str:
+    if not error["loc"]:  # of the config as a whole
+        return f"{path}: {error['ctx']['error']}"
     loc = [str(part) for part in error["loc"]]
     if error["type"] == "union_tag_invalid":
         loc, error = [*loc, "name"], {**error, "msg": f"expected {error['ctx']['expected_tags']}"}

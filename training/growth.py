@@ -33,6 +33,28 @@ def build(model: ModelConfig, data: MemoryData | ImageNetData) -> InceptionBN:
     )
 
 
+def load_teacher(checkpoint: Path, data: MemoryData | ImageNetData) -> tuple[InceptionBN, ModelConfig, dict[str, Any]]:
+    """The finished teacher in a checkpoint, by its averaged weights; its architecture; and all that is in there."""
+    trainer = owner(checkpoint.with_name("lock"))
+    busy = None if trainer is None or dead(trainer) else f"{describe(trainer)} is training it: run this one after it"
+    try:
+        saved = load_checkpoint(checkpoint, "teacher")
+    except CheckpointError:
+        if busy and not checkpoint.exists():
+            raise CheckpointError(f"the teacher's checkpoint {checkpoint} does not exist yet: {busy}") from None
+        raise
+    steps = saved["config"]["training.steps"]
+    if saved["step"] != steps or saved["rows"][-1]["step"] != steps:  # stopped in its last evaluation: no last row yet
+        raise CheckpointError(
+            f"the teacher {checkpoint} is not finished (step {saved['step']} of {steps}): "
+            + (busy or "train it to its end first")
+        )
+    was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
+    teacher = build(was, data)
+    teacher.load_state_dict(saved["ema"] or saved["model"])
+    return teacher, was, saved
+
+
 OptimizerState = dict[str, dict[str, Any]]  # by name of the parameter
 
 
@@ -51,23 +73,7 @@ def grow(
     optimizer's state is empty unless `growth.optimizer` is "carried".
     """
     growth = config.growth
-    trainer = owner(checkpoint.with_name("lock"))
-    busy = None if trainer is None or dead(trainer) else f"{describe(trainer)} is training it: run this one after it"
-    try:
-        saved = load_checkpoint(checkpoint, "teacher")
-    except CheckpointError:
-        if busy and not checkpoint.exists():
-            raise CheckpointError(f"the teacher's checkpoint {checkpoint} does not exist yet: {busy}") from None
-        raise
-    steps = saved["config"]["training.steps"]
-    if saved["step"] != steps or saved["rows"][-1]["step"] != steps:  # stopped in its last evaluation: no last row yet
-        raise CheckpointError(
-            f"the teacher {checkpoint} is not finished (step {saved['step']} of {steps}): "
-            + (busy or "train it to its end first")
-        )
-    was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
-    teacher = build(was, config.data)
-    teacher.load_state_dict(saved["ema"] or saved["model"])
+    teacher, was, saved = load_teacher(checkpoint, config.data)
     batch = data.first(growth.calibration_images).cpu()
     carry = growth.optimizer == "carried"
 
@@ -96,9 +102,7 @@ def grow(
     except net2net.GrowthError as error:
         raise CheckpointError(f"the teacher {checkpoint} cannot be grown into this model: {error}") from None
     record = {
-        "teacher": str(checkpoint),
-        "teacher_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        "teacher_val_top1": saved["rows"][-1]["val_top1"],
+        **facts_of(checkpoint, saved),
         "method": growth.method,
         "history": net2net.history(grown),
         "error": _certificates(teacher, grown, batch),
@@ -117,6 +121,15 @@ def _carried(
     if net2net.history(student) != net2net.history(teacher):
         optimizer, owner = net2net.grow_optimizer(optimizer, student, teacher=teacher), student
     return {name: dict(optimizer.state[p]) for name, p in owner.named_parameters() if p in optimizer.state}
+
+
+def facts_of(checkpoint: Path, saved: dict[str, Any]) -> dict[str, Any]:
+    """Which teacher it was, for `run.json`."""
+    return {
+        "teacher": str(checkpoint),
+        "teacher_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "teacher_val_top1": saved["rows"][-1]["val_top1"],
+    }
 
 
 def _certificates(teacher: nn.Module, student: nn.Module, batch: torch.Tensor) -> list[dict[str, Any]]:

@@ -116,7 +116,11 @@ class Run:
                 f"{data['fingerprint'][:16]} now ({_counts(before)}, now {_counts(data)}). Nothing was touched; "
                 "give it the old data (--set data.root=…), or choose another folder with --out"
             )
-        known = {key: self.manifest[key] for key in ("parameters", "growth", "wandb_id") if key in self.manifest}
+        known = {
+            key: self.manifest[key]
+            for key in ("parameters", "training_flops_per_image", "growth", "teacher_prediction", "wandb_id")
+            if key in self.manifest
+        }
         self.manifest = {
             "status": "running",
             "config": flatten(self.config),

@@ -1,0 +1,149 @@
+"""The study of the paper's claims: the figures' arms with five seeds, and sweeps on held-out training images.
+
+    python -m replicate.study --dry-run            # what there is, what it costs
+    python -m replicate.study sweep_rate           # one part of it; without a name all, in this order
+    python -m replicate.record --scale laptop      # then into results/, a part's folder of runs each
+
+A sweep varies one key of an arm of the figures. Choices are made on the last 10,000 training images, which no run of a
+sweep is trained on; the test images are for the curves that are reported. Running it again goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from replicate import fig4, fig5, fig6
+from replicate.launch import with_seconds
+from replicate.runner import CONFIGS, Runner, Stage
+from training.config import ConfigError, load
+
+FIGURES = tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))
+HELD_OUT = ("data.validation=held_out",)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Runs of one scale, in a folder of runs of their own: arms as their files say, and arms with other values."""
+
+    scale: str
+    folder: str  # below runs/
+    seeds: tuple[int, ...]
+    arms: tuple[str, ...]
+    variants: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> (arm, key=value, ...)
+    overrides: tuple[str, ...] = ()  # of all of them
+
+
+def rates(arm: str, *scales: float) -> dict[str, tuple[str, ...]]:
+    """An arm at other initial rates, as fractions of the one that the teachers begin with."""
+    return {f"{arm}_rate_{scale:g}": (arm, f"optimizer.lr_scale={scale:g}") for scale in scales}
+
+
+SEEDS, FEW = (1, 2, 3, 4, 5), (1, 2, 3)
+STUDY = {
+    "laptop": Part("laptop", "laptop", SEEDS, (*FIGURES, "teacher_prediction")),
+    "laptop_long": Part("laptop-long", "laptop-long", SEEDS, (*FIGURES, "standard_continued", "narrow_continued")),
+    "sweep_rate": Part(
+        "laptop",
+        "laptop-held-out",
+        FEW,
+        ("teacher_narrow", "standard", "wider", "random_pad", "deeper", "deeper_random_init"),
+        {
+            **rates("wider", 1, 0.3, 0.03),
+            **rates("random_pad", 1, 0.3, 0.03),
+            **rates("deeper", 1, 0.3, 0.03),
+            **rates("deeper_random_init", 1, 0.1),
+            **rates("standard", 0.3, 0.1),
+        },
+        HELD_OUT,
+    ),
+    "sweep_optimizer": Part(
+        "laptop",
+        "laptop-held-out",
+        FEW,
+        ("teacher_narrow", "standard"),
+        {
+            "wider_carried": ("wider", "growth.optimizer=carried"),
+            "wider_carried_rate_0.3": ("wider", "growth.optimizer=carried", "optimizer.lr_scale=0.3"),
+            "deeper_carried": ("deeper", "growth.optimizer=carried"),
+            "deeper_carried_rate_0.3": ("deeper", "growth.optimizer=carried", "optimizer.lr_scale=0.3"),
+        },
+        HELD_OUT,
+    ),
+    "sweep_when": Part(
+        "laptop",
+        "laptop-held-out",
+        FEW,
+        ("teacher_narrow",),
+        {
+            "teacher_narrow_early": ("teacher_narrow", "training.steps=400"),
+            "wider_early": ("wider", "growth.teacher=teacher_narrow_early"),
+            "wider_early_rate_0.3": ("wider", "growth.teacher=teacher_narrow_early", "optimizer.lr_scale=0.3"),
+        },
+        HELD_OUT,
+    ),
+    "sweep_noise": Part(
+        "laptop-long",
+        "laptop-long-held-out",
+        FEW,
+        ("teacher_narrow", "standard", "deeper", "standard_continued"),
+        {
+            "wider_noise_0": ("wider", "growth.noise=0.0"),
+            "wider_noise_1": ("wider", "growth.noise=0.01"),
+            "wider_noise_3": ("wider", "growth.noise=0.03"),
+            "wider_noise_10": ("wider", "growth.noise=0.1"),
+            "wider_exact": ("wider", "growth.noise=0.05", "growth.exact=true"),
+        },
+        HELD_OUT,
+    ),
+}
+
+
+def stages(part: Part, runs: Path, seeds: tuple[int, ...] = ()) -> list[Stage]:
+    """The runs of a part, in the order of their seeds, so that one whole repetition is there first."""
+    named = {**{arm: (arm,) for arm in part.arms}, **part.variants}
+    planned = []
+    for seed in seeds or part.seeds:
+        for name, (arm, *changes) in named.items():
+            overrides = (*part.overrides, *changes)
+            config = load(CONFIGS / part.scale / f"{arm}.yaml", [*overrides, f"seed={seed}"])
+            folder = runs / part.folder / name / f"seed{seed}"
+            planned.append(Stage(part.scale, name, config, folder, overrides=overrides, base=arm))
+    return planned
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(STUDY)} (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="default: the part's own")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one per core)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and what it costs; run nothing")
+    arguments = parser.parse_args(argv)
+    for name in arguments.parts:
+        if name not in STUDY:
+            parser.error(f"there is no part {name!r} of the study; there are {', '.join(STUDY)}")
+    if arguments.jobs is not None and arguments.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, got {arguments.jobs}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = arguments.jobs or cores
+    for name in arguments.parts or STUDY:
+        try:
+            planned = stages(STUDY[name], arguments.runs, tuple(arguments.seeds))
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return 2
+        if arguments.dry_run:
+            print(f"{name}:\n{with_seconds(planned, jobs)}\n")
+            continue
+        threads = max(1, cores // jobs)
+        if code := Runner(planned, jobs, threads, {stage.name: 1 for stage in planned}, []).run():
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
