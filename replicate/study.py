@@ -50,25 +50,8 @@ STUDY = {
         "laptop",
         "laptop-held-out",
         FEW,
-        ("teacher_narrow", "standard", "wider", "deeper", "random_pad"),
-        {
-            **rates("wider", 1, 0.3, 0.03),
-            **rates("deeper", 1, 0.3, 0.03),
-            **rates("random_pad", 1, 0.3, 0.03),
-        },
-        HELD_OUT,
-    ),
-    "sweep_optimizer": Part(
-        "laptop",
-        "laptop-held-out",
-        FEW,
-        ("teacher_narrow", "standard"),
-        {
-            "wider_carried": ("wider", "growth.optimizer=carried"),
-            "wider_carried_rate_0.3": ("wider", "growth.optimizer=carried", "optimizer.lr_scale=0.3"),
-            "deeper_carried": ("deeper", "growth.optimizer=carried"),
-            "deeper_carried_rate_0.3": ("deeper", "growth.optimizer=carried", "optimizer.lr_scale=0.3"),
-        },
+        ("teacher_narrow", "standard", "wider", "deeper"),
+        {**rates("wider", 1, 0.3, 0.03), **rates("deeper", 1, 0.3, 0.03)},
         HELD_OUT,
     ),
     "laptop_long": Part("laptop-long", "laptop-long", SEEDS, (*LONG, "standard_continued", "narrow_continued")),
@@ -87,6 +70,19 @@ STUDY = {
         HELD_OUT,
     ),
     "prediction": Part("laptop", "laptop", SEEDS, ("teacher_narrow", "teacher_prediction")),
+    "sweep_optimizer": Part(
+        "laptop",
+        "laptop-held-out",
+        FEW,
+        ("teacher_narrow", "standard"),
+        {
+            "wider_carried": ("wider", "growth.optimizer=carried"),
+            "wider_carried_rate_0.3": ("wider", "growth.optimizer=carried", "optimizer.lr_scale=0.3"),
+            "deeper_carried": ("deeper", "growth.optimizer=carried"),
+            "deeper_carried_rate_0.3": ("deeper", "growth.optimizer=carried", "optimizer.lr_scale=0.3"),
+        },
+        HELD_OUT,
+    ),
     "sweep_when": Part(
         "laptop",
         "laptop-held-out",
@@ -99,12 +95,16 @@ STUDY = {
         },
         HELD_OUT,
     ),
-    "sweep_scratch": Part(
+    "sweep_baselines": Part(
         "laptop",
         "laptop-held-out",
         FEW,
-        ("standard", "deeper_random_init"),
-        {**rates("deeper_random_init", 1, 0.1), **rates("standard", 0.3, 0.1)},
+        ("teacher_narrow", "standard", "random_pad", "deeper_random_init"),
+        {
+            **rates("random_pad", 1, 0.3, 0.03),
+            **rates("deeper_random_init", 1, 0.1, 0.03),
+            **rates("standard", 0.3, 0.1, 0.03),
+        },
         HELD_OUT,
     ),
 }
