@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data figures redraw record smoke test test-slurm fuzz lint lock clean
+.PHONY: help setup data figures study claims redraw record smoke test test-slurm fuzz lint lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,12 +20,22 @@ figures: .venv/.installed ## train the laptop scale into runs/ and draw its figu
 	$(PY) -m replicate --scale laptop $(ARGS)
 	$(PY) -m figures runs/laptop
 
+study: .venv/.installed ## train what the claims are judged by, seeds and sweeps: hours (ARGS=... for replicate.study)
+	$(PY) -m replicate.study $(ARGS)
+
 redraw: .venv/.installed ## draw the figures from the committed results/, no training
 	$(PY) -m figures results/laptop
 
-record: .venv/.installed ## copy the finished runs/laptop and their figures into results/, to be committed
-	$(PY) -m replicate.record --scale laptop
+claims: redraw ## the same, the study's figures and tables, and a verdict on each of the paper's claims
+	$(PY) -m figures.sweeps results
+	$(PY) -m figures.claims results
+
+STUDY := laptop laptop-long laptop-held-out laptop-long-held-out
+record: .venv/.installed ## copy the finished runs of the study and their figures into results/, to be committed
+	$(PY) -m replicate.record $(notdir $(wildcard $(STUDY:%=runs/%)))
 	$(PY) -m figures results/laptop --out results/figures
+	$(PY) -m figures.sweeps results --out results/figures
+	$(PY) -m figures.claims results --out results/figures
 
 smoke: .venv/.installed ## every experiment for a few steps, with its figures
 	$(PY) -m replicate --scale smoke

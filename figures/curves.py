@@ -8,6 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -33,11 +34,28 @@ class Plot:
 
 @dataclass(frozen=True)
 class Run:
-    """One seed of one arm: `rows` has step, train and val (percent); train may be missing at step 0."""
+    """One seed of one arm: `rows` has step, images, wall_s, train and val (percent); train may be missing at step 0.
+
+    `info` is what run.json holds.
+    """
 
     rows: pd.DataFrame
-    finished: bool
-    smoke: bool
+    info: dict[str, Any]
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return self.info["status"] == "finished"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As dotted keys."""
+        config = self.info.get("config")
+        return config if isinstance(config, dict) else {}
+
+    @property
+    def smoke(self) -> bool:
+        return self.config.get("data.name") == "generated"
 
 
 def read_arms(plot: Plot, root: Path) -> dict[str, list[Run]]:
@@ -50,15 +68,21 @@ def final(runs: list[Run], panel: str) -> float:
     return sum(run.rows[panel].iloc[-1] for run in runs) / len(runs)
 
 
-def _read_arm(plot: Plot, root: Path, arm: str) -> list[Run]:
-    runs = []
-    folders = [p for p in (root / arm).glob("seed*") if p.name.removeprefix("seed").isdecimal()]
-    for folder in sorted(folders, key=lambda p: int(p.name.removeprefix("seed"))):
+def read_seeds(arm: Path) -> dict[int, Run]:
+    """The runs in an arm's folder that have a curve, by their seed."""
+    runs = {}
+    folders = {int(p.name.removeprefix("seed")): p for p in arm.glob("seed*") if p.name[4:].isdecimal()}
+    for seed, folder in sorted(folders.items()):
         run = _read_run(folder) if (folder / "metrics.csv").exists() else None
         if run and len(run.rows) > 1:
-            runs.append(run)
+            runs[seed] = run
         else:  # a job that waits or has just begun
             print(f"warning: {folder} has no evaluation after step 0 yet and is left out", file=sys.stderr)
+    return runs
+
+
+def _read_arm(plot: Plot, root: Path, arm: str) -> list[Run]:
+    runs = list(read_seeds(root / arm).values())
     if not runs:
         command = f"python replicate/{plot.name}.py --scale {root.resolve().name}"
         raise Problem(f"{plot.name} needs {root / arm}/seed*/metrics.csv, which `{command}` writes.")
@@ -80,8 +104,8 @@ def _read_run(folder: Path) -> Run:
     if table.empty:
         raise Problem(f"{file} has no rows; {EXPECTED}.")
 
-    rows = table[["step", "train_top1", "val_top1"]].apply(pd.to_numeric, errors="coerce")
-    rows.columns = ["step", "train", "val"]
+    rows = table[["step", "images", "wall_s", "train_top1", "val_top1"]].apply(pd.to_numeric, errors="coerce")
+    rows.columns = ["step", "images", "wall_s", "train", "val"]
     sound = rows.val.between(0, 1) & (rows.train.between(0, 1) | (rows.step == 0)) & rows.step.notna()
     if not sound.all():  # no mini-batch has run before step 0, so its training accuracy may be empty
         line = int(sound.argmin()) + 2  # the header is line 1
@@ -95,9 +119,9 @@ def _read_run(folder: Path) -> Run:
 
     try:
         info = json.loads((folder / "run.json").read_text())
-        status, config = info["status"], info.get("config")
+        status = info["status"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem(f'{folder}/run.json is missing or has no "status": is the run finished?') from error
     if status != "finished":
         print(f'warning: {folder} is unfinished (its status is "{status}")', file=sys.stderr)
-    return Run(rows, status == "finished", isinstance(config, dict) and config.get("data.name") == "generated")
+    return Run(rows, info, folder)

@@ -1,6 +1,9 @@
 """Copy the small files of finished runs into results/, which git holds and every published figure is drawn from.
 
-python -m replicate.record --scale laptop
+    python -m replicate.record                              # runs/laptop
+    python -m replicate.record laptop laptop-held-out       # folders of runs/, as python -m replicate.study writes them
+
+Left out of run.json: a student's history (30 KB of maps), which follows from its seed and is in its checkpoint.
 """
 
 import argparse
@@ -11,40 +14,42 @@ from pathlib import Path
 
 from replicate.runner import ROOT
 
-FILES = ("metrics.csv", "run.json")
-
 
 def record(runs: Path, results: Path) -> tuple[list[Path], list[Path]]:
     """Copy runs/<arm>/seed<k>/ to results/<arm>/seed<k>/; returns the recorded folders and the unfinished ones."""
     recorded, unfinished = [], []
     for manifest in sorted(runs.glob("*/seed*/run.json")):
         folder = manifest.parent
-        if json.loads(manifest.read_text()).get("status") != "finished":
+        facts = json.loads(manifest.read_text())
+        if facts.get("status") != "finished":
             unfinished.append(folder)
             continue
         target = results / folder.relative_to(runs)
         target.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            shutil.copyfile(folder / name, target / name)
+        shutil.copyfile(folder / "metrics.csv", target / "metrics.csv")
+        facts.get("growth", {}).pop("history", None)
+        (target / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
         recorded.append(target)
     return recorded, unfinished
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--scale", default="laptop")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", default=["laptop"], help="below --runs (default: laptop)")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     arguments = parser.parse_args(argv)
-    recorded, unfinished = record(arguments.runs / arguments.scale, arguments.results / arguments.scale)
-    for folder in recorded:
-        print(f"recorded {folder}")
-    for folder in unfinished:
-        print(f"left out {folder}: not finished", file=sys.stderr)
-    if not recorded:
-        print(f"no finished run in {arguments.runs / arguments.scale}: run `make figures` first", file=sys.stderr)
-        return 1
-    return 0
+    code = 0
+    for name in arguments.folders:
+        recorded, unfinished = record(arguments.runs / name, arguments.results / name)
+        for folder in recorded:
+            print(f"recorded {folder}")
+        for folder in unfinished:
+            print(f"left out {folder}: not finished", file=sys.stderr)
+        if not recorded:
+            print(f"no finished run in {arguments.runs / name}: run `make figures` first", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m replicate.study --dry-run            # what there is, what it costs
     python -m replicate.study sweep_rate           # one part of it; without a name all, in this order
-    python -m replicate.record --scale laptop      # then into results/, a part's folder of runs each
+    python -m replicate.record laptop-held-out     # then into results/, a part's folder of runs each
 
 A sweep varies one key of an arm of the figures. Choices are made on the last 10,000 training images, which no run of a
 sweep is trained on; the test images are for the curves that are reported. Running it again goes on.
@@ -59,7 +59,7 @@ STUDY = {
         "laptop-long",
         "laptop-long-held-out",
         FEW,
-        ("teacher_narrow",),
+        ("teacher_narrow", "narrow_continued"),
         {
             "wider_noise_0": ("wider", "growth.noise=0.0"),
             "wider_noise_1": ("wider", "growth.noise=0.01"),

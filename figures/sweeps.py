@@ -1,0 +1,220 @@
+"""The study's sweeps as figures: what rate, how much noise, which optimizer state, and when to grow.
+
+    python -m figures.sweeps [RESULTS] [--out DIR]
+
+Accuracies are of the last 10,000 training images, which these runs were not trained on. A sweep that was not run is
+left out, with a line that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from figures import metrics
+from figures.claims import ENOUGH, Results
+from figures.curves import Problem, Run
+from figures.metrics import estimate
+from figures.style import LOOK, in_style, save
+
+SHORT, LONG = "laptop-held-out", "laptop-long-held-out"
+NAMES = {
+    "wider": "Net2WiderNet",
+    "random_pad": "random pad",
+    "standard": "standard net, random init.",
+    "deeper": "Net2DeeperNet",
+    "deeper_random_init": "deep net, random init.",
+}
+NOISE = {
+    "wider_noise_0": "none",
+    "wider_noise_1": "1 %",
+    "wider_noise_3": "3 %",
+    "wider_noise_10": "10 %",
+    "wider_exact": "5 %,\nexact",
+    "narrow_continued": "narrow net\ntrained on",
+}
+
+
+class Missing(Exception):
+    """A sweep that has no runs."""
+
+
+def rate(results: Results, axes: list[Axes]) -> None:
+    """Final accuracy against the initial rate, as a fraction of the one that training from scratch begins with."""
+    panels = (("wider", "random_pad"), ("deeper",), ("standard", "deeper_random_init"))
+    drawn = False
+    for ax, arms, title in zip(
+        axes, panels, ("(a) wider students", "(b) deeper students", "(c) from scratch"), strict=True
+    ):
+        for arm in arms:
+            grid = {x: list(runs.values()) for x, runs in results.rates(SHORT, arm).items() if len(runs) >= ENOUGH}
+            if len(grid) > 1:
+                _errorbars(ax, list(grid), list(grid.values()), arm)
+                drawn = True
+        ax.set(title=title, xscale="log", xlabel="initial rate, fraction of the teacher's")
+        ax.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1"])
+        ax.minorticks_off()
+        if ax.lines or ax.collections:
+            ax.legend()
+        else:
+            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.5")
+    axes[0].set_ylabel("final held-out accuracy (%)")
+    if not drawn:
+        raise Missing("rate")
+
+
+def noise(results: Results, axes: list[Axes]) -> None:
+    """Final accuracy of a wider student for each amount of noise, less that of the same seed without."""
+    arms = {arm: results.arm(LONG, arm) for arm in NOISE}
+    base = arms["wider_noise_0"]
+    if len(base) < ENOUGH:
+        raise Missing("noise")
+    for ax, of, title in zip(axes, (metrics.start, metrics.final), ("(a) at step 0", "(b) at the end"), strict=True):
+        for x, runs in enumerate(arms.values()):
+            seeds = sorted(runs.keys() & base.keys())
+            if len(seeds) >= ENOUGH:
+                found = [of(runs[seed]) - of(base[seed]) for seed in seeds]
+                mean = estimate(found)
+                ax.plot([x] * len(found), found, "o", color="0.65", ms=3)
+                ax.errorbar(
+                    x, mean.mean, [[mean.mean - mean.low], [mean.high - mean.mean]], fmt="D", color=LOOK["wider"][0]
+                )
+        ax.axhline(0, color="0.4", lw=0.8)
+        ax.set(title=title, ylabel="held-out accuracy, points above no noise")
+        ax.set_xticks(range(len(NOISE)), NOISE.values())
+
+
+def optimizer(results: Results, axes: list[Axes]) -> None:
+    """Curves with the teacher's optimizer state carried over, and with a fresh one."""
+    variants = {"": ("fresh, 0.1", "-"), "_rate_0.3": ("fresh, 0.3", ":"), "_carried": ("carried, 0.1", "--"),
+                "_carried_rate_0.3": ("carried, 0.3", "-.")}  # fmt: skip
+    drawn = False
+    for ax, arm in zip(axes, ("wider", "deeper"), strict=True):
+        for end, (label, line) in variants.items():
+            runs = results.arm(SHORT, f"{arm}{end}")
+            if len(runs) >= ENOUGH:
+                colour = LOOK["wider" if "carried" in end else "deeper"][0]
+                _curves(ax, list(runs.values()), colour, line, label)
+                drawn = drawn or "carried" in end
+        ax.set(title=f"{NAMES[arm]}: state, rate", xlabel="mini-batches", ylabel="held-out accuracy (%)")
+        if ax.lines:
+            ax.legend()
+    if not drawn:
+        raise Missing("optimizer")
+
+
+def when(results: Results, axes: list[Axes]) -> None:
+    """Accuracy against all mini-batches, the teacher's too, for a teacher stopped early and one near its plateau."""
+    looks = (
+        ("wider", "teacher_narrow", "grown after 1,000", LOOK["wider"][0], "-"),
+        ("wider_early", "teacher_narrow_early", "after 400, rate 0.1", LOOK["deeper"][0], "--"),
+        ("wider_early_rate_0.3", "teacher_narrow_early", "after 400, rate 0.3", LOOK["deeper_4pairs"][0], "-."),
+    )
+    if len(results.arm(SHORT, "wider_early")) < ENOUGH:
+        raise Missing("when")
+    (ax,) = axes
+    for arm, teacher, label, colour, line in looks:
+        runs, teachers = results.arm(SHORT, arm), results.arm(SHORT, teacher)
+        if len(runs) >= ENOUGH:
+            before = float(next(iter(teachers.values())).rows.step.iloc[-1])
+            _curves(ax, list(runs.values()), colour, line, label, before)
+    _curves(ax, list(results.arm(SHORT, "teacher_narrow").values()), LOOK["teacher_narrow"][0], "-", "narrow teacher")
+    if scratch := results.arm(SHORT, "standard"):
+        _curves(ax, list(scratch.values()), "black", (0, (5, 2)), "standard net from scratch")
+    ax.set(xlabel="mini-batches, the teacher's included", ylabel="held-out accuracy (%)", ylim=(80, None))
+    ax.legend()
+
+
+SWEEPS: dict[str, tuple[Callable[[Results, list[Axes]], None], int]] = {
+    "sweep_rate": (rate, 3),
+    "sweep_noise": (noise, 2),
+    "sweep_optimizer": (optimizer, 2),
+    "sweep_when": (when, 1),
+}
+
+
+def _errorbars(ax: Axes, x: list[float], runs: list[list[Run]], arm: str) -> None:
+    means = [estimate([metrics.final(run) for run in some]) for some in runs]
+    y = [m.mean for m in means]
+    spread = [[m.mean - m.low for m in means], [m.high - m.mean for m in means]]
+    colour, line, marker = LOOK[arm]
+    ax.errorbar(x, y, spread, color=colour, ls=line, marker=marker, capsize=2, label=NAMES[arm])
+
+
+def _curves(ax: Axes, runs: list[Run], colour: str, line: object, label: str, before: float = 0) -> None:
+    """Mean and range of the seeds."""
+    table = pd.concat([run.rows.set_index("step").val for run in runs], axis=1, join="inner")
+    x = table.index + before
+    ax.fill_between(x, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15, lw=0)
+    ax.plot(x, table.mean(axis=1), color=colour, ls=line, label=label)
+
+
+def table(results: Results) -> pd.DataFrame:
+    """All arms of the sweeps: means over seeds, and the interval of the final accuracy."""
+    rows = []
+    for runs in (SHORT, LONG):
+        for folder in sorted((results.root / runs).glob("*/")):
+            found = list(results.arm(runs, folder.name).values())
+            if len(found) < ENOUGH:
+                continue
+            one = estimate([metrics.final(run) for run in found])
+            rows.append(
+                {
+                    "runs": runs,
+                    "arm": folder.name,
+                    "seeds": one.n,
+                    "steps": int(found[0].rows.step.iloc[-1]),
+                    "start": sum(map(metrics.start, found)) / len(found),
+                    "lowest": sum(run.rows.val.min() for run in found) / len(found),
+                    "final": one.mean,
+                    "final_low": one.low,
+                    "final_high": one.high,
+                    "area": sum(metrics.area(run, run.rows.step.iloc[-1]) for run in found) / len(found),
+                }
+            )
+    return pd.DataFrame(rows).round(2)
+
+
+@in_style
+def draw(name: str, results: Results) -> Figure:
+    sweep, panels = SWEEPS[name]
+    figure = Figure(figsize=(7.2 if panels > 1 else 4.6, 2.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    sweep(results, list(figure.subplots(1, panels, squeeze=False)[0]))
+    return figure
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("figures/out"), help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    results = Results(arguments.results)
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        for name in SWEEPS:
+            try:
+                save(draw(name, results), arguments.out, name)
+            except Missing as sweep:
+                print(f"{name}: not drawn, there are not {ENOUGH} seeds of the sweep {sweep}", file=sys.stderr)
+        found = table(results)
+        found.to_csv(arguments.out / "sweeps.csv", index=False, lineterminator="\n")
+    except Problem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: Cannot write into {arguments.out}: {error.strerror or error}.", file=sys.stderr)
+        return 2
+    print(found.to_string(index=False) if len(found) else "no sweep has been run")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
