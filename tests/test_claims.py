@@ -1,0 +1,212 @@
+"""Verdicts, intervals and sweeps, from small CSV files whose numbers are worked out by hand."""
+
+import csv
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from test_figures import write_run
+
+from figures import claims, metrics, sweeps
+from figures.claims import Results, judge, pace, verdict
+from figures.curves import read_seeds
+from figures.metrics import Estimate, arrival, estimate, speedup
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def add(root, arm, seed, val, final=None, rate=1.0, flops=10, teacher=None, **how):
+    """A run with what run.json says of a finished one."""
+    folder = root / arm / f"seed{seed}"
+    write_run(folder, val, **how)
+    info = json.loads((folder / "run.json").read_text())
+    info["config"] |= {"optimizer.lr_scale": rate, "growth.teacher": teacher}
+    info |= {"training_flops_per_image": flops}
+    info |= {"result": {"all_val_top1": (val[-1] if final is None else final) / 100}}
+    (folder / "run.json").write_text(json.dumps(info))
+    return read_seeds(root / arm)[seed]
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path)
+
+
+def test_the_interval_is_that_of_all_resamples():
+    values = [0.3, -1.0, 2.5, 0.7, 0.1]
+    means = [sum(some) / 5 for some in itertools.product(values, repeat=5)]
+    found = estimate(values)
+    assert found.mean == pytest.approx(0.52)
+    assert np.mean([m < found.low - 1e-12 for m in means]) < 0.025 <= np.mean([m <= found.low + 1e-12 for m in means])
+    assert (
+        np.mean([m > found.high + 1e-12 for m in means]) <= 0.025 <= np.mean([m >= found.high - 1e-12 for m in means])
+    )
+    assert estimate([1.0, 2.0, 4.5]) == Estimate(2.5, 1.0, 4.5, 3)  # three seeds: their range
+
+
+def test_ratios_are_averaged_geometrically_and_an_arm_that_never_arrives_is_not_left_out():
+    assert estimate([1.0, 4.0, 16.0], ratio=True).mean == pytest.approx(4)
+    lost = estimate([0.0, 4.0, 16.0], ratio=True)
+    assert (lost.mean, lost.low, round(lost.high, 9)) == (0, 0, 16)
+    with pytest.raises(ValueError, match="1 to 7 seeds"):
+        estimate([])
+
+
+def test_arrivals_and_speedups_by_hand(tmp_path):
+    student = add(tmp_path, "student", 1, [88, 87, 89, 90])
+    scratch = add(tmp_path, "scratch", 1, [10, 80, 88, 89])
+    assert arrival(scratch, 88) == 200
+    assert arrival(scratch, 88, "images") == 200 * 128
+    assert arrival(scratch, 89.5) == math.inf
+    assert arrival(student, 88) == 100  # there at step 0: one interval
+    assert speedup(student, scratch, 88) == 2
+    assert speedup(student, scratch, 90) == 1  # scratch never: all of its 300
+    assert speedup(scratch, student, 90) == 0  # the arm never
+    assert metrics.area(scratch, 200) == pytest.approx((45 + 84) / 2)
+    assert (metrics.start(student), metrics.last(student), metrics.final(student)) == (88, 90, 90)
+    assert metrics.operations(student) == 10 * 300 * 128
+
+
+def test_differences_are_of_the_same_seed(tmp_path, results):
+    for seed, level in ((1, 80), (2, 85), (3, 90)):
+        add(tmp_path / "r", "a", seed, [level, level + 1], final=level + 1.5)
+        add(tmp_path / "r", "b", seed, [10, level], final=level)
+    test = {"runs": "r", "metric": "final", "arm": "a", "against": "b", "above": 1.4}
+    outcome = judge(test, [1, 2, 3], results)
+    assert outcome.found == Estimate(*[pytest.approx(1.5)] * 3, 3)
+    assert outcome.state == "holds"
+    assert judge({**test, "above": 1.6}, [1, 2, 3], results).state == "refuted"
+    start = {**test, "metric": "start"}  # of a student, against the last of its teacher
+    assert judge({**start, "within": [-0.1, 0.1]}, [1, 2, 3], results).found.mean == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "found", "state"),
+    [
+        ({"above": 0}, (1, 0.1, 2), "holds"),
+        ({"above": 0}, (1, -0.1, 2), "not shown"),
+        ({"above": 0}, (-1, -2, -0.1), "refuted"),
+        ({"below": 1.25}, (1, 0.9, 1.2), "holds"),
+        ({"below": 1.25}, (1.3, 1.2, 1.4), "not shown"),
+        ({"below": 1.25}, (1.5, 1.3, 1.6), "refuted"),
+        ({"within": [-0.5, 0.5]}, (0, -0.5, 0.5), "holds"),
+        ({"within": [-0.5, 0.5]}, (0, -0.6, 0.5), "not shown"),
+        ({"within": [-0.5, 0.5]}, (-1, -2, -0.6), "refuted"),
+        ({"above": 2, "target": 4}, (5, 2.1, 6), "holds"),
+        ({"above": 2, "target": 4}, (3, 2.1, 6), "not shown"),
+        ({"above": 2, "target": 4}, (1, 0.5, 1.5), "refuted"),
+        ({"above": 0}, None, "not run"),
+    ],
+)
+def test_what_an_interval_decides(rule, found, state):
+    assert claims._state(rule, found and Estimate(*found, 5))[1] == state
+
+
+def test_a_claim_needs_all_its_tests():
+    def of(*states):
+        return verdict([claims.Outcome("", "", "", None, 5, state) for state in states])
+
+    assert of("holds", "holds") == "yes"
+    assert of("holds", "refuted", "not run") == "no"
+    assert of("holds", "not shown") == of("holds", "not run") == "in part"
+    assert of("not shown", "not run") == "not shown"
+    assert of("not run", "not run") == "not run"
+
+
+def test_two_seeds_decide_nothing(tmp_path, results):
+    for seed in (1, 2):
+        add(tmp_path / "r", "a", seed, [80, 90])
+        add(tmp_path / "r", "b", seed, [10, 80])
+    assert judge(
+        {"runs": "r", "metric": "final", "arm": "a", "against": "b", "above": 0}, [1, 2, 3], results
+    ).state == ("not run")
+
+
+def test_an_unfinished_run_decides_nothing(tmp_path, results, capsys):
+    for seed in (1, 2, 3):
+        add(tmp_path / "r", "a", seed, [80, 90], status="running" if seed == 3 else "finished")
+    assert sorted(results.arm("r", "a")) == [1, 2]
+
+
+def test_the_best_rate_is_that_of_the_best_mean(tmp_path, results):
+    for seed in (1, 2, 3):
+        add(tmp_path / "r", "a", seed, [80, 88 + seed], rate=0.1)
+        add(tmp_path / "r", "a_rate_0.3", seed, [80, 88.4 + seed], rate=0.3)
+        add(
+            tmp_path / "r", "a_rate_1", seed, [80, 95 if seed == 1 else 80], rate=1
+        )  # best in one seed, not in the mean
+    test = {"runs": "r", "metric": "best_rate", "arm": "a", "rate": 0.1, "above": -0.5}
+    outcome = judge(test, [1, 2, 3], results)
+    assert outcome.found == Estimate(*[pytest.approx(-0.4)] * 3, 3)
+    assert outcome.state == "holds"
+    area = {"runs": "r", "metric": "area", "arm": "a", "rate": 0.1, "against_rate": 0.3, "above": 0}
+    assert judge(area, [1, 2, 3], results).found.mean == pytest.approx(-0.2)
+    assert judge(test, [1, 2, 3, 4], results).state == "not run"  # the grid is not whole
+
+
+def test_the_pace_counts_operations_with_and_without_the_teachers(tmp_path, results):
+    root = tmp_path / "laptop"
+    for seed in (1, 2, 3):
+        add(root, "teacher_narrow", seed, [10, 80, 86], flops=2)
+        add(root, "standard", seed, [10, 80, 86.5, 87, 88], flops=5)
+        add(root, "wider", seed, [86, 87, 88], flops=5, teacher="teacher_narrow")
+    table = pace(results).set_index("level")
+    half = table.loc["50 % of the way"]  # 87
+    assert (half.arm_steps, half.against_steps, half.arm_images) == (100, 300, 12800)
+    assert half.against_teraflop == pytest.approx(5 * 300 * 128 / 1e12, abs=1e-4)
+    assert table.loc["last - 0 points"].arm_steps == 200
+    assert (half.arm_reached, half.against_reached, half.seeds) == (3, 3, 3)
+
+
+def test_an_unknown_metric_is_named(tmp_path, capsys):
+    rules = {"seeds": [1], "claims": {}, "headline": {"section": "", "says": "", "parts": []}}
+    rules["headline"]["tests"] = [{"runs": "r", "metric": "speed", "arm": "a", "against": "b", "above": 0}]
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(rules))
+    assert claims.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "unknown metric 'speed'; there are start, final" in capsys.readouterr().err
+    assert claims.main([str(tmp_path / "none")]) == 2
+    assert "There is no" in capsys.readouterr().err
+
+
+def test_every_sweep_is_drawn_from_its_runs(tmp_path, results, capsys):
+    def three(folder, arm, **how):
+        for seed in (1, 2, 3):
+            add(tmp_path / folder, arm, seed, [80, 85, 85 + seed], **how)
+
+    for arm in ("wider", "deeper"):
+        for rate in (0.1, 0.3, 1):
+            three(sweeps.SHORT, arm if rate == 0.1 else f"{arm}_rate_{rate:g}", rate=rate)
+        three(sweeps.SHORT, f"{arm}_carried")
+    for arm in ("teacher_narrow", "teacher_narrow_early", "wider_early", "standard"):
+        three(sweeps.SHORT, arm)
+    for arm in sweeps.NOISE:
+        three(sweeps.LONG, arm)
+    assert sweeps.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert {p.stem for p in (tmp_path / "out").glob("*.png")} == set(sweeps.SWEEPS)
+    table = pd.read_csv(tmp_path / "out" / "sweeps.csv").set_index(["runs", "arm"])
+    assert table.loc[(sweeps.SHORT, "wider_rate_0.3"), "final"] == 87
+    assert tuple(table.loc[(sweeps.SHORT, "wider"), ["final_low", "final_high"]]) == (86, 88)
+    assert "not drawn" not in capsys.readouterr().err
+
+
+def test_what_was_not_run_is_not_drawn(tmp_path, capsys):
+    assert sweeps.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.count("not drawn") == len(sweeps.SWEEPS)
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+@pytest.mark.parametrize("module", ["claims", "sweeps"])
+def test_the_committed_tables_are_those_of_the_committed_runs_and_need_no_torch(module, tmp_path):
+    code = f"import sys; sys.modules['torch'] = None; from figures.{module} import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(ROOT / "results"), "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    for table in tmp_path.glob("*.csv"):
+        committed = ROOT / "results" / "figures" / table.name
+        assert list(csv.reader(table.open())) == list(csv.reader(committed.open())), table.name
