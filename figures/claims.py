@@ -264,10 +264,14 @@ def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict
         table = pd.DataFrame(rows)
         both = table.replace([float("inf")], float("nan")).dropna()
         reached = {f"{key}_reached": int((table[f"{key}_steps"] != float("inf")).sum()) for key in ("arm", "against")}
-        yield {
-            "runs": runs, "arm": name, "against": scratch, "level": title, "seeds": len(rows), **reached,
-            **both.mean().round(4).to_dict(),
-        }  # fmt: skip
+        mean = both.mean()
+        ratios = {
+            "ratio_steps": mean.against_steps / mean.arm_steps,
+            "ratio_operations": mean.against_teraflop / mean.arm_teraflop,
+            "ratio_operations_with_teacher": mean.against_teraflop / mean.arm_and_teacher_teraflop,
+        }
+        row = {"runs": runs, "arm": name, "against": scratch, "level": title, "seeds": len(rows), **reached}
+        yield row | {key: round(value, 4) for key, value in {**ratios, **mean}.items()}
 
 
 def _one(arm: Run, against: Run, teacher: Run | None, level: float) -> dict[str, float]:

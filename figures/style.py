@@ -102,13 +102,14 @@ def _curve(axes: Axes, arm: str, runs: list[Run], panel: str, place: int):
 
 
 def _limits(plot: Plot, arms: dict[str, list[Run]], panel: str, teacher: float) -> tuple[float, float]:
-    """The upper 15 points, and down as far as the teacher's end and all of the Net2Net students go.
+    """The upper 15 points, and down as far as the teacher's end, all of the Net2Net students and the end of any seed go.
 
     A net from random initialisation enters from below: the figure is about what happens near the top.
     """
     best = max(run.rows[panel].max() for arm in plot.curves for run in arms[arm])
     lowest = min(run.rows[panel].min() for arm in plot.students for run in arms[arm])
-    bottom = max(0, 5 * math.floor(min(best - 15, teacher, lowest) / 5))
+    ends = min(run.rows[panel].iloc[-1] for arm in plot.curves for run in arms[arm])
+    bottom = max(0, 5 * math.floor(min(best - 15, teacher, lowest, ends - 2) / 5))
     return bottom, min(100.5, best + 0.05 * (best - bottom))
 
 
