@@ -9,6 +9,7 @@ long each arm takes to fixed levels).
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -262,14 +263,16 @@ def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict
         if not rows:
             continue
         table = pd.DataFrame(rows)
-        both = table.replace([float("inf")], float("nan")).dropna()
-        reached = {f"{key}_reached": int((table[f"{key}_steps"] != float("inf")).sum()) for key in ("arm", "against")}
+        both = table[table.arm_steps.ne(math.inf) & table.against_steps.ne(math.inf)]
+        reached = {f"{key}_reached": int(table[f"{key}_steps"].ne(math.inf).sum()) for key in ("arm", "against")}
         mean = both.mean()
         ratios = {
             "ratio_steps": mean.against_steps / mean.arm_steps,
             "ratio_operations": mean.against_teraflop / mean.arm_teraflop,
             "ratio_operations_with_teacher": mean.against_teraflop / mean.arm_and_teacher_teraflop,
         }
+        if reached["arm_reached"] < len(rows):  # of the lucky seeds alone it would flatter the arm
+            ratios = dict.fromkeys(ratios, math.nan)
         row = {"runs": runs, "arm": name, "against": scratch, "level": title, "seeds": len(rows), **reached}
         yield row | {key: round(value, 4) for key, value in {**ratios, **mean}.items()}
 

@@ -102,7 +102,7 @@ def _curve(axes: Axes, arm: str, runs: list[Run], panel: str, place: int):
 
 
 def _limits(plot: Plot, arms: dict[str, list[Run]], panel: str, teacher: float) -> tuple[float, float]:
-    """The upper 15 points, and down as far as the teacher's end, all of the Net2Net students and the end of any seed go.
+    """The upper 15 points, and down to the teacher's end, to all of the Net2Net students and to the end of every seed.
 
     A net from random initialisation enters from below: the figure is about what happens near the top.
     """
