@@ -30,7 +30,7 @@ DIFFERENCES = {  # of an arm and `against`, in points
     "area": lambda arm, against: _areas(arm, against, "val"),
     "train_area": lambda arm, against: _areas(arm, against, "train"),
 }
-SYMBOLS = {"holds": "✓", "refuted": "✗", "not shown": "–", "not run": "not run"}
+SYMBOLS = {"holds": " ✓", "refuted": " ✗", "not shown": " –", "not run": ""}
 
 
 def _areas(arm: Run, against: Run, panel: str) -> float:
@@ -192,7 +192,8 @@ def ours(row: Any) -> str:
         return "not run"
     digits = ".1f" if row.unit == "x" else "+.2f"
     sign = "×" if row.unit == "x" else ""
-    return f"{row.mean:{digits}}{sign} [{row.low:{digits}}, {row.high:{digits}}], n = {row.n}"
+    n = f"{row.n}" if row.n == row.seeds else f"{row.n} of {row.seeds}"
+    return f"{row.mean:{digits}}{sign} [{row.low:{digits}}, {row.high:{digits}}], n = {n}"
 
 
 def markdown(rows: pd.DataFrame) -> str:
@@ -202,7 +203,7 @@ def markdown(rows: pd.DataFrame) -> str:
         for i, row in enumerate(tests.itertuples()):
             first = f"**{name}** {row.says} ({row.section})" if i == 0 else ""
             decision = f"**{row.verdict}**" if i == 0 else ""
-            lines.append(f"| {first} | {row.metric} | {ours(row)} {SYMBOLS[row.test]} | {row.rule} | {decision} |")
+            lines.append(f"| {first} | {row.metric} | {ours(row)}{SYMBOLS[row.test]} | {row.rule} | {decision} |")
     return "\n".join(lines) + "\n"
 
 
