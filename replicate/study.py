@@ -54,7 +54,7 @@ STUDY = {
         {**rates("wider", 1, 0.3, 0.03), **rates("deeper", 1, 0.3, 0.03)},
         HELD_OUT,
     ),
-    "laptop_long": Part("laptop-long", "laptop-long", SEEDS, (*LONG, "standard_continued", "narrow_continued")),
+    "laptop_long": Part("laptop-long", "laptop-long", SEEDS, (*LONG, "standard_continued")),
     "sweep_noise": Part(
         "laptop-long",
         "laptop-long-held-out",
