@@ -47,27 +47,45 @@ class Missing(Exception):
 
 
 def rate(results: Results, axes: list[Axes]) -> None:
-    """Final accuracy against the initial rate, as a fraction of the one that training from scratch begins with."""
+    """Final accuracy against the initial rate, as a fraction of the one that training from scratch begins with; of
+    students less that of their teacher, of the same seed."""
     panels = (("wider", "random_pad"), ("deeper",), ("standard", "deeper_random_init"))
     drawn = False
-    for ax, arms, title in zip(
-        axes, panels, ("(a) wider students", "(b) deeper students", "(c) from scratch"), strict=True
-    ):
+    for ax, arms in zip(axes, panels, strict=True):
         for arm in arms:
-            grid = {x: list(runs.values()) for x, runs in results.rates(SHORT, arm).items() if len(runs) >= ENOUGH}
-            if len(grid) > 1:
-                _errorbars(ax, list(grid), list(grid.values()), arm)
-                drawn = True
-        ax.set(title=title, xscale="log", xlabel="initial rate, fraction of the teacher's")
+            grid = {x: runs for x, runs in results.rates(SHORT, arm).items() if len(runs) >= ENOUGH}
+            if len(grid) < 2:
+                continue
+            found = [estimate([_gain(run, seed, results) for seed, run in runs.items()]) for runs in grid.values()]
+            y = [one.mean for one in found]
+            spread = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
+            colour, line, marker = LOOK[arm]
+            look = {"color": colour, "ls": line, "marker": marker, "label": NAMES[arm], "capsize": 2}
+            ax.errorbar(list(grid), y, spread, **look)
+            drawn = True
+        ax.set(xscale="log", xlabel="initial rate, fraction of the teacher's")
         ax.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1"])
         ax.minorticks_off()
-        if ax.lines or ax.collections:
+        if ax.lines:
             ax.legend()
         else:
-            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.5")
-    axes[0].set_ylabel("final held-out accuracy (%)")
+            ax.text(0.5, 0.5, "baselines: not run", transform=ax.transAxes, ha="center", color="0.5")
+            ax.set_yticks([])
+    axes[0].set(title="(a) wider students", ylabel="final held-out accuracy, points")
+    axes[1].set(title="(b) deeper students")
+    axes[2].set(title="(c) from scratch (%)")
+    for ax in axes[:2]:
+        ax.axhline(0, color="0.4", lw=0.8)
     if not drawn:
         raise Missing("rate")
+
+
+def _gain(run: Run, seed: int, results: Results) -> float:
+    """Over its teacher; of a net from scratch, its accuracy."""
+    teacher = run.config.get("growth.teacher")
+    if teacher and seed not in results.arm(SHORT, teacher):
+        raise Problem(f"{run.folder} has no teacher {SHORT}/{teacher}/seed{seed} beside it.")
+    return metrics.final(run) - (metrics.final(results.arm(SHORT, teacher)[seed]) if teacher else 0)
 
 
 def noise(results: Results, axes: list[Axes]) -> None:
@@ -138,14 +156,6 @@ SWEEPS: dict[str, tuple[Callable[[Results, list[Axes]], None], int]] = {
     "sweep_optimizer": (optimizer, 2),
     "sweep_when": (when, 1),
 }
-
-
-def _errorbars(ax: Axes, x: list[float], runs: list[list[Run]], arm: str) -> None:
-    means = [estimate([metrics.final(run) for run in some]) for some in runs]
-    y = [m.mean for m in means]
-    spread = [[m.mean - m.low for m in means], [m.high - m.mean for m in means]]
-    colour, line, marker = LOOK[arm]
-    ax.errorbar(x, y, spread, color=colour, ls=line, marker=marker, capsize=2, label=NAMES[arm])
 
 
 def _curves(ax: Axes, runs: list[Run], colour: str, line: object, label: str, before: float = 0) -> None:
