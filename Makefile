@@ -27,14 +27,12 @@ redraw: .venv/.installed ## draw the figures from the committed results/, no tra
 	$(PY) -m figures results/laptop
 
 claims: redraw ## the same, the study's figures and tables, and a verdict on each of the paper's claims
-	$(PY) -m figures.sweeps results
 	$(PY) -m figures.claims results
 
 STUDY := laptop laptop-long laptop-held-out laptop-long-held-out
 record: .venv/.installed ## copy the finished runs of the study and their figures into results/, to be committed
 	$(PY) -m replicate.record $(notdir $(wildcard $(STUDY:%=runs/%)))
 	$(PY) -m figures results/laptop --out results/figures
-	$(PY) -m figures.sweeps results --out results/figures
 	$(PY) -m figures.claims results --out results/figures
 
 smoke: .venv/.installed ## every experiment for a few steps, with its figures

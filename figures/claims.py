@@ -1,9 +1,9 @@
-"""The verdict on each of the paper's claims, by the rules of results/claims.yaml.
+"""The study: the verdict on each of the paper's claims, by the rules of results/claims.yaml, and the sweeps.
 
     python -m figures.claims [RESULTS] [--out DIR]
 
-Reads CSV, JSON and YAML, and writes claims.csv (a row per test), claims.md (the same for the README) and pace.csv (how
-long each arm takes to fixed levels).
+Reads CSV, JSON and YAML, and writes claims.csv (a row per test), claims.md (the same for the README), pace.csv (how
+long each arm takes to fixed levels), and the sweeps' figures and table (figures/sweeps.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from figures import metrics
-from figures.curves import Problem, Run, read_seeds
-from figures.metrics import Estimate, estimate
+from figures import metrics, sweeps
+from figures.curves import Problem, Results, Run
+from figures.metrics import ENOUGH, Estimate, estimate
 
-ENOUGH = 3  # seeds, below which there is no interval and no verdict
 DIFFERENCES = {  # of an arm and `against`, in points
     "start": lambda arm, against: metrics.start(arm) - metrics.last(against),
     "final": lambda arm, against: metrics.final(arm) - metrics.final(against),
@@ -36,30 +35,6 @@ SYMBOLS = {"holds": " ✓", "refuted": " ✗", "not shown": " –", "not run": "
 def _areas(arm: Run, against: Run, panel: str) -> float:
     steps = min(arm.rows.step.iloc[-1], against.rows.step.iloc[-1])
     return metrics.area(arm, steps, panel) - metrics.area(against, steps, panel)
-
-
-class Results:
-    """The runs below results/, read when they are asked for."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self._read: dict[tuple[str, str], dict[int, Run]] = {}
-
-    def arm(self, runs: str, arm: str) -> dict[int, Run]:
-        """Finished runs by seed; none if there is no such folder."""
-        if (runs, arm) not in self._read:
-            found = read_seeds(self.root / runs / arm)
-            self._read[runs, arm] = {seed: run for seed, run in found.items() if run.finished}
-        return self._read[runs, arm]
-
-    def rates(self, runs: str, arm: str) -> dict[float, dict[int, Run]]:
-        """An arm's runs by their rate, as a fraction of the one that training from scratch begins with."""
-        names = [arm, *(p.name for p in (self.root / runs).glob(f"{arm}_rate_*"))]
-        found = {}
-        for name in names:
-            for seed, run in self.arm(runs, name).items():
-                found.setdefault(float(run.config["optimizer.lr_scale"]), {})[seed] = run
-        return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -300,6 +275,7 @@ def main(argv: list[str] | None = None) -> int:
         rows.to_csv(arguments.out / "claims.csv", index=False, lineterminator="\n")
         (arguments.out / "claims.md").write_text(markdown(rows))
         pace(results).to_csv(arguments.out / "pace.csv", index=False, lineterminator="\n")
+        sweeps.make(results, arguments.out)
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

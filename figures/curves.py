@@ -68,6 +68,30 @@ def final(runs: list[Run], panel: str) -> float:
     return sum(run.rows[panel].iloc[-1] for run in runs) / len(runs)
 
 
+class Results:
+    """The runs below results/, read when they are asked for."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._read: dict[tuple[str, str], dict[int, Run]] = {}
+
+    def arm(self, runs: str, arm: str) -> dict[int, Run]:
+        """Finished runs by seed; none if there is no such folder."""
+        if (runs, arm) not in self._read:
+            found = read_seeds(self.root / runs / arm)
+            self._read[runs, arm] = {seed: run for seed, run in found.items() if run.finished}
+        return self._read[runs, arm]
+
+    def rates(self, runs: str, arm: str) -> dict[float, dict[int, Run]]:
+        """An arm's runs by their rate, as a fraction of the one that training from scratch begins with."""
+        names = [arm, *(p.name for p in (self.root / runs).glob(f"{arm}_rate_*"))]
+        found = {}
+        for name in names:
+            for seed, run in self.arm(runs, name).items():
+                found.setdefault(float(run.config["optimizer.lr_scale"]), {})[seed] = run
+        return dict(sorted(found.items()))
+
+
 def read_seeds(arm: Path) -> dict[int, Run]:
     """The runs in an arm's folder that have a curve, by their seed."""
     runs = {}

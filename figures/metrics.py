@@ -15,6 +15,8 @@ import numpy as np
 
 from figures.curves import Problem, Run
 
+ENOUGH = 3  # seeds, below which there is no interval and no verdict
+
 
 @dataclass(frozen=True)
 class Estimate:

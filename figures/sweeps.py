@@ -1,14 +1,11 @@
 """The study's sweeps as figures: what rate, how much noise, which optimizer state, and when to grow.
 
-    python -m figures.sweeps [RESULTS] [--out DIR]
-
 Accuracies are of the last 10,000 training images, which these runs were not trained on. A sweep that was not run is
 left out, with a line that says so.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from figures import metrics
-from figures.claims import ENOUGH, Results
-from figures.curves import Problem, Run
-from figures.metrics import estimate
+from figures.curves import Problem, Results, Run
+from figures.metrics import ENOUGH, estimate
 from figures.style import LOOK, in_style, save
 
 SHORT, LONG = "laptop-held-out", "laptop-long-held-out"
@@ -201,30 +197,11 @@ def draw(name: str, results: Results) -> Figure:
     return figure
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("figures/out"), help="default: %(default)s")
-    arguments = parser.parse_args(argv)
-    results = Results(arguments.results)
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        for name in SWEEPS:
-            try:
-                save(draw(name, results), arguments.out, name)
-            except Missing as sweep:
-                print(f"{name}: not drawn, there are not {ENOUGH} seeds of the sweep {sweep}", file=sys.stderr)
-        found = table(results)
-        found.to_csv(arguments.out / "sweeps.csv", index=False, lineterminator="\n")
-    except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: Cannot write into {arguments.out}: {error.strerror or error}.", file=sys.stderr)
-        return 2
-    print(found.to_string(index=False) if len(found) else "no sweep has been run")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def make(results: Results, out: Path) -> None:
+    """All that there is: a PNG and a PDF of each sweep, and sweeps.csv."""
+    for name in SWEEPS:
+        try:
+            save(draw(name, results), out, name)
+        except Missing as sweep:
+            print(f"{name}: not drawn, there are not {ENOUGH} seeds of the sweep {sweep}", file=sys.stderr)
+    table(results).to_csv(out / "sweeps.csv", index=False, lineterminator="\n")

@@ -14,8 +14,8 @@ import yaml
 from test_figures import write_run
 
 from figures import claims, metrics, sweeps
-from figures.claims import Results, judge, pace, verdict
-from figures.curves import read_seeds
+from figures.claims import judge, pace, verdict
+from figures.curves import Results, read_seeds
 from figures.metrics import Estimate, arrival, estimate, speedup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,7 +187,8 @@ def test_every_sweep_is_drawn_from_its_runs(tmp_path, results, capsys):
         three(sweeps.SHORT, arm)
     for arm in sweeps.NOISE:
         three(sweeps.LONG, arm)
-    assert sweeps.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "out").mkdir()
+    sweeps.make(results, tmp_path / "out")
     assert {p.stem for p in (tmp_path / "out").glob("*.png")} == set(sweeps.SWEEPS)
     table = pd.read_csv(tmp_path / "out" / "sweeps.csv").set_index(["runs", "arm"])
     assert table.loc[(sweeps.SHORT, "wider_rate_0.3"), "final"] == 87
@@ -195,18 +196,17 @@ def test_every_sweep_is_drawn_from_its_runs(tmp_path, results, capsys):
     assert "not drawn" not in capsys.readouterr().err
 
 
-def test_what_was_not_run_is_not_drawn(tmp_path, capsys):
-    assert sweeps.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+def test_what_was_not_run_is_not_drawn(tmp_path, results, capsys):
+    sweeps.make(results, tmp_path)
     assert capsys.readouterr().err.count("not drawn") == len(sweeps.SWEEPS)
-    assert not list((tmp_path / "out").glob("*.png"))
+    assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("module", ["claims", "sweeps"])
-def test_the_committed_tables_are_those_of_the_committed_runs_and_need_no_torch(module, tmp_path):
-    code = f"import sys; sys.modules['torch'] = None; from figures.{module} import main; sys.exit(main(sys.argv[1:]))"
+def test_the_committed_tables_are_those_of_the_committed_runs_and_need_no_torch(tmp_path):
+    code = "import sys; sys.modules['torch'] = None; from figures.claims import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(ROOT / "results"), "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    tables = sorted(tmp_path.glob("*.csv"))
-    assert tables
-    for table in tables:
-        assert table.read_text() == (ROOT / "results" / "figures" / table.name).read_text(), table.name
+    tables = sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".md"))
+    assert tables == ["claims.csv", "claims.md", "pace.csv", "sweeps.csv"]
+    for name in tables:
+        assert (tmp_path / name).read_text() == (ROOT / "results" / "figures" / name).read_text(), name
