@@ -69,6 +69,17 @@ STUDY = {
         },
         HELD_OUT,
     ),
+    # What the paper had not: noise that cancels and the teacher's optimizer state.
+    "best": Part(
+        "laptop-long",
+        "laptop-long",
+        SEEDS,
+        ("teacher_narrow", "standard"),
+        {
+            "wider_best": ("wider", "growth.noise=0.05", "growth.exact=true", "growth.optimizer=carried"),
+            "deeper_best": ("deeper", "growth.optimizer=carried"),
+        },
+    ),
     "prediction": Part("laptop", "laptop", SEEDS, ("teacher_narrow", "teacher_prediction")),
     "sweep_optimizer": Part(
         "laptop",

@@ -1,6 +1,7 @@
 """The study's parts: what they would train, and that a variant is trained as itself."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,31 +11,36 @@ from replicate import study
 from replicate.study import STUDY, Part, stages
 
 
-@pytest.mark.parametrize("name", STUDY)
-def test_every_run_of_a_part_has_its_teacher_in_it(name, tmp_path):
-    planned = stages(STUDY[name], tmp_path)
-    assert len({stage.folder for stage in planned}) == len(planned)
-    names = {stage.name for stage in planned}
-    assert all(stage.teacher in names for stage in planned if stage.teacher)
+@pytest.fixture(scope="module")
+def planned():
+    """The stages of every part."""
+    return {name: stages(part, Path("runs")) for name, part in STUDY.items()}
 
 
-def test_sweeps_never_see_the_test_images(tmp_path):
-    for name, part in STUDY.items():
-        for stage in stages(part, tmp_path):
+def test_every_run_of_a_part_has_its_teacher_in_it(planned):
+    for part in planned.values():
+        assert len({stage.folder for stage in part}) == len(part)
+        names = {stage.name for stage in part}
+        assert all(stage.teacher in names for stage in part if stage.teacher)
+
+
+def test_sweeps_never_see_the_test_images(planned):
+    for name, part in planned.items():
+        for stage in part:
             assert stage.config.data.validation == ("held_out" if name.startswith("sweep") else "test")
 
 
-def test_runs_that_two_parts_share_are_the_same(tmp_path):
+def test_runs_that_two_parts_share_are_the_same(planned):
     configs = {}
-    for part in STUDY.values():
-        for stage in stages(part, tmp_path):
+    for part in planned.values():
+        for stage in part:
             assert configs.setdefault(stage.folder, stage.config) == stage.config
 
 
-def test_every_claim_is_about_runs_of_the_study(tmp_path):
-    there = {(stage.folder.parts[-3], stage.arm) for part in STUDY.values() for stage in stages(part, tmp_path)}
-    claims = yaml.safe_load((ROOT / "results" / "claims.yaml").read_text())["claims"]
-    for claim in claims.values():
+def test_every_claim_is_about_runs_of_its_parts(planned):
+    rules = yaml.safe_load((ROOT / "results" / "claims.yaml").read_text())
+    for claim in (*rules["claims"].values(), rules["headline"]):
+        there = {(stage.folder.parts[-3], stage.arm) for name in claim["parts"] for stage in planned[name]}
         for test in claim["tests"]:
             for arm in filter(None, (test["arm"], test.get("against"))):
                 assert (test["runs"], arm) in there, (test["runs"], arm)
