@@ -43,6 +43,9 @@ def rates(arm: str, *scales: float) -> dict[str, tuple[str, ...]]:
     return {f"{arm}_rate_{scale:g}": (arm, f"optimizer.lr_scale={scale:g}") for scale in scales}
 
 
+EXACT = ("growth.noise=0.05", "growth.exact=true")
+CARRIED = ("growth.optimizer=carried",)
+FAST, FASTER = ("schedule.decay_steps=15",), ("schedule.decay_steps=10",)
 SEEDS, FEW = (1, 2, 3, 4, 5), (1, 2, 3)
 STUDY = {
     "laptop": Part("laptop", "laptop", SEEDS, FIGURES),
@@ -65,20 +68,23 @@ STUDY = {
             "wider_noise_1": ("wider", "growth.noise=0.01"),
             "wider_noise_3": ("wider", "growth.noise=0.03"),
             "wider_noise_10": ("wider", "growth.noise=0.1"),
-            "wider_exact": ("wider", "growth.noise=0.05", "growth.exact=true"),
+            "wider_exact": ("wider", *EXACT),
         },
         HELD_OUT,
     ),
-    # What the paper had not: noise that cancels and the teacher's optimizer state.
-    "best": Part(
+    # A student's rate that is through when the student is: a higher one that falls faster.
+    "sweep_schedule": Part(
         "laptop-long",
-        "laptop-long",
-        SEEDS,
-        ("teacher_narrow", "standard"),
+        "laptop-long-held-out",
+        FEW,
+        ("teacher_narrow",),
         {
-            "wider_best": ("wider", "growth.noise=0.05", "growth.exact=true", "growth.optimizer=carried"),
-            "deeper_best": ("deeper", "growth.optimizer=carried"),
+            "wider": ("wider",),
+            "wider_rate_0.3_fast": ("wider", *FAST, "optimizer.lr_scale=0.3"),
+            "wider_rate_0.3_fast_exact_carried": ("wider", *FAST, *EXACT, *CARRIED, "optimizer.lr_scale=0.3"),
+            "wider_rate_1_fast_exact_carried": ("wider", *FASTER, *EXACT, *CARRIED, "optimizer.lr_scale=1"),
         },
+        HELD_OUT,
     ),
     "prediction": Part("laptop", "laptop", SEEDS, ("teacher_narrow", "teacher_prediction")),
     "sweep_optimizer": Part(
@@ -87,10 +93,10 @@ STUDY = {
         FEW,
         ("teacher_narrow", "standard"),
         {
-            "wider_carried": ("wider", "growth.optimizer=carried"),
-            "wider_carried_rate_0.3": ("wider", "growth.optimizer=carried", "optimizer.lr_scale=0.3"),
-            "deeper_carried": ("deeper", "growth.optimizer=carried"),
-            "deeper_carried_rate_0.3": ("deeper", "growth.optimizer=carried", "optimizer.lr_scale=0.3"),
+            "wider_carried": ("wider", *CARRIED),
+            "wider_carried_rate_0.3": ("wider", *CARRIED, "optimizer.lr_scale=0.3"),
+            "deeper_carried": ("deeper", *CARRIED),
+            "deeper_carried_rate_0.3": ("deeper", *CARRIED, "optimizer.lr_scale=0.3"),
         },
         HELD_OUT,
     ),
