@@ -86,6 +86,17 @@ STUDY = {
         },
         HELD_OUT,
     ),
+    # With what the paper had not: noise that cancels, the teacher's optimizer state, and the schedule that the sweep chose.
+    "best": Part(
+        "laptop-long",
+        "laptop-long",
+        SEEDS,
+        ("teacher_narrow", "standard"),
+        {
+            "wider_best": ("wider", *FAST, *EXACT, *CARRIED, "optimizer.lr_scale=0.3"),
+            "deeper_best": ("deeper", *CARRIED),
+        },
+    ),
     "prediction": Part("laptop", "laptop", SEEDS, ("teacher_narrow", "teacher_prediction")),
     "sweep_optimizer": Part(
         "laptop",
