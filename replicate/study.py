@@ -86,7 +86,7 @@ STUDY = {
         },
         HELD_OUT,
     ),
-    # What the paper had not: noise that cancels, the optimizer state carried over, and the schedule that the sweep chose.
+    # What the paper had not: noise that cancels, the optimizer state carried over, the schedule that the sweep chose.
     "best": Part(
         "laptop-long",
         "laptop-long",
