@@ -86,23 +86,20 @@ def _gain(run: Run, seed: int, results: Results) -> float:
 
 def noise(results: Results, axes: list[Axes]) -> None:
     """Final accuracy of a wider student for each amount of noise, less that of the same seed without."""
-    arms = {arm: results.arm(LONG, arm) for arm in NOISE}
-    base = arms["wider_noise_0"]
+    base = results.arm(LONG, "wider_noise_0")
     if len(base) < ENOUGH:
         raise Missing("noise")
+    shared = {arm: sorted(results.arm(LONG, arm).keys() & base.keys()) for arm in NOISE}
+    shared = {arm: seeds for arm, seeds in shared.items() if len(seeds) >= ENOUGH}
     for ax, of, title in zip(axes, (metrics.start, metrics.final), ("(a) at step 0", "(b) at the end"), strict=True):
-        for x, runs in enumerate(arms.values()):
-            seeds = sorted(runs.keys() & base.keys())
-            if len(seeds) >= ENOUGH:
-                found = [of(runs[seed]) - of(base[seed]) for seed in seeds]
-                mean = estimate(found)
-                ax.plot([x] * len(found), found, "o", color="0.65", ms=3)
-                ax.errorbar(
-                    x, mean.mean, [[mean.mean - mean.low], [mean.high - mean.mean]], fmt="D", color=LOOK["wider"][0]
-                )
+        for x, (arm, seeds) in enumerate(shared.items()):
+            found = [of(results.arm(LONG, arm)[seed]) - of(base[seed]) for seed in seeds]
+            one = estimate(found)
+            ax.plot([x] * len(found), found, "o", color="0.65", ms=3)
+            ax.errorbar(x, one.mean, [[one.mean - one.low], [one.high - one.mean]], fmt="D", color=LOOK["wider"][0])
         ax.axhline(0, color="0.4", lw=0.8)
         ax.set(title=title, ylabel="held-out accuracy, points above no noise")
-        ax.set_xticks(range(len(NOISE)), NOISE.values())
+        ax.set_xticks(range(len(shared)), [NOISE[arm] for arm in shared])
 
 
 def optimizer(results: Results, axes: list[Axes]) -> None:
