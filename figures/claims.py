@@ -289,11 +289,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _rules(file: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(file.read_text())
+        rules = yaml.safe_load(file.read_text())
     except OSError:
         raise Problem(f"There is no {file}: name the folder that holds claims.yaml and the runs.") from None
     except yaml.YAMLError as error:
         raise Problem(f"{file} is not valid YAML: {error}.") from None
+    if not isinstance(rules, dict) or (missing := {"seeds", "claims", "headline"} - rules.keys()):
+        lacks = f"the keys {', '.join(sorted(missing))}" if isinstance(rules, dict) else "keys and values"
+        raise Problem(f"{file} lacks {lacks}: expected are seeds, claims and headline, as in results/claims.yaml.")
+    return rules
 
 
 if __name__ == "__main__":

@@ -170,6 +170,14 @@ def test_an_unknown_metric_is_named(tmp_path, capsys):
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump(rules))
     assert claims.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "unknown metric 'speed'; there are start, final" in capsys.readouterr().err
+    for text, words in (
+        ("seeds: [1]", "lacks the keys claims, headline"),
+        ("[", "is not valid YAML"),
+        ("", "lacks keys"),
+    ):
+        (tmp_path / "claims.yaml").write_text(text)
+        assert claims.main([str(tmp_path)]) == 2
+        assert words in capsys.readouterr().err
     assert claims.main([str(tmp_path / "none")]) == 2
     assert "There is no" in capsys.readouterr().err
 
