@@ -30,10 +30,11 @@ claims: redraw ## the same, the study's figures and tables, and a verdict on eac
 	$(PY) -m figures.claims results
 
 STUDY := laptop laptop-long laptop-held-out laptop-long-held-out
-record: .venv/.installed ## copy the finished runs of the study and their figures into results/, to be committed
+record: .venv/.installed ## copy the finished runs of the study into results/, with figures, tables and the numbers in the docs
 	$(PY) -m replicate.record $(notdir $(wildcard $(STUDY:%=runs/%)))
 	$(PY) -m figures results/laptop --out results/figures
 	$(PY) -m figures.claims results --out results/figures
+	$(PY) -m figures.documents
 
 smoke: .venv/.installed ## every experiment for a few steps, with its figures
 	$(PY) -m replicate --scale smoke

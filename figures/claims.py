@@ -29,6 +29,7 @@ DIFFERENCES = {  # of an arm and `against`, in points
     "area": lambda arm, against: _areas(arm, against, "val"),
     "train_area": lambda arm, against: _areas(arm, against, "train"),
 }
+COMMAND = "python -m replicate.study"
 SYMBOLS = {"holds": " ✓", "refuted": " ✗", "not shown": " –", "not run": ""}
 
 
@@ -60,27 +61,40 @@ def judge(test: dict[str, Any], seeds: list[int], results: Results) -> Outcome:
 def _values(test: dict[str, Any], seeds: list[int], results: Results) -> tuple[dict[int, float], bool]:
     """A value for each seed of which all runs are there, and whether it is a ratio."""
     metric, runs = test["metric"], test["runs"]
+    ratio = metric == "speedup"
     if metric == "best_rate":
-        return _against_best_rate(results.rates(runs, test["arm"]), test["rate"], seeds), False
-    if "against_rate" in test:
-        grid = results.rates(runs, test["arm"])
-        arm, against = grid.get(test["rate"], {}), grid.get(test["against_rate"], {})
-    else:
-        arm, against = results.arm(runs, test["arm"]), results.arm(runs, test["against"])
-    there = [seed for seed in seeds if seed in arm and seed in against]
-    if metric == "speedup":
-        scratch = results.arm(runs, test["of"])
-        levels = {seed: metrics.last(scratch[seed]) - test["points"] for seed in there if seed in scratch}
-        return {seed: metrics.speedup(arm[seed], against[seed], level) for seed, level in levels.items()}, True
-    if metric not in DIFFERENCES:
+        return _against_best_rate(results.rates(runs, test["arm"]), test["rate"], seeds), ratio
+    if metric not in DIFFERENCES and not ratio:
         known = ", ".join([*DIFFERENCES, "speedup", "best_rate"])
         raise Problem(f"claims.yaml has an unknown metric {metric!r}; there are {known}.")
-    return {seed: DIFFERENCES[metric](arm[seed], against[seed]) for seed in there}, False
+    scratch = results.arm(runs, test["of"]) if ratio else {}
+
+    def compare(arm: dict[int, Run], against: dict[int, Run]) -> dict[int, float]:
+        there = [seed for seed in seeds if seed in arm and seed in against]
+        if not ratio:
+            return {seed: DIFFERENCES[metric](arm[seed], against[seed]) for seed in there}
+        levels = {seed: metrics.last(scratch[seed]) - test["points"] for seed in there if seed in scratch}
+        return {seed: metrics.speedup(arm[seed], against[seed], level) for seed, level in levels.items()}
+
+    if test.get("against_rate") == "best":
+        grid = results.rates(runs, test["against"])
+        if not _whole(grid, seeds):
+            return {}, ratio
+        compared = [compare(results.arm(runs, test["arm"]), one) for one in grid.values()]
+        return min(compared, key=lambda found: estimate(list(found.values()), ratio).mean if found else math.inf), ratio
+    if "against_rate" in test:
+        grid = results.rates(runs, test["arm"])
+        return compare(grid.get(test["rate"], {}), grid.get(test["against_rate"], {})), ratio
+    return compare(results.arm(runs, test["arm"]), results.arm(runs, test["against"])), ratio
+
+
+def _whole(grid: dict[float, dict[int, Run]], seeds: list[int]) -> bool:
+    """Only where every rate has every seed: the best of a part of them would be another rate's best."""
+    return len(grid) > 1 and all(seed in runs for runs in grid.values() for seed in seeds)
 
 
 def _against_best_rate(grid: dict[float, dict[int, Run]], rate: float, seeds: list[int]) -> dict[int, float]:
-    """Only where every rate has every seed: the best of a part of them would be another rate's best."""
-    if len(grid) < 2 or any(seed not in runs for runs in grid.values() for seed in seeds) or rate not in grid:
+    if not _whole(grid, seeds) or rate not in grid:
         return {}
     finals = {one: {seed: metrics.final(runs[seed]) for seed in seeds} for one, runs in grid.items()}
     best = max(finals, key=lambda one: sum(finals[one].values()))
@@ -107,7 +121,10 @@ def _what(test: dict[str, Any]) -> str:
     arm = test["arm"] + (f" at rate {test['rate']:g}" if "rate" in test else "")
     if test["metric"] == "best_rate":
         return f"{test['runs']}: final, {arm} against its best rate"
-    against = f"rate {test['against_rate']:g}" if "against_rate" in test else test["against"]
+    if (rate := test.get("against_rate")) == "best":
+        against = f"{test['against']} at its best rate"
+    else:
+        against = test["against"] if rate is None else f"rate {rate:g}"
     metric = test["metric"]
     if metric == "speedup":
         metric = f"speedup to {test['of']}'s last - {test['points']:g}"
@@ -155,7 +172,7 @@ def table(evaluated: dict[str, tuple[dict[str, Any], list[Outcome]]]) -> pd.Data
                     "rule": outcome.rule,
                     "test": outcome.state,
                     "verdict": verdict(outcomes),
-                    "command": f"python -m replicate.study {' '.join(claim['parts'])}",
+                    "command": f"{COMMAND} {' '.join(claim['parts'])}",
                 }
             )
     return pd.DataFrame(rows).astype({"n": "Int64"})
@@ -172,13 +189,16 @@ def ours(row: Any) -> str:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The README's table: the claim and its verdict stand in its first row."""
-    lines = ["| claim (paper's section) | metric | ours, 95 % interval | holds if | verdict |", "|---|---|---|---|---|"]
+    """The README's table: the claim, its verdict and what runs it stand in its first row."""
+    head = ("claim (paper's section)", "metric", "ours, 95 % interval", "holds if", "verdict", f"`{COMMAND}` …")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, tests in rows.groupby("claim", sort=False):
         for i, row in enumerate(tests.itertuples()):
             first = f"**{name}** {row.says} ({row.section})" if i == 0 else ""
             decision = f"**{row.verdict}**" if i == 0 else ""
-            lines.append(f"| {first} | {row.metric} | {ours(row)}{SYMBOLS[row.test]} | {row.rule} | {decision} |")
+            parts = f"`{row.command.removeprefix(COMMAND).strip()}`" if i == 0 else ""
+            cells = (first, row.metric, ours(row) + SYMBOLS[row.test], row.rule, decision, parts)
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

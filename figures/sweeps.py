@@ -121,33 +121,54 @@ def optimizer(results: Results, axes: list[Axes]) -> None:
         raise Missing("optimizer")
 
 
+SCRATCH = ("standard", None, "standard net from scratch", "black", (0, (5, 2)))
+NARROW = ("teacher_narrow", None, "narrow teacher", LOOK["teacher_narrow"][0], "-")
+BLUE, RED, GREEN = (LOOK[arm][0] for arm in ("wider", "deeper", "deeper_4pairs"))
+TIMELINES = (  # arm, its teacher, what it is, colour, line
+    (
+        SHORT,
+        "(a) from 1/10 of the rate",
+        SCRATCH,
+        NARROW,
+        ("wider", "teacher_narrow", "grown after 1,000", BLUE, "-"),
+        ("wider_early", "teacher_narrow_early", "after 400", RED, "--"),
+        ("wider_early_rate_0.3", "teacher_narrow_early", "after 400, from 3/10", GREEN, "-."),
+    ),
+    (
+        LONG,
+        "(b) plateau, and one schedule for both",
+        SCRATCH,
+        NARROW,
+        ("wider_rate_0.3_fast", "teacher_narrow", "grown after 1,800, from 3/10", BLUE, "-"),
+        ("wider_half", "teacher_narrow_half", "after 900, same schedule", RED, "--"),
+        ("wider_half_rate_0.3", "teacher_narrow_half", "after 900, twice its rate", GREEN, "-."),
+    ),
+)
+
+
 def when(results: Results, axes: list[Axes]) -> None:
-    """Accuracy against all mini-batches, the teacher's too, for a teacher stopped early and one near its plateau."""
-    looks = (
-        ("wider", "teacher_narrow", "grown after 1,000", LOOK["wider"][0], "-"),
-        ("wider_early", "teacher_narrow_early", "after 400, rate 0.1", LOOK["deeper"][0], "--"),
-        ("wider_early_rate_0.3", "teacher_narrow_early", "after 400, rate 0.3", LOOK["deeper_4pairs"][0], "-."),
-    )
-    if len(results.arm(SHORT, "wider_early")) < ENOUGH:
+    """Accuracy against all mini-batches, the teacher's too, for teachers stopped early and at their plateau."""
+    grown = ("wider_early", "wider_half")
+    if not any(len(results.arm(runs, arm)) >= ENOUGH for runs in (SHORT, LONG) for arm in grown):
         raise Missing("when")
-    (ax,) = axes
-    for arm, teacher, label, colour, line in looks:
-        runs, teachers = results.arm(SHORT, arm), results.arm(SHORT, teacher)
-        if len(runs) >= ENOUGH:
-            before = float(next(iter(teachers.values())).rows.step.iloc[-1])
-            _curves(ax, list(runs.values()), colour, line, label, before)
-    _curves(ax, list(results.arm(SHORT, "teacher_narrow").values()), LOOK["teacher_narrow"][0], "-", "narrow teacher")
-    if scratch := results.arm(SHORT, "standard"):
-        _curves(ax, list(scratch.values()), "black", (0, (5, 2)), "standard net from scratch")
-    ax.set(xlabel="mini-batches, the teacher's included", ylabel="held-out accuracy (%)", ylim=(80, None))
-    ax.legend()
+    for ax, (folder, title, *looks) in zip(axes, TIMELINES, strict=True):
+        for arm, teacher, label, colour, line in looks:
+            runs = list(results.arm(folder, arm).values())
+            if len(runs) < ENOUGH:
+                continue
+            teachers = results.arm(folder, teacher).values() if teacher else []
+            _curves(ax, runs, colour, line, label, max((run.rows.step.iloc[-1] for run in teachers), default=0))
+        ax.set(title=title, xlabel="mini-batches, the teacher's included", ylabel="held-out accuracy (%)")
+        ax.set_ylim(80, None)
+        if ax.lines:
+            ax.legend(loc="lower right")
 
 
 SWEEPS: dict[str, tuple[Callable[[Results, list[Axes]], None], int]] = {
     "sweep_rate": (rate, 3),
     "sweep_noise": (noise, 2),
     "sweep_optimizer": (optimizer, 2),
-    "sweep_when": (when, 1),
+    "sweep_when": (when, 2),
 }
 
 
@@ -188,7 +209,7 @@ def table(results: Results) -> pd.DataFrame:
 @in_style
 def draw(name: str, results: Results) -> Figure:
     sweep, panels = SWEEPS[name]
-    figure = Figure(figsize=(7.2 if panels > 1 else 4.6, 2.9), layout="constrained")
+    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
     FigureCanvasAgg(figure)
     sweep(results, list(figure.subplots(1, panels, squeeze=False)[0]))
     return figure

@@ -46,10 +46,7 @@ def rates(arm: str, *scales: float) -> dict[str, tuple[str, ...]]:
 EXACT = ("growth.noise=0.05", "growth.exact=true")
 CARRIED = ("growth.optimizer=carried",)
 FAST, FASTER = ("schedule.decay_steps=15",), ("schedule.decay_steps=10",)
-HALF, SLOW = (
-    (f"growth.teacher=teacher_narrow_{teacher}", *EXACT, *CARRIED, "optimizer.lr_scale=0.156")
-    for teacher in ("half", "slow")
-)
+HALF = ("growth.teacher=teacher_narrow_half", *EXACT, *CARRIED, "training.steps=900")
 SEEDS, FEW = (1, 2, 3, 4, 5), (1, 2, 3)
 STUDY = {
     "laptop": Part("laptop", "laptop", SEEDS, FIGURES),
@@ -101,20 +98,17 @@ STUDY = {
             "deeper_best": ("deeper", *CARRIED),
         },
     ),
-    # One schedule across the growth: the teacher stops at a sixth of its rate, early or at the end of a slower schedule, and
-    # its student goes on from there, with the optimizer's state. What the annealed teachers above cannot have.
+    # One schedule across the growth: the teacher stops halfway, and its student goes on from its rate (or twice that,
+    # falling faster) with its optimizer's state: together they see as many mini-batches as the net from scratch.
     "sweep_across": Part(
         "laptop-long",
         "laptop-long-held-out",
         FEW,
-        (),
+        ("standard",),
         {
             "teacher_narrow_half": ("teacher_narrow", "training.steps=900"),
-            "teacher_narrow_slow": ("teacher_narrow", "schedule.decay_steps=60"),
-            "wider_half_fast": ("wider", *HALF, *FAST),
-            "wider_slow_fast": ("wider", *SLOW, *FAST),
-            "wider_slow_faster": ("wider", *SLOW, *FASTER),
-            "wider_slow_rate_0.3_faster": ("wider", *SLOW, *FASTER, "optimizer.lr_scale=0.3"),
+            "wider_half": ("wider", *HALF, "optimizer.lr_scale=0.156"),
+            "wider_half_rate_0.3": ("wider", *HALF, "optimizer.lr_scale=0.3", "schedule.decay_steps=22"),
         },
         HELD_OUT,
     ),

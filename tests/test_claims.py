@@ -27,7 +27,7 @@ def add(root, arm, seed, val, final=None, rate=1.0, flops=10, teacher=None, **ho
     write_run(folder, val, **how)
     info = json.loads((folder / "run.json").read_text())
     info["config"] |= {"optimizer.lr_scale": rate, "growth.teacher": teacher}
-    info |= {"training_flops_per_image": flops}
+    info |= {"training_flops_per_image": flops, "parameters": 350_000}
     info |= {"result": {"all_val_top1": (val[-1] if final is None else final) / 100}}
     (folder / "run.json").write_text(json.dumps(info))
     return read_seeds(root / arm)[seed]
@@ -50,11 +50,19 @@ def test_the_interval_is_that_of_all_resamples():
     assert estimate([1.0, 2.0, 4.5]) == Estimate(2.5, 1.0, 4.5, 3)  # three seeds: their range
 
 
+def test_many_seeds_have_an_interval_too_and_always_the_same():
+    values = np.random.default_rng(1).normal(size=12).tolist()
+    found = estimate(values)
+    margin = 1.96 * np.std(values) / math.sqrt(12)  # of the bootstrap's own distribution, nearly normal
+    assert (found.low, found.high) == pytest.approx((np.mean(values) - margin, np.mean(values) + margin), abs=0.05)
+    assert estimate(values) == found
+
+
 def test_ratios_are_averaged_geometrically_and_an_arm_that_never_arrives_is_not_left_out():
     assert estimate([1.0, 4.0, 16.0], ratio=True).mean == pytest.approx(4)
     lost = estimate([0.0, 4.0, 16.0], ratio=True)
     assert (lost.mean, lost.low, round(lost.high, 9)) == (0, 0, 16)
-    with pytest.raises(ValueError, match="1 to 7 seeds"):
+    with pytest.raises(ValueError, match="at least one seed"):
         estimate([])
 
 
@@ -150,6 +158,19 @@ def test_the_best_rate_is_that_of_the_best_mean(tmp_path, results):
     assert judge(test, [1, 2, 3, 4], results).state == "not run"  # the grid is not whole
 
 
+def test_a_baseline_at_its_best_rate_is_the_one_that_leaves_the_least_lead(tmp_path, results):
+    for seed in (1, 2, 3):
+        add(tmp_path / "r", "a", seed, [80, 90])
+        add(tmp_path / "r", "b", seed, [60, 80 + seed], rate=1)
+        add(tmp_path / "r", "b_rate_0.1", seed, [70, 70 + seed], rate=0.1)
+    test = {"runs": "r", "metric": "area", "arm": "a", "against": "b", "against_rate": "best", "above": 0}
+    outcome = judge(test, [1, 2, 3], results)
+    assert outcome.found == Estimate(*(pytest.approx(x) for x in (14, 13.5, 14.5)), 3)
+    assert (outcome.state, outcome.what) == ("holds", "r: area, a against b at its best rate")
+    assert judge({**test, "metric": "final"}, [1, 2, 3], results).found.mean == pytest.approx(8)  # the other rate
+    assert judge(test, [1, 2, 3, 4], results).state == "not run"  # the grid is not whole
+
+
 def test_the_pace_counts_operations_with_and_without_the_teachers(tmp_path, results):
     root = tmp_path / "laptop"
     for seed in (1, 2, 3):
@@ -193,7 +214,7 @@ def test_every_sweep_is_drawn_from_its_runs(tmp_path, results, capsys):
         three(sweeps.SHORT, f"{arm}_carried")
     for arm in ("teacher_narrow", "teacher_narrow_early", "wider_early", "standard"):
         three(sweeps.SHORT, arm)
-    for arm in sweeps.NOISE:
+    for arm in (*sweeps.NOISE, "teacher_narrow_half", "wider_half"):
         three(sweeps.LONG, arm)
     (tmp_path / "out").mkdir()
     sweeps.make(results, tmp_path / "out")

@@ -3,15 +3,14 @@
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from test_claims import add
 
-from figures.curves import read_seeds
+from figures.curves import Problem
+from figures.documents import documents, readme, study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-STUDY = (ROOT / "docs" / "study.md").read_text()
-FIGURES = ROOT / "results" / "figures"
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -21,31 +20,33 @@ def test_the_code_runs_and_the_certificate_holds(code, capsys):
     assert relative < 1e-5
 
 
-def test_the_table_of_results_is_that_of_the_committed_runs():
-    number = r"([\d.]+) ± ([\d.]+) \| "
-    found = re.findall(rf"^\| `(\w+)` \| (\d+) \| {number * 3}", README, re.MULTILINE)
-    assert len(found) == 8
-    for arm, steps, *numbers in found:
-        runs = list(read_seeds(ROOT / "results" / "laptop" / arm).values())
-        assert {run.rows.step.iloc[-1] for run in runs} == {int(steps)}
-        columns = ([run.rows.val.iloc[i] for run in runs] for i in (0, -1))
-        every = [pd.Series(column) for column in (*columns, [100 * run.info["result"]["all_val_top1"] for run in runs])]
-        assert numbers == [f"{value:.1f}" for column in every for value in (column.mean(), column.std())], arm
+@pytest.mark.parametrize("file", documents(ROOT), ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_numbers_are_those_of_the_committed_results(file):
+    assert file.read_text() == documents(ROOT)[file](file.read_text())
 
 
-def test_the_table_of_claims_is_the_one_that_make_claims_writes():
-    table = re.search(r"<!-- claims -->\n(.*?)<!-- /claims -->", README, re.DOTALL)[1]
-    assert table == (FIGURES / "claims.md").read_text()
+def test_a_table_is_filled_in_from_the_runs(tmp_path):
+    for seed, last in ((1, 90), (2, 92)):
+        add(tmp_path / "laptop", "wider", seed, [80, last], final=last + 1)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "claims.md").write_text("| verdict |\n")
+    text = "a\n<!-- arms -->\n| `wider` | old |\n<!-- /arms -->\nb\n<!-- claims -->\n<!-- /claims -->\nc\n"
+    filled = readme(text, tmp_path)
+    assert "| `wider` | 100 | 80.0 ± 0.0 | 91.0 ± 1.4 | 92.0 ± 1.4 | 0.35 M | 2 |\n<!-- /arms -->\nb" in filled
+    assert filled.endswith("<!-- claims -->\n| verdict |\n<!-- /claims -->\nc\n")
+    assert readme(filled, tmp_path) == filled
+    with pytest.raises(Problem, match="no table between <!-- arms -->"):
+        readme("a", tmp_path)
 
 
-def test_the_studys_table_of_sweeps_is_that_of_the_committed_runs():
-    sweeps = pd.read_csv(FIGURES / "sweeps.csv").set_index(["runs", "arm"])
-    found = re.findall(r"^\| `([\w.]+)` \| ([\d.]+) \| ([\d.]+) \[([\d.]+), ([\d.]+)\]", STUDY, re.MULTILINE)
-    for arm, *numbers in found:
-        rows = [row for (_, name), row in sweeps.iterrows() if name == arm]
-        wanted = [[f"{row[key]:.2f}" for key in ("start", "final", "final_low", "final_high")] for row in rows]
-        assert numbers in wanted, arm
-    assert len(found) >= 8
+def test_an_arm_of_the_study_that_was_not_run_is_named(tmp_path):
+    (tmp_path / "figures").mkdir()
+    columns = "runs,arm,start,final,final_low,final_high\nheld,wider,80,90,89,91\n"
+    (tmp_path / "figures" / "sweeps.csv").write_text(columns)
+    text = "<!-- rate: held -->\n| `{}` | old |\n<!-- /rate -->\n"
+    assert "| `wider` | 80.00 | 90.00 [89.00, 91.00] |" in study(text.format("wider"), tmp_path)
+    with pytest.raises(Problem, match="has a row for deeper"):
+        study(text.format("deeper"), tmp_path)
 
 
 def test_every_file_and_command_it_names_exists():

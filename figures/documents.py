@@ -1,0 +1,132 @@
+"""The tables of README.md and docs/study.md, and what the laptop configs say is to be expected, from results/.
+
+    python -m figures.documents             # after `make record`, which calls it
+
+A table stands between two comments of its name, `<!-- arms -->` and `<!-- /arms -->`. In the tables of the study the
+first cell of a row names an arm of the folder that the comment names, and the rest is filled in.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from figures.curves import Problem, Run, read_seeds
+
+ROOT = Path(__file__).resolve().parents[1]
+SCALES = ("laptop", "laptop-long")
+
+
+def arms(runs: Path, names: list[str]) -> str:
+    """A row for each arm: mean and standard deviation over the seeds."""
+    head = ("arm", "mini-batches", "val. top-1 at step 0, %", "at the end, %", "on all 10,000 images, %")
+    head += ("parameters", "seconds on one core")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in names:
+        seeds = _seeds(runs / name)
+        columns = (
+            [run.rows.val.iloc[0] for run in seeds],
+            [run.rows.val.iloc[-1] for run in seeds],
+            [100 * run.info["result"]["all_val_top1"] for run in seeds],
+        )
+        accuracies = [f"{c.mean():.1f} ± {c.std():.1f}" for c in map(pd.Series, columns)]
+        size = f"{seeds[0].info['parameters'] / 1e6:.2f} M"
+        cells = (f"`{name}`", f"{_steps(seeds)}", *accuracies, size, f"{_seconds(seeds):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme(text: str, results: Path) -> str:
+    """The README with its two tables as the results have them."""
+    text = _between(text, "arms", lambda old: arms(results / "laptop", re.findall(r"^\| `(\w+)`", old, re.MULTILINE)))
+    return _between(text, "claims", lambda _: (results / "figures" / "claims.md").read_text())
+
+
+def study(text: str, results: Path) -> str:
+    """docs/study.md with the numbers of its arms, at step 0 and at the end with the interval over seeds."""
+    table = pd.read_csv(results / "figures" / "sweeps.csv").set_index(["runs", "arm"])
+
+    def fill(runs: str) -> Callable[[str], str]:
+        def row(found: re.Match[str]) -> str:
+            if (runs, found[1]) not in table.index:
+                raise Problem(f"docs/study.md has a row for {found[1]}, of which results/{runs} has no three seeds.")
+            of = table.loc[(runs, found[1])]
+            return f"| `{found[1]}` | {of.start:.2f} | {of.final:.2f} [{of.final_low:.2f}, {of.final_high:.2f}] |"
+
+        return lambda old: re.sub(r"^\| `([\w.]+)` \|.*$", row, old, flags=re.MULTILINE)
+
+    for name, runs in re.findall(r"^<!-- (\w+: ([\w-]+)) -->$", text, re.MULTILINE):
+        text = _between(text, name, fill(runs))
+    return text
+
+
+def header(text: str, arm: Path) -> str:
+    """A config's text with what its recorded runs were like, as its `# Expected:` line; unchanged if there are none."""
+    if not arm.is_dir():
+        return text
+    seeds = _seeds(arm)
+    first, last = (sum(run.rows.val.iloc[i] for run in seeds) / len(seeds) for i in (0, -1))
+    line = (
+        f"# Expected: validation top-1 {first:.1f} % at step 0, {last:.1f} % at step {_steps(seeds)} "
+        f"(mean of {len(seeds)} seeds), {_seconds(seeds):.0f} s on one CPU core."
+    )
+    return re.sub(r"^# Expected:.*$", line, text, flags=re.MULTILINE)
+
+
+def documents(root: Path) -> dict[Path, Callable[[str], str]]:
+    """What fills in each file's numbers."""
+    results = root / "results"
+    found: dict[Path, Callable[[str], str]] = {
+        root / "README.md": lambda text: readme(text, results),
+        root / "docs" / "study.md": lambda text: study(text, results),
+    }
+    for scale in SCALES:
+        for file in sorted((root / "configs" / scale).glob("*.yaml")):
+            found[file] = lambda text, arm=results / scale / file.stem: header(text, arm)
+    return found
+
+
+def _seeds(arm: Path) -> list[Run]:
+    seeds = [run for run in read_seeds(arm).values() if run.finished]
+    if not seeds:
+        raise Problem(f"{arm} has no finished run: record it first (make record).")
+    return seeds
+
+
+def _steps(seeds: list[Run]) -> int:
+    return int(seeds[0].rows.step.iloc[-1])
+
+
+def _seconds(seeds: list[Run]) -> float:
+    """Of the least disturbed run: others shared their core."""
+    return min(run.rows.wall_s.iloc[-1] for run in seeds)
+
+
+def _between(text: str, name: str, fill: Callable[[str], str]) -> str:
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name.split(':')[0]} -->"
+    before, found, rest = text.partition(begin)
+    old, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise Problem(f"There is no table between {begin.strip()} and {end}.")
+    return before + begin + fill(old) + end + after
+
+
+def main() -> int:
+    try:
+        for file, fill in documents(ROOT).items():
+            old = file.read_text()
+            if (new := fill(old)) != old:
+                file.write_text(new)
+                print(f"filled in {file.relative_to(ROOT)}")
+    except Problem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
