@@ -63,6 +63,15 @@ def test_a_student_grown_by_one_of_several_processes_makes_the_steps_of_one(fold
         assert torch.equal(tensor, first["ema"][key]), key
 
 
+@pytest.mark.parametrize("arm", ["wider", "deeper"])
+def test_every_process_carries_the_teachers_optimizer_state(folder, tmp_path, arm):
+    carried = (*student(folder), "growth.optimizer=carried", "model.width=0.4" if arm == "wider" else "model.width=0.3")
+    one = finish(arm, tmp_path / "one", *carried, patches=(float64,))
+    two = finish(arm, tmp_path / "two", *carried, world=2, patches=(float64,))
+    equal(one, two)
+    assert state(two, "step0.pt")["optimizer"]["state"]  # or else there was nothing to carry
+
+
 def test_the_share_of_an_uneven_deal_is_what_makes_it_equal(folder, tmp_path):
     """That the comparison above sees a mistake: without the weights of the chunks it fails."""
     out = finish("standard", tmp_path / "run", *SMALL, world=4, patches=(float64, unweighted))
