@@ -141,7 +141,7 @@ TIMELINES = (  # arm, its teacher, what it is, colour, line
         NARROW,
         ("wider_rate_0.3_fast", "teacher_narrow", "grown after 1,800, from 3/10", BLUE, "-"),
         ("wider_half", "teacher_narrow_half", "after 900, same schedule", RED, "--"),
-        ("wider_half_rate_0.3", "teacher_narrow_half", "after 900, twice its rate", GREEN, "-."),
+        ("wider_again", "teacher_narrow", "after 1,800, schedule begun again", GREEN, "-."),
     ),
 )
 

@@ -98,17 +98,18 @@ STUDY = {
             "deeper_best": ("deeper", *CARRIED),
         },
     ),
-    # One schedule across the growth: the teacher stops halfway, and its student goes on from its rate (or twice that,
-    # falling faster) with its optimizer's state: together they see as many mini-batches as the net from scratch.
+    # What an annealed teacher's student of 600 mini-batches lacks. half: the teacher stops halfway, and its student goes
+    # on with its rate and its optimizer's state, so that together they see what the net from scratch sees. again: the
+    # student of the annealed teacher has all that the net from scratch has, its rate and its mini-batches.
     "sweep_across": Part(
         "laptop-long",
         "laptop-long-held-out",
         FEW,
-        ("standard",),
+        ("teacher_narrow", "standard"),
         {
             "teacher_narrow_half": ("teacher_narrow", "training.steps=900"),
             "wider_half": ("wider", *HALF, "optimizer.lr_scale=0.156"),
-            "wider_half_rate_0.3": ("wider", *HALF, "optimizer.lr_scale=0.3", "schedule.decay_steps=22"),
+            "wider_again": ("wider", *EXACT, "optimizer.lr_scale=1", "training.steps=1800"),
         },
         HELD_OUT,
     ),
