@@ -98,7 +98,7 @@ STUDY = {
             "deeper_best": ("deeper", *CARRIED),
         },
     ),
-    # What an annealed teacher's student of 600 mini-batches lacks. half: the teacher stops halfway, and its student goes
+    # What the students of an annealed teacher lack. half: the teacher stops halfway, and its student goes
     # on with its rate and its optimizer's state, so that together they see what the net from scratch sees. again: the
     # student of the annealed teacher has all that the net from scratch has, its rate and its mini-batches.
     "sweep_across": Part(
