@@ -31,7 +31,7 @@ claims: redraw ## the same, the study's figures and tables, and a verdict on eac
 
 STUDY := laptop laptop-long laptop-held-out laptop-long-held-out
 record: .venv/.installed ## copy the finished runs of the study into results/, with figures, tables and the numbers in the docs
-	$(PY) -m replicate.record $(notdir $(wildcard $(STUDY:%=runs/%)))
+	$(PY) -m replicate.record $(notdir $(wildcard $(STUDY:%=runs/%))) --seeds 1 2 3 4 5
 	$(PY) -m figures results/laptop --out results/figures
 	$(PY) -m figures.claims results --out results/figures
 	$(PY) -m figures.documents

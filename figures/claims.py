@@ -11,26 +11,27 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from figures import metrics, sweeps
+from figures import metrics, rules, sweeps
 from figures.curves import Problem, Results, Run
 from figures.metrics import ENOUGH, Estimate, estimate
+from figures.rules import Claim, Rule, Rules
 
 DIFFERENCES = {  # of an arm and `against`, in points
     "start": lambda arm, against: metrics.start(arm) - metrics.last(against),
     "final": lambda arm, against: metrics.final(arm) - metrics.final(against),
+    "best_rate": lambda arm, against: metrics.final(arm) - metrics.final(against),
     "area": lambda arm, against: _areas(arm, against, "val"),
     "train_area": lambda arm, against: _areas(arm, against, "train"),
 }
 COMMAND = "python -m replicate.study"
-SYMBOLS = {"holds": " ✓", "refuted": " ✗", "not shown": " –", "not run": ""}
+SYMBOLS = {"holds": " ✓", "refuted": " ✗", "not shown": " –", "unfinished": " …", "not run": ""}
 
 
 def _areas(arm: Run, against: Run, panel: str) -> float:
@@ -46,89 +47,88 @@ class Outcome:
     unit: str
     rule: str
     found: Estimate | None
+    frozen: float | None  # what a student would be given that stayed as good as it was at step 0
     wanted: int  # seeds
-    state: str  # holds, refuted, not shown, not run
+    state: str  # holds, refuted, not shown, unfinished (seeds are missing), not run
 
 
-def judge(test: dict[str, Any], seeds: list[int], results: Results) -> Outcome:
+def judge(test: Rule, seeds: list[int], rates: list[float], results: Results) -> Outcome:
     """What a test says of the runs that are there."""
-    values, ratio = _values(test, seeds, results)
+    values = _values(test, seeds, rates, results)
+    ratio = test.metric == "speedup"
     found = estimate(list(values.values()), ratio) if len(values) >= ENOUGH else None
     rule, state = _state(test, found)
-    return Outcome(_what(test), "x" if ratio else "points", rule, found, len(seeds), state)
+    if found and found.n < len(seeds):
+        state = "unfinished"
+    frozen = None
+    if found and test.metric in ("area", "speedup") and test.rate is None:
+        still = _values(test, seeds, rates, results, lambda run: run.frozen())
+        frozen = estimate(list(still.values()), ratio).mean
+    return Outcome(_what(test), "x" if ratio else "points", rule, found, frozen, len(seeds), state)
 
 
-def _values(test: dict[str, Any], seeds: list[int], results: Results) -> tuple[dict[int, float], bool]:
-    """A value for each seed of which all runs are there, and whether it is a ratio."""
-    metric, runs = test["metric"], test["runs"]
-    ratio = metric == "speedup"
-    if metric == "best_rate":
-        return _against_best_rate(results.rates(runs, test["arm"]), test["rate"], seeds), ratio
-    if metric not in DIFFERENCES and not ratio:
-        known = ", ".join([*DIFFERENCES, "speedup", "best_rate"])
-        raise Problem(f"claims.yaml has an unknown metric {metric!r}; there are {known}.")
-    scratch = results.arm(runs, test["of"]) if ratio else {}
+Runs = dict[int, Run]  # by seed
 
-    def compare(arm: dict[int, Run], against: dict[int, Run]) -> dict[int, float]:
+
+def _values(
+    test: Rule, seeds: list[int], rates: list[float], results: Results, change: Callable[[Run], Run] = lambda run: run
+) -> dict[int, float]:
+    """A value for each seed of which all runs are there; `change`: what is done to the arm's first."""
+    arm = results.arm(test.runs, test.arm)
+    grid = results.rates(test.runs, test.arm)
+    if test.rate is not None:
+        arm = grid.get(test.rate, {})
+    scratch = results.arm(test.runs, test.of) if test.of else {}
+
+    def compare(against: Runs) -> dict[int, float]:
         there = [seed for seed in seeds if seed in arm and seed in against]
-        if not ratio:
-            return {seed: DIFFERENCES[metric](arm[seed], against[seed]) for seed in there}
-        levels = {seed: metrics.last(scratch[seed]) - test["points"] for seed in there if seed in scratch}
-        return {seed: metrics.speedup(arm[seed], against[seed], level) for seed, level in levels.items()}
+        if test.metric != "speedup":
+            return {seed: DIFFERENCES[test.metric](change(arm[seed]), against[seed]) for seed in there}
+        levels = {seed: metrics.last(scratch[seed]) - test.points for seed in there if seed in scratch}
+        return {seed: metrics.speedup(change(arm[seed]), against[seed], level) for seed, level in levels.items()}
 
-    if test.get("against_rate") == "best":
-        grid = results.rates(runs, test["against"])
-        if not _whole(grid, seeds):
-            return {}, ratio
-        compared = [compare(results.arm(runs, test["arm"]), one) for one in grid.values()]
-        return min(compared, key=lambda found: estimate(list(found.values()), ratio).mean if found else math.inf), ratio
-    if "against_rate" in test:
-        grid = results.rates(runs, test["arm"])
-        return compare(grid.get(test["rate"], {}), grid.get(test["against_rate"], {})), ratio
-    return compare(results.arm(runs, test["arm"]), results.arm(runs, test["against"])), ratio
+    def hardest(grid: dict[float, Runs]) -> dict[int, float]:
+        """Against the rate that leaves the least lead, of a grid in which every rate has every seed."""
+        compared = [compare(runs) for runs in grid.values()]
+        if not compared or any(len(found) < len(seeds) for found in compared):
+            return {}
+        return min(compared, key=lambda found: estimate(list(found.values()), test.metric == "speedup").mean)
 
+    def whole(grid: dict[float, Runs]) -> bool:
+        return set(grid) >= set(rates)
 
-def _whole(grid: dict[float, dict[int, Run]], seeds: list[int]) -> bool:
-    """Only where every rate has every seed: the best of a part of them would be another rate's best."""
-    return len(grid) > 1 and all(seed in runs for runs in grid.values() for seed in seeds)
-
-
-def _against_best_rate(grid: dict[float, dict[int, Run]], rate: float, seeds: list[int]) -> dict[int, float]:
-    if not _whole(grid, seeds) or rate not in grid:
-        return {}
-    finals = {one: {seed: metrics.final(runs[seed]) for seed in seeds} for one, runs in grid.items()}
-    best = max(finals, key=lambda one: sum(finals[one].values()))
-    return {seed: finals[rate][seed] - finals[best][seed] for seed in seeds}
+    if test.metric == "best_rate":
+        return hardest({rate: runs for rate, runs in grid.items() if rate != test.rate}) if whole(grid) else {}
+    if test.against_rate == "best":
+        others = results.rates(test.runs, test.against)
+        return hardest(others) if whole(others) else {}
+    return compare(results.arm(test.runs, test.against) if test.against else grid.get(test.against_rate, {}))
 
 
-def _state(test: dict[str, Any], found: Estimate | None) -> tuple[str, str]:
-    low, high = test.get("within", [test.get("above"), test.get("below")])
-    rule = f"in {low:g} … {high:g}" if "within" in test else f"> {low:g}" if low is not None else f"< {high:g}"
-    if "target" in test:
-        rule += f", mean ≥ {test['target']:g}"
+def _state(test: Rule, found: Estimate | None) -> tuple[str, str]:
+    low, high = test.within or (test.above, test.below)
+    rule = f"in {low:g} … {high:g}" if test.within else f"> {low:g}" if low is not None else f"< {high:g}"
+    goal = -math.inf if test.target is None else test.target
+    if test.target is not None:
+        rule += f", mean ≥ {goal:g}"
     if found is None:
         return rule, "not run"
     inside = (low is None or found.low > low) and (high is None or found.high < high)
-    if "within" in test:  # its ends belong to it
+    if test.within:  # its ends belong to it
         inside = found.low >= low and found.high <= high
-    if "target" in test:
-        inside = inside and found.mean >= test["target"]
-    outside = (low is not None and found.high < low) or (high is not None and found.low > high)
-    return rule, "holds" if inside else "refuted" if outside else "not shown"
+    outside = (low is not None and found.high < low) or (high is not None and found.low > high) or found.high < goal
+    return rule, "holds" if inside and found.mean >= goal else "refuted" if outside else "not shown"
 
 
-def _what(test: dict[str, Any]) -> str:
-    arm = test["arm"] + (f" at rate {test['rate']:g}" if "rate" in test else "")
-    if test["metric"] == "best_rate":
-        return f"{test['runs']}: final, {arm} against its best rate"
-    if (rate := test.get("against_rate")) == "best":
-        against = f"{test['against']} at its best rate"
-    else:
-        against = test["against"] if rate is None else f"rate {rate:g}"
-    metric = test["metric"]
-    if metric == "speedup":
-        metric = f"speedup to {test['of']}'s last - {test['points']:g}"
-    return f"{test['runs']}: {metric}, {arm} against {against}"
+def _what(test: Rule) -> str:
+    arm = test.arm + (f" at rate {test.rate:g}" if test.rate is not None else "")
+    if test.metric == "best_rate":
+        return f"{test.runs}: final, {arm} against the best other rate"
+    against = test.against or f"rate {test.against_rate:g}"
+    if test.against_rate == "best":
+        against += " at its best rate"
+    metric = f"speedup to {test.of}'s last - {test.points:g}" if test.metric == "speedup" else test.metric
+    return f"{test.runs}: {metric}, {arm} against {against}"
 
 
 def verdict(outcomes: list[Outcome]) -> str:
@@ -138,21 +138,24 @@ def verdict(outcomes: list[Outcome]) -> str:
         return "no"
     if all(state == "holds" for state in states):
         return "yes"
-    if all(state == "not run" for state in states):
-        return "not run"
+    if set(states) <= {"not run", "unfinished"}:
+        return "not run" if set(states) == {"not run"} else "unfinished"
     return "in part" if "holds" in states else "not shown"
 
 
-def evaluate(rules: dict[str, Any], results: Results) -> dict[str, tuple[dict[str, Any], list[Outcome]]]:
+Evaluated = dict[str, tuple[Claim, list[Outcome]]]
+
+
+def evaluate(of: Rules, results: Results) -> Evaluated:
     """The claims and the headline, each with the outcomes of its tests."""
     evaluated = {}
-    for name, claim in {**rules["claims"], "headline": rules["headline"]}.items():
-        default = claim.get("seeds", rules["seeds"])
-        evaluated[name] = claim, [judge(test, test.get("seeds", default), results) for test in claim["tests"]]
+    for name, claim in {**of.claims, "headline": of.headline}.items():
+        default = claim.seeds or of.seeds
+        evaluated[name] = claim, [judge(test, test.seeds or default, of.rates, results) for test in claim.tests]
     return evaluated
 
 
-def table(evaluated: dict[str, tuple[dict[str, Any], list[Outcome]]]) -> pd.DataFrame:
+def table(evaluated: Evaluated) -> pd.DataFrame:
     """One row per test."""
     rows = []
     for name, (claim, outcomes) in evaluated.items():
@@ -163,16 +166,17 @@ def table(evaluated: dict[str, tuple[dict[str, Any], list[Outcome]]]) -> pd.Data
             rows.append(
                 {
                     "claim": name,
-                    "section": claim["section"],
-                    "says": claim["says"],
+                    "section": claim.section,
+                    "says": claim.says,
                     "metric": outcome.what,
                     **numbers,
+                    "frozen": None if outcome.frozen is None else round(outcome.frozen, 3),
                     "seeds": outcome.wanted,
                     "unit": outcome.unit,
                     "rule": outcome.rule,
                     "test": outcome.state,
                     "verdict": verdict(outcomes),
-                    "command": f"{COMMAND} {' '.join(claim['parts'])}",
+                    "command": f"{COMMAND} {' '.join(claim.parts)}",
                 }
             )
     return pd.DataFrame(rows).astype({"n": "Int64"})
@@ -182,22 +186,34 @@ def ours(row: Any) -> str:
     """Mean, interval and number of seeds, for the eye."""
     if pd.isna(row.n):
         return "not run"
-    digits = ".1f" if row.unit == "x" else "+.2f"
-    sign = "×" if row.unit == "x" else ""
     n = f"{row.n}" if row.n == row.seeds else f"{row.n} of {row.seeds}"
-    return f"{row.mean:{digits}}{sign} [{row.low:{digits}}, {row.high:{digits}}], n = {n}"
+    low, high = (_number(x, row.unit).removesuffix("×") for x in (row.low, row.high))
+    return f"{_number(row.mean, row.unit)} [{low}, {high}], n = {n}"
+
+
+def _number(x: float, unit: str) -> str:
+    return f"{x:.1f}×" if unit == "x" else f"{x:+.2f}"
 
 
 def markdown(rows: pd.DataFrame) -> str:
     """The README's table: the claim, its verdict and what runs it stand in its first row."""
-    head = ("claim (paper's section)", "metric", "ours, 95 % interval", "holds if", "verdict", f"`{COMMAND}` …")
+    head = (
+        "claim (paper's section)",
+        "metric",
+        "ours, 95 % interval",
+        "frozen",
+        "holds if",
+        "verdict",
+        f"`{COMMAND}` …",
+    )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, tests in rows.groupby("claim", sort=False):
         for i, row in enumerate(tests.itertuples()):
             first = f"**{name}** {row.says} ({row.section})" if i == 0 else ""
             decision = f"**{row.verdict}**" if i == 0 else ""
             parts = f"`{row.command.removeprefix(COMMAND).strip()}`" if i == 0 else ""
-            cells = (first, row.metric, ours(row) + SYMBOLS[row.test], row.rule, decision, parts)
+            frozen = "" if pd.isna(row.frozen) else _number(row.frozen, row.unit)
+            cells = (first, row.metric, ours(row) + SYMBOLS[row.test], frozen, row.rule, decision, parts)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -233,7 +249,7 @@ WAYS, POINTS = (50, 80, 90, 95, 100), (2, 1, 0.5, 0)
 
 
 def pace(results: Results) -> pd.DataFrame:
-    """Mini-batches, images, seconds and operations to levels: means over the seeds in which both arms reached them."""
+    """Mini-batches, images, seconds and operations to levels: means over the seeds in which the arm reached them."""
     return pd.DataFrame([row for pair in PAIRS for row in _pace(*pair, results)])
 
 
@@ -260,17 +276,17 @@ def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict
         if not rows:
             continue
         table = pd.DataFrame(rows)
-        both = table[table.arm_steps.ne(math.inf) & table.against_steps.ne(math.inf)]
-        reached = {f"{key}_reached": int(table[f"{key}_steps"].ne(math.inf).sum()) for key in ("arm", "against")}
-        mean = both.mean()
+        arrived = table[table.arm_steps.ne(math.inf)]  # `against` always does: no level is above its last accuracy
+        mean = arrived.mean()
         ratios = {
             "ratio_steps": mean.against_steps / mean.arm_steps,
             "ratio_operations": mean.against_teraflop / mean.arm_teraflop,
             "ratio_operations_with_teacher": mean.against_teraflop / mean.arm_and_teacher_teraflop,
         }
-        if reached["arm_reached"] < len(rows):  # of the lucky seeds alone it would flatter the arm
+        if len(arrived) < len(rows):  # of the lucky seeds alone it would flatter the arm
             ratios = dict.fromkeys(ratios, math.nan)
-        row = {"runs": runs, "arm": name, "against": scratch, "level": title, "seeds": len(rows), **reached}
+        row = {"runs": runs, "arm": name, "against": scratch, "level": title, "seeds": len(rows)}
+        row["arm_reached"] = len(arrived)
         yield row | {key: round(value, 4) for key, value in {**ratios, **mean}.items()}
 
 
@@ -291,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         results = Results(arguments.results)
-        rows = table(evaluate(_rules(arguments.results / "claims.yaml"), results))
+        rows = table(evaluate(rules.read(arguments.results / "claims.yaml"), results))
         arguments.out.mkdir(parents=True, exist_ok=True)
         rows.to_csv(arguments.out / "claims.csv", index=False, lineterminator="\n")
         (arguments.out / "claims.md").write_text(markdown(rows))
@@ -305,19 +321,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(as_text(rows))
     return 0
-
-
-def _rules(file: Path) -> dict[str, Any]:
-    try:
-        rules = yaml.safe_load(file.read_text())
-    except OSError:
-        raise Problem(f"There is no {file}: name the folder that holds claims.yaml and the runs.") from None
-    except yaml.YAMLError as error:
-        raise Problem(f"{file} is not valid YAML: {error}.") from None
-    if not isinstance(rules, dict) or (missing := {"seeds", "claims", "headline"} - rules.keys()):
-        lacks = f"the keys {', '.join(sorted(missing))}" if isinstance(rules, dict) else "keys and values"
-        raise Problem(f"{file} lacks {lacks}: expected are seeds, claims and headline, as in results/claims.yaml.")
-    return rules
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@
 <root>/<arm>/seed<k>/run.json       its "status" says whether the run is finished
 """
 
+from __future__ import annotations
+
 import json
+import math
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,10 @@ class Run:
     def finished(self) -> bool:
         return self.info["status"] == "finished"
 
+    def frozen(self) -> Run:
+        """The run as if it had stayed, on the validation images, as good as it was at step 0."""
+        return replace(self, rows=self.rows.assign(val=self.rows.val.iloc[0]))
+
     @property
     def config(self) -> dict[str, Any]:
         """As dotted keys."""
@@ -84,11 +92,15 @@ class Results:
 
     def rates(self, runs: str, arm: str) -> dict[float, dict[int, Run]]:
         """An arm's runs by their rate, as a fraction of the one that training from scratch begins with."""
-        names = [arm, *(p.name for p in (self.root / runs).glob(f"{arm}_rate_*"))]
-        found = {}
+        number = re.compile(rf"{re.escape(arm)}_rate_[\d.]+")
+        names = [arm, *(p.name for p in (self.root / runs).glob(f"{arm}_rate_*") if number.fullmatch(p.name))]
+        found: dict[float, dict[int, Run]] = {}
         for name in names:
             for seed, run in self.arm(runs, name).items():
-                found.setdefault(float(run.config["optimizer.lr_scale"]), {})[seed] = run
+                at = found.setdefault(float(run.config.get("optimizer.lr_scale", math.nan)), {})
+                if seed in at:
+                    raise Problem(f"{run.folder} and {at[seed].folder} have the same rate: one of them is misnamed.")
+                at[seed] = run
         return dict(sorted(found.items()))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from figures import metrics
 from figures.curves import Problem, Run, read_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +32,7 @@ def arms(runs: Path, names: list[str]) -> str:
         columns = (
             [run.rows.val.iloc[0] for run in seeds],
             [run.rows.val.iloc[-1] for run in seeds],
-            [100 * run.info["result"]["all_val_top1"] for run in seeds],
+            [metrics.final(run) for run in seeds],
         )
         accuracies = [f"{c.mean():.1f} ± {c.std():.1f}" for c in map(pd.Series, columns)]
         size = f"{seeds[0].info['parameters'] / 1e6:.2f} M"
@@ -42,7 +43,9 @@ def arms(runs: Path, names: list[str]) -> str:
 
 def readme(text: str, results: Path) -> str:
     """The README with its two tables as the results have them."""
-    text = _between(text, "arms", lambda old: arms(results / "laptop", re.findall(r"^\| `(\w+)`", old, re.MULTILINE)))
+    text = _between(
+        text, "arms", lambda old: arms(results / "laptop", re.findall(r"^\| `([\w.]+)`", old, re.MULTILINE))
+    )
     return _between(text, "claims", lambda _: (results / "figures" / "claims.md").read_text())
 
 
@@ -68,6 +71,8 @@ def header(text: str, arm: Path) -> str:
     """A config's text with what its recorded runs were like, as its `# Expected:` line; unchanged if there are none."""
     if not arm.is_dir():
         return text
+    if "# Expected:" not in text:
+        raise Problem(f"The config of {arm.name} has no line that begins with '# Expected:'.")
     seeds = _seeds(arm)
     first, last = (sum(run.rows.val.iloc[i] for run in seeds) / len(seeds) for i in (0, -1))
     line = (
@@ -122,7 +127,7 @@ def main() -> int:
             if (new := fill(old)) != old:
                 file.write_text(new)
                 print(f"filled in {file.relative_to(ROOT)}")
-    except Problem as problem:
+    except (Problem, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0

@@ -52,7 +52,7 @@ def rate(results: Results, axes: list[Axes]) -> None:
             grid = {x: runs for x, runs in results.rates(SHORT, arm).items() if len(runs) >= ENOUGH}
             if len(grid) < 2:
                 continue
-            found = [estimate([_gain(run, seed, results) for seed, run in runs.items()]) for runs in grid.values()]
+            found = [estimate([_gain(run, results) for run in runs.values()]) for runs in grid.values()]
             y = [one.mean for one in found]
             spread = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
             colour, line, marker = LOOK[arm]
@@ -76,12 +76,19 @@ def rate(results: Results, axes: list[Axes]) -> None:
         raise Missing("rate")
 
 
-def _gain(run: Run, seed: int, results: Results) -> float:
+def _gain(run: Run, results: Results) -> float:
     """Over its teacher; of a net from scratch, its accuracy."""
     teacher = run.config.get("growth.teacher")
-    if teacher and seed not in results.arm(SHORT, teacher):
-        raise Problem(f"{run.folder} has no teacher {SHORT}/{teacher}/seed{seed} beside it.")
-    return metrics.final(run) - (metrics.final(results.arm(SHORT, teacher)[seed]) if teacher else 0)
+    return metrics.final(run) - (metrics.final(_teacher(run, teacher, results)) if teacher else 0)
+
+
+def _teacher(run: Run, teacher: str, results: Results) -> Run:
+    """Of the same seed, from the same folder."""
+    folder, seed = run.folder.parents[1], int(run.folder.name.removeprefix("seed"))
+    try:
+        return results.arm(folder.name, teacher)[seed]
+    except KeyError:
+        raise Problem(f"{run.folder} has no finished teacher {folder / teacher}/seed{seed} beside it.") from None
 
 
 def noise(results: Results, axes: list[Axes]) -> None:
@@ -156,8 +163,8 @@ def when(results: Results, axes: list[Axes]) -> None:
             runs = list(results.arm(folder, arm).values())
             if len(runs) < ENOUGH:
                 continue
-            teachers = results.arm(folder, teacher).values() if teacher else []
-            _curves(ax, runs, colour, line, label, max((run.rows.step.iloc[-1] for run in teachers), default=0))
+            before = _teacher(runs[0], teacher, results).rows.step.iloc[-1] if teacher else 0
+            _curves(ax, runs, colour, line, label, before)
         ax.set(title=title, xlabel="mini-batches, the teacher's included", ylabel="held-out accuracy (%)")
         ax.set_ylim(80, None)
         if ax.lines:

@@ -182,9 +182,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--jobs: expected at least 1, got {arguments.jobs}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = arguments.jobs or cores
+    code = 0
     for name in arguments.parts or STUDY:
         try:
-            planned = stages(STUDY[name], arguments.runs, tuple(arguments.seeds))
+            planned = stages(STUDY[name], arguments.runs, tuple(dict.fromkeys(arguments.seeds)))
         except ConfigError as error:
             print(error, file=sys.stderr)
             return 2
@@ -192,9 +193,11 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}:\n{with_seconds(planned, jobs)}\n")
             continue
         threads = max(1, cores // jobs)
-        if code := Runner(planned, jobs, threads, {stage.name: 1 for stage in planned}, []).run():
-            return code
-    return 0
+        ended = Runner(planned, jobs, threads, {stage.name: 1 for stage in planned}, []).run()
+        code = code or ended
+        if ended > 1:  # stopped, or there is no data; 1 is a run that failed, which says nothing of the next part's
+            break
+    return code
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ import yaml
 from test_figures import write_run
 
 from figures import claims, metrics, sweeps
-from figures.claims import judge, pace, verdict
-from figures.curves import Results, read_seeds
+from figures.claims import pace, verdict
+from figures.curves import Problem, Results, read_seeds
 from figures.metrics import Estimate, arrival, estimate, speedup
+from figures.rules import Rule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +33,10 @@ def add(root, arm, seed, val, final=None, rate=1.0, flops=10, teacher=None, **ho
     info |= {"result": {"all_val_top1": (val[-1] if final is None else final) / 100}}
     (folder / "run.json").write_text(json.dumps(info))
     return read_seeds(root / arm)[seed]
+
+
+def judge(test, seeds, results, rates=(1, 0.1)):
+    return claims.judge(Rule.model_validate(test), seeds, list(rates), results)
 
 
 @pytest.fixture
@@ -55,7 +61,16 @@ def test_many_seeds_have_an_interval_too_and_always_the_same():
     found = estimate(values)
     margin = 1.96 * np.std(values) / math.sqrt(12)  # of the bootstrap's own distribution, nearly normal
     assert (found.low, found.high) == pytest.approx((np.mean(values) - margin, np.mean(values) + margin), abs=0.05)
+    metrics._resamples.cache_clear()
     assert estimate(values) == found
+
+
+@pytest.mark.parametrize(("seeds", "coverage"), [(3, 0.76), (5, 0.83)])
+def test_so_few_seeds_have_too_narrow_intervals_and_claims_yaml_says_how_narrow(seeds, coverage):
+    drawn = np.random.default_rng(0).normal(size=(2000, seeds))
+    within = [found.low <= 0 <= found.high for found in map(estimate, drawn.tolist())]
+    assert np.mean(within) == pytest.approx(coverage, abs=0.03)
+    assert f"{100 * coverage:.0f} %" in (ROOT / "results" / "claims.yaml").read_text()
 
 
 def test_ratios_are_averaged_geometrically_and_an_arm_that_never_arrives_is_not_left_out():
@@ -90,8 +105,8 @@ def test_differences_are_of_the_same_seed(tmp_path, results):
     assert outcome.found == Estimate(*[pytest.approx(1.5)] * 3, 3)
     assert outcome.state == "holds"
     assert judge({**test, "above": 1.6}, [1, 2, 3], results).state == "refuted"
-    start = {**test, "metric": "start"}  # of a student, against the last of its teacher
-    assert judge({**start, "within": [-0.1, 0.1]}, [1, 2, 3], results).found.mean == pytest.approx(0)
+    start = {**test, "metric": "start", "above": -0.1}  # of a student, against the last of its teacher
+    assert judge(start, [1, 2, 3], results).found.mean == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
@@ -109,22 +124,26 @@ def test_differences_are_of_the_same_seed(tmp_path, results):
         ({"above": 2, "target": 4}, (5, 2.1, 6), "holds"),
         ({"above": 2, "target": 4}, (3, 2.1, 6), "not shown"),
         ({"above": 2, "target": 4}, (1, 0.5, 1.5), "refuted"),
+        ({"above": 2, "target": 4}, (3, 2.1, 3.9), "refuted"),
         ({"above": 0}, None, "not run"),
     ],
 )
 def test_what_an_interval_decides(rule, found, state):
-    assert claims._state(rule, found and Estimate(*found, 5))[1] == state
+    test = Rule(runs="r", metric="final", arm="a", against="b", **rule)
+    assert claims._state(test, found and Estimate(*found, 5))[1] == state
 
 
 def test_a_claim_needs_all_its_tests():
     def of(*states):
-        return verdict([claims.Outcome("", "", "", None, 5, state) for state in states])
+        return verdict([claims.Outcome("", "", "", None, None, 5, state) for state in states])
 
     assert of("holds", "holds") == "yes"
     assert of("holds", "refuted", "not run") == "no"
     assert of("holds", "not shown") == of("holds", "not run") == "in part"
     assert of("not shown", "not run") == "not shown"
     assert of("not run", "not run") == "not run"
+    assert of("not run", "unfinished") == "unfinished"
+    assert of("holds", "unfinished") == "in part"
 
 
 def test_two_seeds_decide_nothing(tmp_path, results):
@@ -134,6 +153,28 @@ def test_two_seeds_decide_nothing(tmp_path, results):
     assert judge(
         {"runs": "r", "metric": "final", "arm": "a", "against": "b", "above": 0}, [1, 2, 3], results
     ).state == ("not run")
+
+
+def test_three_seeds_of_five_decide_nothing_yet(tmp_path, results):
+    for seed in (1, 2, 3):
+        add(tmp_path / "r", "a", seed, [80, 90])
+        add(tmp_path / "r", "b", seed, [10, 80])
+    test = {"runs": "r", "metric": "final", "arm": "a", "against": "b", "above": 0}
+    assert judge(test, [1, 2, 3], results).state == "holds"
+    outcome = judge(test, [1, 2, 3, 4, 5], results)
+    assert (outcome.state, outcome.found.mean, outcome.found.n) == ("unfinished", 10, 3)
+
+
+def test_what_function_preservation_alone_would_be_given(tmp_path, results):
+    for seed in (1, 2, 3):
+        add(tmp_path / "r", "student", seed, [80, 88, 92])
+        add(tmp_path / "r", "scratch", seed, [10, 70, 80])
+    test = {"runs": "r", "metric": "area", "arm": "student", "against": "scratch", "above": 0}
+    outcome = judge(test, [1, 2, 3], results)
+    assert (outcome.found.mean, outcome.frozen) == (pytest.approx(87 - 57.5), pytest.approx(80 - 57.5))
+    speed = {**test, "metric": "speedup", "of": "scratch", "points": -5, "above": 1}  # to 85
+    outcome = judge(speed, [1, 2, 3], results)
+    assert (outcome.found.mean, outcome.frozen) == (pytest.approx(2), 0)
 
 
 def test_an_unfinished_run_decides_nothing(tmp_path, results, capsys):
@@ -150,12 +191,29 @@ def test_the_best_rate_is_that_of_the_best_mean(tmp_path, results):
             tmp_path / "r", "a_rate_1", seed, [80, 95 if seed == 1 else 80], rate=1
         )  # best in one seed, not in the mean
     test = {"runs": "r", "metric": "best_rate", "arm": "a", "rate": 0.1, "above": -0.5}
-    outcome = judge(test, [1, 2, 3], results)
+    grid = (1, 0.3, 0.1)
+    outcome = judge(test, [1, 2, 3], results, grid)
     assert outcome.found == Estimate(*[pytest.approx(-0.4)] * 3, 3)
     assert outcome.state == "holds"
+    # The best one is not compared with itself, which would be a difference of zero whatever the seeds do.
+    itself = judge({**test, "rate": 0.3}, [1, 2, 3], results, grid)
+    assert itself.found == Estimate(*[pytest.approx(0.4)] * 3, 3)
     area = {"runs": "r", "metric": "area", "arm": "a", "rate": 0.1, "against_rate": 0.3, "above": 0}
     assert judge(area, [1, 2, 3], results).found.mean == pytest.approx(-0.2)
-    assert judge(test, [1, 2, 3, 4], results).state == "not run"  # the grid is not whole
+    other = {"runs": "r", "metric": "final", "arm": "a", "rate": 0.3, "against": "a", "above": 0}
+    assert judge(other, [1, 2, 3], results).found.mean == pytest.approx(0.4)
+    assert judge(test, [1, 2, 3, 4], results, grid).state == "not run"  # a seed is missing
+    assert judge(test, [1, 2, 3], results, (*grid, 0.03)).state == "not run"  # a rate is
+
+
+def test_a_rate_is_read_from_an_arm_of_that_name_alone(tmp_path, results):
+    add(tmp_path / "r", "a", 1, [80, 88], rate=0.1)
+    add(tmp_path / "r", "a_rate_0.3_fast", 1, [80, 99], rate=0.3)
+    assert set(results.rates("r", "a")) == {0.1}
+    add(tmp_path / "s", "a", 1, [80, 88], rate=0.1)
+    add(tmp_path / "s", "a_rate_0.3", 1, [80, 99], rate=0.1)
+    with pytest.raises(Problem, match="have the same rate"):
+        results.rates("s", "a")
 
 
 def test_a_baseline_at_its_best_rate_is_the_one_that_leaves_the_least_lead(tmp_path, results):
@@ -174,55 +232,95 @@ def test_a_baseline_at_its_best_rate_is_the_one_that_leaves_the_least_lead(tmp_p
 def test_the_pace_counts_operations_with_and_without_the_teachers(tmp_path, results):
     root = tmp_path / "laptop"
     for seed in (1, 2, 3):
-        add(root, "teacher_narrow", seed, [10, 80, 86], flops=2)
-        add(root, "standard", seed, [10, 80, 86.5, 87, 88], flops=5)
-        add(root, "wider", seed, [86, 87, 88], flops=5, teacher="teacher_narrow")
+        add(root, "teacher_narrow", seed, [10, 80, 86], flops=2e9)
+        add(root, "standard", seed, [10, 80, 86.5, 87, 88], flops=5e9)
+        add(root, "wider", seed, [86, 87, 88], flops=4e9, teacher="teacher_narrow")
     table = pace(results).set_index("level")
     half = table.loc["50 % of the way"]  # 87
     assert (half.arm_steps, half.against_steps, half.arm_images) == (100, 300, 12800)
-    assert half.against_teraflop == pytest.approx(5 * 300 * 128 / 1e12, abs=1e-4)
+    assert half.against_teraflop == pytest.approx(5e9 * 300 * 128 / 1e12)
+    assert half.arm_teraflop == pytest.approx(4e9 * 100 * 128 / 1e12)
+    assert half.arm_and_teacher_teraflop == pytest.approx((4e9 * 100 + 2e9 * 200) * 128 / 1e12)
+    assert (half.ratio_steps, half.ratio_operations) == (3, 3.75)
+    assert half.ratio_operations_with_teacher == pytest.approx(5 * 300 / (4 * 100 + 2 * 200), abs=1e-4)
     assert table.loc["last - 0 points"].arm_steps == 200
-    assert (half.arm_reached, half.against_reached, half.seeds) == (3, 3, 3)
+    assert (half.arm_reached, half.seeds) == (3, 3)
 
 
-def test_an_unknown_metric_is_named(tmp_path, capsys):
-    rules = {"seeds": [1], "claims": {}, "headline": {"section": "", "says": "", "parts": []}}
-    rules["headline"]["tests"] = [{"runs": "r", "metric": "speed", "arm": "a", "against": "b", "above": 0}]
+GOOD = {"runs": "r", "metric": "final", "arm": "a", "against": "b", "above": 0}
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        (GOOD | {"metric": "speed"}, ["headline.tests.0.metric", "'final'"]),
+        (GOOD | {"targt": 4}, ["headline.tests.0.targt", "not permitted"]),
+        (GOOD | {"below": 1}, ["one of above, below and within"]),
+        ({k: v for k, v in GOOD.items() if k != "above"}, ["one of above, below and within"]),
+        ({k: v for k, v in GOOD.items() if k != "against"}, ["needs against"]),
+        (GOOD | {"metric": "speedup"}, ["needs of and points"]),
+        (GOOD | {"metric": "best_rate"}, ["needs rate"]),
+        (GOOD | {"against_rate": 1}, ["needs rate"]),
+        (GOOD | {"seeds": 5}, ["headline.tests.0.seeds", "list"]),
+        (GOOD | {"within": 0.5}, ["headline.tests.0.within"]),
+    ],
+)
+def test_a_mistake_in_the_rules_is_named(tmp_path, capsys, test, words):
+    rules = {"seeds": [1], "rates": [1, 0.1], "claims": {}}
+    rules["headline"] = {"section": "", "says": "", "parts": [], "tests": [test]}
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump(rules))
     assert claims.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "unknown metric 'speed'; there are start, final" in capsys.readouterr().err
-    for text, words in (
-        ("seeds: [1]", "lacks the keys claims, headline"),
-        ("[", "is not valid YAML"),
-        ("", "lacks keys"),
-    ):
-        (tmp_path / "claims.yaml").write_text(text)
-        assert claims.main([str(tmp_path)]) == 2
-        assert words in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    for word in ("claims.yaml", *words):
+        assert word in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("seeds: [1]", "rates: Field required"), ("[", "is not valid YAML"), ("", "the file: Input should")],
+)
+def test_a_file_that_holds_no_rules_is_named(tmp_path, capsys, text, words):
+    (tmp_path / "claims.yaml").write_text(text)
+    assert claims.main([str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
     assert claims.main([str(tmp_path / "none")]) == 2
     assert "There is no" in capsys.readouterr().err
 
 
 def test_every_sweep_is_drawn_from_its_runs(tmp_path, results, capsys):
-    def three(folder, arm, **how):
+    def three(folder, arm, low=80, **how):
         for seed in (1, 2, 3):
-            add(tmp_path / folder, arm, seed, [80, 85, 85 + seed], **how)
+            add(tmp_path / folder, arm, seed, [low, 85, 85 + seed], **how)
 
-    for arm in ("wider", "deeper"):
+    for arm, teacher in (("wider", "teacher_narrow"), ("deeper", "standard")):
         for rate in (0.1, 0.3, 1):
-            three(sweeps.SHORT, arm if rate == 0.1 else f"{arm}_rate_{rate:g}", rate=rate)
-        three(sweeps.SHORT, f"{arm}_carried")
-    for arm in ("teacher_narrow", "teacher_narrow_early", "wider_early", "standard"):
-        three(sweeps.SHORT, arm)
-    for arm in (*sweeps.NOISE, "teacher_narrow_half", "wider_half"):
+            name = arm if rate == 0.1 else f"{arm}_rate_{rate:g}"
+            three(sweeps.SHORT, name, rate=rate, final=88 + rate, teacher=teacher)
+        three(sweeps.SHORT, f"{arm}_carried", teacher=teacher)
+    for arm in ("teacher_narrow", "teacher_narrow_early", "standard"):
+        three(sweeps.SHORT, arm, final=86)
+    three(sweeps.SHORT, "wider_early", low=70, teacher="teacher_narrow_early")
+    for arm in (*sweeps.NOISE, "teacher_narrow_half"):
         three(sweeps.LONG, arm)
+    three(sweeps.LONG, "wider_half", teacher="teacher_narrow_half")
     (tmp_path / "out").mkdir()
     sweeps.make(results, tmp_path / "out")
     assert {p.stem for p in (tmp_path / "out").glob("*.png")} == set(sweeps.SWEEPS)
     table = pd.read_csv(tmp_path / "out" / "sweeps.csv").set_index(["runs", "arm"])
-    assert table.loc[(sweeps.SHORT, "wider_rate_0.3"), "final"] == 87
-    assert tuple(table.loc[(sweeps.SHORT, "wider"), ["final_low", "final_high"]]) == (86, 88)
+    assert table.loc[(sweeps.SHORT, "wider_carried"), "final"] == 87
+    assert tuple(table.loc[(sweeps.SHORT, "wider_carried"), ["final_low", "final_high"]]) == (86, 88)
     assert "not drawn" not in capsys.readouterr().err
+
+    gains = sweeps.draw("sweep_rate", results).axes[0].lines[0]
+    assert list(gains.get_xdata()) == [0.1, 0.3, 1]
+    assert list(gains.get_ydata()) == pytest.approx([2.1, 2.3, 3])  # over the teacher's 86
+    grown = {line.get_label(): line for line in sweeps.draw("sweep_when", results).axes[0].lines}["after 400"]
+    assert list(grown.get_xdata()) == [200, 300, 400]  # behind the 200 of its teacher
+    assert list(grown.get_ydata()) == [70, 85, 87]
+    shutil.rmtree(tmp_path / sweeps.SHORT / "teacher_narrow_early")
+    with pytest.raises(Problem, match="has no finished teacher"):
+        sweeps.draw("sweep_when", Results(tmp_path))
 
 
 def test_what_was_not_run_is_not_drawn(tmp_path, results, capsys):

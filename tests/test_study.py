@@ -1,12 +1,13 @@
 """The study's parts: what they would train, and that a variant is trained as itself."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-import yaml
 from jobs import ROOT
 
+from figures.rules import read
 from replicate import study
 from replicate.study import STUDY, Part, stages
 
@@ -38,12 +39,19 @@ def test_runs_that_two_parts_share_are_the_same(planned):
 
 
 def test_every_claim_is_about_runs_of_its_parts(planned):
-    rules = yaml.safe_load((ROOT / "results" / "claims.yaml").read_text())
-    for claim in (*rules["claims"].values(), rules["headline"]):
-        there = {(stage.folder.parts[-3], stage.arm) for name in claim["parts"] for stage in planned[name]}
-        for test in claim["tests"]:
-            for arm in filter(None, (test["arm"], test.get("against"))):
-                assert (test["runs"], arm) in there, (test["runs"], arm)
+    rules = read(ROOT / "results" / "claims.yaml")
+    for claim in (*rules.claims.values(), rules.headline):
+        stages = [stage for name in claim.parts for stage in planned[name]]
+        there = {(stage.folder.parts[-3], stage.arm, stage.config.seed) for stage in stages}
+        for test in claim.tests:
+            grids = [test.arm] if test.metric == "best_rate" else [test.against] if test.against_rate == "best" else []
+            for seed in test.seeds or claim.seeds or rules.seeds:
+                for arm in filter(None, (test.arm, test.against, test.of)):
+                    assert (test.runs, arm, seed) in there
+                for arm in grids:
+                    runs = [stage for stage in stages if re.fullmatch(rf"{arm}(_rate_[\d.]+)?", stage.arm)]
+                    of_seed = [s for s in runs if s.config.seed == seed and s.folder.parts[-3] == test.runs]
+                    assert sorted({s.config.optimizer.lr_scale for s in of_seed}) == sorted(rules.rates), arm
 
 
 def test_a_variant_is_trained_as_itself_and_once(tmp_path, monkeypatch, capsys):
@@ -52,9 +60,20 @@ def test_a_variant_is_trained_as_itself_and_once(tmp_path, monkeypatch, capsys):
     assert study.main(["few", "--runs", str(tmp_path), "--jobs", "2"]) == 0
     manifest = json.loads((tmp_path / "few" / "half" / "seed3" / "run.json").read_text())
     assert (manifest["status"], manifest["config"]["optimizer.lr_scale"]) == ("finished", 0.5)
+    written = (tmp_path / "few" / "half" / "seed3" / "metrics.csv").stat().st_mtime_ns
+    assert study.main(["--runs", str(tmp_path), "--seeds", "3", "3"]) == 0
+    assert (tmp_path / "few" / "half" / "seed3" / "metrics.csv").stat().st_mtime_ns == written
     capsys.readouterr()
     assert study.main(["--runs", str(tmp_path), "--dry-run"]) == 0
     assert capsys.readouterr().out.count("finished") == 2
+
+
+def test_a_run_that_fails_does_not_keep_the_next_part_from_running(tmp_path, monkeypatch, capsys):
+    bad = Part("smoke", "bad", (3,), (), {"lost": ("wider", "growth.teacher=nowhere.pt")})
+    good = Part("smoke", "good", (3,), ("teacher_narrow",))
+    monkeypatch.setattr(study, "STUDY", {"bad": bad, "good": good})
+    assert study.main(["--runs", str(tmp_path)]) == 1
+    assert json.loads((tmp_path / "good" / "teacher_narrow" / "seed3" / "run.json").read_text())["status"] == "finished"
 
 
 def test_an_unknown_part_is_named(capsys):
