@@ -48,6 +48,7 @@ class Outcome:
     rule: str
     found: Estimate | None
     frozen: float | None  # what a student would be given that stayed as good as it was at step 0
+    arrived: int | None  # speedup: seeds in which the arm reached the level at all
     wanted: int  # seeds
     state: str  # holds, refuted, not shown, unfinished (seeds are missing), not run
 
@@ -64,7 +65,8 @@ def judge(test: Rule, seeds: list[int], rates: list[float], results: Results) ->
     if found and test.metric in ("area", "speedup") and test.rate is None:
         still = _values(test, seeds, rates, results, lambda run: run.frozen())
         frozen = estimate(list(still.values()), ratio).mean
-    return Outcome(_what(test), "x" if ratio else "points", rule, found, frozen, len(seeds), state)
+    arrived = sum(value > 0 for value in values.values()) if found and ratio else None
+    return Outcome(_what(test), "x" if ratio else "points", rule, found, frozen, arrived, len(seeds), state)
 
 
 Runs = dict[int, Run]  # by seed
@@ -171,6 +173,7 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
                     "metric": outcome.what,
                     **numbers,
                     "frozen": None if outcome.frozen is None else round(outcome.frozen, 3),
+                    "arrived": outcome.arrived,
                     "seeds": outcome.wanted,
                     "unit": outcome.unit,
                     "rule": outcome.rule,
@@ -179,16 +182,17 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
                     "command": f"{COMMAND} {' '.join(claim.parts)}",
                 }
             )
-    return pd.DataFrame(rows).astype({"n": "Int64"})
+    return pd.DataFrame(rows).astype({"n": "Int64", "arrived": "Int64"})
 
 
 def ours(row: Any) -> str:
-    """Mean, interval and number of seeds, for the eye."""
+    """Mean, interval and number of seeds, for the eye; of a ratio also in how many the arm never got there."""
     if pd.isna(row.n):
         return "not run"
     n = f"{row.n}" if row.n == row.seeds else f"{row.n} of {row.seeds}"
     low, high = (_number(x, row.unit).removesuffix("×") for x in (row.low, row.high))
-    return f"{_number(row.mean, row.unit)} [{low}, {high}], n = {n}"
+    missed = "" if pd.isna(row.arrived) or row.arrived == row.n else f", {row.n - row.arrived} never arrived"
+    return f"{_number(row.mean, row.unit)} [{low}, {high}], n = {n}{missed}"
 
 
 def _number(x: float, unit: str) -> str:

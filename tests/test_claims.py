@@ -135,7 +135,7 @@ def test_what_an_interval_decides(rule, found, state):
 
 def test_a_claim_needs_all_its_tests():
     def of(*states):
-        return verdict([claims.Outcome("", "", "", None, None, 5, state) for state in states])
+        return verdict([claims.Outcome("", "", "", None, None, None, 5, state) for state in states])
 
     assert of("holds", "holds") == "yes"
     assert of("holds", "refuted", "not run") == "no"
@@ -174,7 +174,7 @@ def test_what_function_preservation_alone_would_be_given(tmp_path, results):
     assert (outcome.found.mean, outcome.frozen) == (pytest.approx(87 - 57.5), pytest.approx(80 - 57.5))
     speed = {**test, "metric": "speedup", "of": "scratch", "points": -5, "above": 1}  # to 85
     outcome = judge(speed, [1, 2, 3], results)
-    assert (outcome.found.mean, outcome.frozen) == (pytest.approx(2), 0)
+    assert (outcome.found.mean, outcome.frozen, outcome.arrived) == (pytest.approx(2), 0, 3)
 
 
 def test_an_unfinished_run_decides_nothing(tmp_path, results, capsys):
