@@ -98,6 +98,13 @@ STUDY = {
             "deeper_best": ("deeper", *CARRIED),
         },
     ),
+    "best_short": Part(
+        "laptop",
+        "laptop",
+        SEEDS,
+        ("teacher_narrow", "standard"),
+        {"wider_best": ("wider", *EXACT, *CARRIED), "deeper_best": ("deeper", *CARRIED)},
+    ),
     # What the students of an annealed teacher lack. half: the teacher stops halfway, and its student goes
     # on with its rate and its optimizer's state, so that together they see what the net from scratch sees. again: the
     # student of the annealed teacher has all that the net from scratch has, its rate and its mini-batches.
