@@ -241,6 +241,7 @@ PAIRS = [
     for arm, against in (
         ("wider", "standard"),
         ("wider_best", "standard"),
+        ("narrow_continued", "standard"),
         ("random_pad", "standard"),
         ("deeper", "deeper_random_init"),
         ("deeper_best", "deeper_random_init"),

@@ -47,9 +47,11 @@ EXACT = ("growth.noise=0.05", "growth.exact=true")
 CARRIED = ("growth.optimizer=carried",)
 FAST, FASTER = ("schedule.decay_steps=15",), ("schedule.decay_steps=10",)
 HALF = ("growth.teacher=teacher_narrow_half", *EXACT, *CARRIED, "training.steps=900")
+# The control of configs/laptop-long/narrow_continued.yaml: the teacher itself, trained on as its student is.
+NARROW_CONTINUED = ("wider", "growth.method=continue", "growth.noise=0.0", "model.width=0.5477")
 SEEDS, FEW = (1, 2, 3, 4, 5), (1, 2, 3)
 STUDY = {
-    "laptop": Part("laptop", "laptop", SEEDS, FIGURES),
+    "laptop": Part("laptop", "laptop", SEEDS, FIGURES, {"narrow_continued": NARROW_CONTINUED}),
     "sweep_rate": Part(
         "laptop",
         "laptop-held-out",
@@ -58,7 +60,7 @@ STUDY = {
         {**rates("wider", 1, 0.3, 0.03), **rates("deeper", 1, 0.3, 0.03)},
         HELD_OUT,
     ),
-    "laptop_long": Part("laptop-long", "laptop-long", SEEDS, (*LONG, "standard_continued")),
+    "laptop_long": Part("laptop-long", "laptop-long", SEEDS, (*LONG, "standard_continued", "narrow_continued")),
     "sweep_noise": Part(
         "laptop-long",
         "laptop-long-held-out",
