@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +35,7 @@ NOISE = {
     "wider_noise_3": "3 %",
     "wider_noise_10": "10 %",
     "wider_exact": "5 %,\nexact",
-    "narrow_continued": "narrow net\ntrained on",
+    "narrow_continued": "teacher,\ntrained on",
 }
 
 
@@ -110,7 +111,7 @@ def noise(results: Results, axes: list[Axes]) -> None:
 
 
 def optimizer(results: Results, axes: list[Axes]) -> None:
-    """Curves with the teacher's optimizer state carried over, and with a fresh one."""
+    """What is gained since step 0 with the teacher's optimizer state carried over, and with a fresh one."""
     variants = {"": ("fresh, 0.1", "-"), "_rate_0.3": ("fresh, 0.3", ":"), "_carried": ("carried, 0.1", "--"),
                 "_carried_rate_0.3": ("carried, 0.3", "-.")}  # fmt: skip
     drawn = False
@@ -119,9 +120,10 @@ def optimizer(results: Results, axes: list[Axes]) -> None:
             runs = results.arm(SHORT, f"{arm}{end}")
             if len(runs) >= ENOUGH:
                 colour = LOOK["wider" if "carried" in end else "deeper"][0]
-                _curves(ax, list(runs.values()), colour, line, label)
+                _curves(ax, [_since_start(run) for run in runs.values()], colour, line, label)
                 drawn = drawn or "carried" in end
-        ax.set(title=f"{NAMES[arm]}: state, rate", xlabel="mini-batches", ylabel="held-out accuracy (%)")
+        ax.set(title=f"{NAMES[arm]}: state, rate", xlabel="mini-batches", ylabel="held-out accuracy since step 0")
+        ax.axhline(0, color="0.4", lw=0.8)
         if ax.lines:
             ax.legend()
     if not drawn:
@@ -177,6 +179,11 @@ SWEEPS: dict[str, tuple[Callable[[Results, list[Axes]], None], int]] = {
     "sweep_optimizer": (optimizer, 2),
     "sweep_when": (when, 2),
 }
+
+
+def _since_start(run: Run) -> Run:
+    """Seeds differ by their teachers' accuracy, of which no student is to be judged."""
+    return replace(run, rows=run.rows.assign(val=run.rows.val - metrics.start(run)))
 
 
 def _curves(ax: Axes, runs: list[Run], colour: str, line: object, label: str, before: float = 0) -> None:
