@@ -136,16 +136,16 @@ BLUE, RED, GREEN = (LOOK[arm][0] for arm in ("wider", "deeper", "deeper_4pairs")
 TIMELINES = (  # arm, its teacher, what it is, colour, line
     (
         SHORT,
-        "(a) from 1/10 of the rate",
+        "(a) laptop: after 400 or 1,000 mini-batches",
         SCRATCH,
         NARROW,
-        ("wider", "teacher_narrow", "grown after 1,000", BLUE, "-"),
-        ("wider_early", "teacher_narrow_early", "after 400", RED, "--"),
+        ("wider", "teacher_narrow", "grown after 1,000, from 1/10", BLUE, "-"),
+        ("wider_early", "teacher_narrow_early", "after 400, from 1/10", RED, "--"),
         ("wider_early_rate_0.3", "teacher_narrow_early", "after 400, from 3/10", GREEN, "-."),
     ),
     (
         LONG,
-        "(b) plateau, and one schedule for both",
+        "(b) laptop-long: at the plateau, or halfway",
         SCRATCH,
         NARROW,
         ("wider_rate_0.3_fast", "teacher_narrow", "grown after 1,800, from 3/10", BLUE, "-"),
@@ -168,7 +168,7 @@ def when(results: Results, axes: list[Axes]) -> None:
             before = _teacher(runs[0], teacher, results).rows.step.iloc[-1] if teacher else 0
             _curves(ax, runs, colour, line, label, before)
         ax.set(title=title, xlabel="mini-batches, the teacher's included", ylabel="held-out accuracy (%)")
-        ax.set_ylim(80, None)
+        ax.set_ylim(74, max((line.get_ydata().max() for line in ax.lines), default=89) + 1)  # room for the legend
         if ax.lines:
             ax.legend(loc="lower right")
 

@@ -315,7 +315,9 @@ def test_every_sweep_is_drawn_from_its_runs(tmp_path, results, capsys):
     gains = sweeps.draw("sweep_rate", results).axes[0].lines[0]
     assert list(gains.get_xdata()) == [0.1, 0.3, 1]
     assert list(gains.get_ydata()) == pytest.approx([2.1, 2.3, 3])  # over the teacher's 86
-    grown = {line.get_label(): line for line in sweeps.draw("sweep_when", results).axes[0].lines}["after 400"]
+    grown = {line.get_label(): line for line in sweeps.draw("sweep_when", results).axes[0].lines}[
+        "after 400, from 1/10"
+    ]
     assert list(grown.get_xdata()) == [200, 300, 400]  # behind the 200 of its teacher
     assert list(grown.get_ydata()) == [70, 85, 87]
     shutil.rmtree(tmp_path / sweeps.SHORT / "teacher_narrow_early")
