@@ -123,9 +123,9 @@ def optimizer(results: Results, axes: list[Axes]) -> None:
                 _curves(ax, [_since_start(run) for run in runs.values()], colour, line, label)
                 drawn = drawn or "carried" in end
         ax.set(title=f"{NAMES[arm]}: state, rate", xlabel="mini-batches", ylabel="held-out accuracy since step 0")
-        ax.axhline(0, color="0.4", lw=0.8)
         if ax.lines:
             ax.legend()
+        ax.axhline(0, color="0.4", lw=0.8)
     if not drawn:
         raise Missing("optimizer")
 
