@@ -25,9 +25,9 @@ SHORT, LONG = "laptop-held-out", "laptop-long-held-out"
 NAMES = {
     "wider": "Net2WiderNet",
     "random_pad": "random pad",
-    "standard": "standard net, random init.",
+    "standard": "standard net",
     "deeper": "Net2DeeperNet",
-    "deeper_random_init": "deep net, random init.",
+    "deeper_random_init": "deep net",
 }
 NOISE = {
     "wider_noise_0": "none",
