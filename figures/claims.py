@@ -3,7 +3,8 @@
     python -m figures.claims [RESULTS] [--out DIR]
 
 Reads CSV, JSON and YAML, and writes claims.csv (a row per test), claims.md (the same for the README), pace.csv (how
-long each arm takes to fixed levels), and the sweeps' figures and table (figures/sweeps.py).
+long each arm takes to fixed levels), contrasts.csv (differences of final accuracies, with intervals), and the sweeps'
+figures and table (figures/sweeps.py).
 """
 
 from __future__ import annotations
@@ -89,21 +90,17 @@ def _values(
         levels = {seed: metrics.last(scratch[seed]) - test.points for seed in there if seed in scratch}
         return {seed: metrics.speedup(change(arm[seed]), against[seed], level) for seed, level in levels.items()}
 
-    def hardest(grid: dict[float, Runs]) -> dict[int, float]:
+    def hardest(grid: dict[float, Runs], but: float | None = None) -> dict[int, float]:
         """Against the rate that leaves the least lead, of a grid in which every rate has every seed."""
-        compared = [compare(runs) for runs in grid.values()]
-        if not compared or any(len(found) < len(seeds) for found in compared):
+        compared = [compare(runs) for rate, runs in grid.items() if rate != but]
+        if not set(grid) >= set(rates) or any(len(found) < len(seeds) for found in compared):
             return {}
         return min(compared, key=lambda found: estimate(list(found.values()), test.metric == "speedup").mean)
 
-    def whole(grid: dict[float, Runs]) -> bool:
-        return set(grid) >= set(rates)
-
     if test.metric == "best_rate":
-        return hardest({rate: runs for rate, runs in grid.items() if rate != test.rate}) if whole(grid) else {}
+        return hardest(grid, but=test.rate)
     if test.against_rate == "best":
-        others = results.rates(test.runs, test.against)
-        return hardest(others) if whole(others) else {}
+        return hardest(results.rates(test.runs, test.against))
     return compare(results.arm(test.runs, test.against) if test.against else grid.get(test.against_rate, {}))
 
 
@@ -295,6 +292,38 @@ def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict
         yield row | {key: round(value, 4) for key, value in {**ratios, **mean}.items()}
 
 
+# Of final accuracies: what the prose goes by beside the claims.
+CONTRASTS = [
+    ("laptop", "wider", "narrow_continued"),
+    ("laptop", "wider_best", "wider"),
+    ("laptop-long", "wider", "teacher_narrow"),
+    ("laptop-long", "wider", "narrow_continued"),
+    ("laptop-long", "wider_best", "wider"),
+    ("laptop-long", "standard_continued", "standard"),
+    ("laptop-long", "deeper_random_init", "standard"),
+    ("laptop-held-out", "wider", "teacher_narrow"),
+    ("laptop-held-out", "wider_carried", "wider"),
+    ("laptop-held-out", "deeper_carried", "deeper"),
+    ("laptop-held-out", "random_pad_rate_0.3", "random_pad"),
+    ("laptop-held-out", "wider", "random_pad_rate_0.3"),
+    ("laptop-long-held-out", "wider_rate_0.3_fast", "wider"),
+    ("laptop-long-held-out", "narrow_continued", "wider_noise_0"),
+    ("laptop-long-held-out", "wider_half", "standard"),
+    ("laptop-long-held-out", "wider_again", "standard"),
+]
+
+
+def contrasts(results: Results) -> pd.DataFrame:
+    """Differences of final accuracies of the same seed, in points, with their intervals."""
+    rows = []
+    for runs, name, other in CONTRASTS:
+        arm, against = results.arm(runs, name), results.arm(runs, other)
+        found = [DIFFERENCES["final"](arm[seed], against[seed]) for seed in sorted(arm.keys() & against.keys())]
+        if len(found) >= ENOUGH:
+            rows.append({"runs": runs, "arm": name, "against": other, **vars(estimate(found))})
+    return pd.DataFrame(rows).round(2)
+
+
 def _one(arm: Run, against: Run, teacher: Run | None, level: float) -> dict[str, float]:
     row: dict[str, float] = {}
     for key, run in (("arm", arm), ("against", against)):
@@ -317,6 +346,7 @@ def main(argv: list[str] | None = None) -> int:
         rows.to_csv(arguments.out / "claims.csv", index=False, lineterminator="\n")
         (arguments.out / "claims.md").write_text(markdown(rows))
         pace(results).to_csv(arguments.out / "pace.csv", index=False, lineterminator="\n")
+        contrasts(results).to_csv(arguments.out / "contrasts.csv", index=False, lineterminator="\n")
         sweeps.make(results, arguments.out)
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)

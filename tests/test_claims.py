@@ -247,6 +247,22 @@ def test_the_pace_counts_operations_with_and_without_the_teachers(tmp_path, resu
     assert (half.arm_reached, half.seeds) == (3, 3)
 
 
+def test_contrasts_are_of_the_same_seed(tmp_path, results):
+    for seed in (1, 2, 3):
+        add(tmp_path / "laptop", "wider", seed, [80, 85], final=85 + seed)
+        add(tmp_path / "laptop", "wider_best", seed, [80, 85], final=85.5 + 2 * seed)
+    (row,) = claims.contrasts(results).to_dict("records")
+    assert row == {
+        "runs": "laptop",
+        "arm": "wider_best",
+        "against": "wider",
+        "mean": 2.5,
+        "low": 1.5,
+        "high": 3.5,
+        "n": 3,
+    }
+
+
 GOOD = {"runs": "r", "metric": "final", "arm": "a", "against": "b", "above": 0}
 
 
@@ -336,6 +352,6 @@ def test_the_committed_tables_are_those_of_the_committed_runs_and_need_no_torch(
     command = [sys.executable, "-c", code, str(ROOT / "results"), "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     tables = sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".md"))
-    assert tables == ["claims.csv", "claims.md", "pace.csv", "sweeps.csv"]
+    assert tables == ["claims.csv", "claims.md", "contrasts.csv", "pace.csv", "sweeps.csv"]
     for name in tables:
         assert (tmp_path / name).read_text() == (ROOT / "results" / "figures" / name).read_text(), name
