@@ -99,8 +99,10 @@ def train(
                 row = {"step": step, "images": step * options.batch_size, "wall_s": round(clock(), 2)}
                 row["lr"] = learning_rate(config, min(step, options.steps - 1))
                 if since := step - rows[-1]["step"] if rows else 0:
-                    losses, correct = update.totals()
-                    row["train_loss"] = float(losses[:since].double().mean())
+                    losses, cross_entropies, correct = update.totals()
+                    row["train_loss"], row["objective"] = (
+                        float(each[:since].double().mean()) for each in (cross_entropies, losses)
+                    )
                     row["train_top1"] = int(correct) / (since * options.batch_size)
                 else:
                     row["train_loss"], row["train_top1"] = before_training(model, data, processes, update.autocast)
@@ -214,7 +216,8 @@ class Update:
                 )
         half = options.precision == "bfloat16"
         self.autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=half)
-        self.losses = torch.zeros(options.eval_every, device=device)  # of the steps since the last evaluation
+        # Of each step since the last evaluation: what was minimised, and the cross-entropy in it.
+        self.losses, self.cross_entropies = torch.zeros(2, options.eval_every, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
 
     def __call__(self, step: int, batches: Iterator[Batch]) -> None:
@@ -234,11 +237,13 @@ class Update:
                     logits, extra = output if self.prediction else (output, None)
                     logits = logits.float()
                     loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+                    plain = loss if not options.label_smoothing else F.cross_entropy(logits.detach(), labels)
                     if extra is not None:
                         loss = loss + extra.float()
                 (loss * self.share).backward()
             self.statistics.passed(chunk)
-            self.losses[step % options.eval_every] += loss.detach() * (self.share / self.processes.world)
+            for sums, value in ((self.losses, loss), (self.cross_entropies, plain)):
+                sums[step % options.eval_every] += value.detach() * (self.share / self.processes.world)
             self.correct += (logits.detach().argmax(1) == labels).sum()
         if self.config.optimizer.clip_norm:
             nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.optimizer.clip_norm)
@@ -255,23 +260,27 @@ class Update:
                     for key, value in state[name].items()
                 }
 
-    def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses of the steps since the last evaluation, and the training images that were classified right."""
-        return self.processes.sum(self.losses.clone()), self.processes.sum(self.correct.clone())
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Since the last evaluation: each step's loss and cross-entropy, and the number of images classified right."""
+        losses, cross_entropies, correct = (
+            self.processes.sum(t.clone()) for t in (self.losses, self.cross_entropies, self.correct)
+        )
+        return losses, cross_entropies, correct
 
     def clear(self) -> None:
-        self.losses.zero_()
-        self.correct.zero_()
+        for sums in (self.losses, self.cross_entropies, self.correct):
+            sums.zero_()
 
     def state(self) -> dict[str, Any]:
         self.statistics.average(self.models)
-        losses, correct = self.totals()
+        losses, cross_entropies, correct = self.totals()
         return {
             "model": self.model.state_dict(),
             "predictors": self.prediction.predictors.state_dict() if self.prediction else None,
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "losses": losses,
+            "cross_entropies": cross_entropies,
             "correct": correct,
             "rng": torch.get_rng_state(),
         }
@@ -284,6 +293,8 @@ class Update:
             self.ema.module.load_state_dict(state["ema"])
         if self.processes.main:  # they are sums over all processes
             self.losses.copy_(state["losses"])
+            # Checkpoints of before this column: their train_loss was the loss that is minimised.
+            self.cross_entropies.copy_(state.get("cross_entropies", state["losses"]))
             self.correct.copy_(state["correct"])
         torch.set_rng_state(state["rng"])
 

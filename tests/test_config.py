@@ -1,6 +1,7 @@
 """The YAML files under configs/: that they say what the paper's arms are, and what a wrong one is answered with."""
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from net2net.inception_bn import TABLES
 from replicate import fig4, fig5, fig6
 from training.config import ConfigError, Model, _keys, differences, flatten, load
+from training.run import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS)
@@ -50,8 +52,12 @@ def test_every_file_loads_and_says_what_it_is(file):
     ("arm", "other", "keys"),
     [
         ("teacher_narrow", "standard", {"model.width"}),
-        ("random_pad", "wider", {"growth.method", "growth.noise"}),
-        ("deeper", "wider_sqrt2", {"model.width", "model.extra_pairs", "growth.method", "growth.noise"}),
+        ("random_pad", "wider", {"growth.method", "growth.noise", "growth.exact"}),
+        (
+            "deeper",
+            "wider_sqrt2",
+            {"model.width", "model.extra_pairs", "growth.method", "growth.noise", "growth.exact"},
+        ),
         ("deeper_4pairs", "deeper", {"model.extra_pairs"}),
         ("deeper_random_init", "standard", {"model.extra_pairs", "training.steps"}),
         ("wider_sqrt2", "wider", {"model.width", "growth.teacher"}),
@@ -60,7 +66,28 @@ def test_every_file_loads_and_says_what_it_is(file):
 def test_arms_differ_in_what_the_papers_arms_differ_in(arm, other, keys):
     a, b = laptop(arm), laptop(other)
     assert set(differences(a, b)) <= keys | {"optimizer.lr_scale", "training.steps"}
-    assert keys <= set(differences(a, b)) | {"training.steps", "growth.noise"}
+    assert keys <= set(differences(a, b)) | {"training.steps"}
+
+
+@pytest.mark.parametrize("method", ["random_pad", "net2deeper", "continue"])
+def test_what_the_method_of_growth_does_not_read_is_no_part_of_the_record(method):
+    """An old record that claims noise, where none was applied, is of the same run."""
+    now = laptop("wider", f"growth.method={method}")
+    assert now["growth.noise"] is None
+    assert now["growth.exact"] is None
+    recorded = {**now, "growth.noise": 0.02, "growth.exact": False}
+    assert differences(now, recorded) == []
+    assert fingerprint(now) == fingerprint(recorded)
+    widened = laptop("wider")
+    assert widened["growth.noise"] == 0.02
+    assert differences(widened, {**widened, "growth.noise": 0.0}) == ["growth.noise"]
+    assert flatten(load(ROOT / "configs" / "laptop" / "standard.yaml"))["growth"] is None
+
+
+def test_committed_runs_are_of_the_configs_as_they_are_now():
+    for arm in ARMS:
+        recorded = json.loads((ROOT / "results" / "laptop" / arm / "seed1" / "run.json").read_text())["config"]
+        assert differences(laptop(arm, "seed=1"), recorded) == []
 
 
 def test_students_differ_from_scratch_in_their_growth_their_rate_and_their_length():

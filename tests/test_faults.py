@@ -389,6 +389,17 @@ def content(out):
     return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.name != "lock"}
 
 
+def test_what_earlier_calls_noted_stays_in_the_manifest(stopped):
+    """All of it, known to this version or not; only how the last call ended is not this one's."""
+    noted = {"unreadable_images": 7, "wandb_id": "abc", "a_key_of_another_version": [1, 2]}
+    (stopped / "run.json").write_text(json.dumps({**manifest(stopped), **noted, "status": "failed", "error": "a bug"}))
+    finish("standard", stopped, *FAST)
+    after = manifest(stopped)
+    assert {key: after[key] for key in noted} == noted
+    assert after["status"] == "finished"
+    assert "error" not in after
+
+
 def test_another_config_is_refused_with_both_fingerprints(stopped, capsys):
     before = content(stopped)
     assert call("standard", stopped, "optimizer.lr=0.5") == 2

@@ -190,15 +190,27 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError("\n".join(_explain(e, origin, str(path)) for e in error.errors())) from None
 
 
+# Of `growth`, what only one method reads. For the others it is null in the flat config: it says nothing of the run.
+ONLY_OF = {"growth.noise": "net2wider", "growth.exact": "net2wider"}
+
+
 def flatten(config: Config) -> dict[str, Any]:
-    """The config as dotted keys."""
+    """The config as dotted keys; those that the method of growth does not read are null."""
     flat: dict[str, Any] = {}
     _put(flat, {}, "", config.model_dump(), "")
-    return flat
+    return effective(flat)
+
+
+def effective(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flat config with null for what its method of growth does not read, whatever a file or an old record says."""
+    method = flat.get("growth.method")
+    unread = {key for key, reader in ONLY_OF.items() if key in flat and method != reader}
+    return {key: None if key in unread else value for key, value in flat.items()}
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Dotted keys in which two flat configs would train different runs."""
+    a, b = effective(a), effective(b)
     return [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in OPERATIONAL]
 
 

@@ -29,12 +29,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from training.config import OPERATIONAL, Config, differences, flatten
+from training.config import OPERATIONAL, Config, differences, effective, flatten
 from training.lease import Lease, Taken
 
 T = TypeVar("T")
 
-COLUMNS = ("step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
+# train_loss: cross-entropy, in every row. objective: what was minimised, with label smoothing and auxiliary term; the
+# mean over the steps since the row before, so that the first row has none.
+COLUMNS = ("step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "objective")
 FORMAT = 1
 # What a network file system says when it will be back: tried again after so many seconds each.
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EREMOTEIO}
@@ -116,19 +118,16 @@ class Run:
                 f"{data['fingerprint'][:16]} now ({_counts(before)}, now {_counts(data)}). Nothing was touched; "
                 "give it the old data (--set data.root=…), or choose another folder with --out"
             )
-        known = {
-            key: self.manifest[key]
-            for key in ("parameters", "training_flops_per_image", "growth", "teacher_prediction", "wandb_id")
-            if key in self.manifest
-        }
+        # All that earlier calls noted stays, but for how the last one ended and what this one says anew.
+        noted = {key: value for key, value in self.manifest.items() if key not in ("error", "result")}
         self.manifest = {
+            **noted,
             "status": "running",
             "config": flatten(self.config),
             "data": data,
             "versions": versions(),
             "git": git_state(),
             "threads": torch.get_num_threads(),
-            **known,
         }
         self.note(**facts)
 
@@ -292,7 +291,7 @@ def patiently(action: Callable[[], T]) -> T:
 
 def fingerprint(config: dict[str, Any]) -> str:
     """A short name for a flat config, but for the keys that may change between two calls of one run."""
-    kept = {key: value for key, value in config.items() if key not in OPERATIONAL}
+    kept = {key: value for key, value in effective(config).items() if key not in OPERATIONAL}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
