@@ -19,7 +19,7 @@ from torch import nn
 from net2net import residual
 from net2net.certificate import confirm
 from net2net.errors import GrowthError
-from net2net.recording import NoDropout, as_arguments
+from net2net.recording import NoDropout, as_arguments, cloned, rebuilt
 from net2net.sites import Kernel, Site, choose, located, spelled
 from net2net.spaces import Trace
 from net2net.wider import remember
@@ -112,7 +112,7 @@ def deepen(
         if isinstance(calibration, (torch.Tensor, Mapping)):
             raise GrowthError(f"calibration= is one {type(calibration).__name__}: pass batches, e.g. [batch]")
         moments = _measure(model, normalised, calibration)
-    student = copy.deepcopy(model)
+    student = cloned(model)
     added = insert(student, plan, moments)
     for key, layers in plan.items():
         for k, layer in enumerate(layers):
@@ -144,7 +144,7 @@ def insert(
     moments = moments or {}
     # Before anything is inserted into what they copy.
     copies = {
-        key: [copy.deepcopy(model.get_submodule(key)) if "block" in layer else None for layer in layers]
+        key: [_again(model.get_submodule(key)) if "block" in layer else None for layer in layers]
         for key, layers in sites.items()
         if any("block" in layer for layer in layers)
     }
@@ -160,14 +160,30 @@ def insert(
             new.append(copies[key][k] if "block" in layer else _identity(layer, like, moments.get(key)))
         # A module can have several names: put the deeper one under each of them.
         places = [(m, own) for m in model.modules() for own, child in m._modules.items() if child is old]
+        layout = _memory_format(model)
         for layer in new:
             layer.train(old.training)
+            if layout is not None:
+                layer.to(memory_format=layout)
         grown = nn.Sequential(*new, old) if before else nn.Sequential(old, *new)
         grown.training = old.training  # and what is inside `old` keeps its own
         for parent, own in places:
             parent._modules[own] = grown
         added[key] = new
     return added
+
+
+def _again(block: nn.Module) -> nn.Module:
+    return rebuilt(block, lambda name, tensor: tensor.detach().clone())
+
+
+def _memory_format(model: nn.Module) -> torch.memory_format | None:
+    """Channels last where a model's kernels are; kernels of size 1 do not tell."""
+    for weight in model.parameters():
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
+        if layout is not None and weight.is_contiguous() != weight.is_contiguous(memory_format=layout):
+            return None if weight.is_contiguous() else layout
+    return None
 
 
 def _identity(

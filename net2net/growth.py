@@ -6,13 +6,14 @@ holds all that is needed to do the same to another copy of the teacher (`Growth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from net2net.errors import GrowthError
-from net2net.recording import rebuilt
+from net2net.recording import rebuilt, warn_of_hooks
 
 # Along one dimension of a tensor: (k, repeat) for the channels of the k-th space in order, each repeated `repeat` times
 # in a row, or a number of positions that stay as they are.
@@ -119,11 +120,12 @@ class Growth:
         def make(name: str, tensor: torch.Tensor) -> torch.Tensor:
             return _copied(tensor.detach(), self.axes(name))
 
+        warn_of_hooks(model)
         return self._noted(rebuilt(model, make))
 
     def emptied(self, skeleton: nn.Module) -> nn.Module:
         """The same without data, of a model on the meta device."""
-        return self._noted(rebuilt(skeleton, lambda name, t: t.new_empty(self.shape(name, tuple(t.shape)))))
+        return self._noted(rebuilt(skeleton, lambda name, t: empty_like(t, self.shape(name, tuple(t.shape)))))
 
     def _noted(self, student: nn.Module) -> nn.Module:
         for module in student.modules():
@@ -201,8 +203,10 @@ def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
     for dim, axis in axes.items():
         if axis.fresh[: tensor.shape[dim]].any():
             rest = {d: a for d, a in axes.items() if d != dim}
-            return _copied(tensor.index_select(dim, axis.index.to(tensor.device)), rest)
-    new = tensor.new_empty(shape)
+            taken = [shape[d] if d == dim else n for d, n in enumerate(tensor.shape)]
+            index = axis.index.to(tensor.device)
+            return _copied(empty_like(tensor, taken).copy_(tensor.index_select(dim, index)), rest)
+    new = empty_like(tensor, shape)
     filled = new[tuple(map(slice, tensor.shape))]
     filled.copy_(tensor)
     for dim, axis in sorted(axes.items(), reverse=True):  # rows last: they are long, and in one piece by then
@@ -214,6 +218,26 @@ def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
         else:
             target.copy_(before.index_select(dim, index))
     return new
+
+
+def empty_like(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """An empty tensor of another shape, its dimensions in the same order in memory, e.g. channels last."""
+    natural = list(range(tensor.ndim))
+    orders = [natural]
+    if tensor.ndim in (4, 5):
+        orders.append([0, *natural[2:], 1])  # by the strides themselves: a kernel of size 1 is contiguous in both
+    orders.append(sorted(natural, key=lambda dim: -tensor.stride(dim)))
+    order = next((each for each in orders if _strides(tensor.shape, each) == tensor.stride()), orders[-1])
+    return tensor.new_empty(shape) if order is natural else tensor.new_empty_strided(shape, _strides(shape, order))
+
+
+def _strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a dense tensor whose dimensions lie in the given order, the last one's entries side by side."""
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(strides)
 
 
 def _note_widths(module: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from net2net import deeper
 from net2net.errors import GrowthError
 from net2net.growth import ROLES, Growth
-from net2net.recording import tensors
+from net2net.recording import cloned, tensors
 from net2net.sites import located
 from net2net.wider import disturb, history, pad, remember
 
@@ -52,7 +52,7 @@ def replay(record: Record, teacher: nn.Module, *, init: Callable[[nn.Module], No
     student = teacher
     for entry in entries[len(done) :] if entries[: len(done)] == done else entries:
         student = _REPEAT[entry["op"]](entry, student, init)
-    return copy.deepcopy(student) if student is teacher else student
+    return cloned(student) if student is teacher else student
 
 
 def _fill(entry: Mapping[str, Any], model: nn.Module, init: Callable[[nn.Module], None] | None) -> nn.Module:
@@ -79,7 +79,7 @@ def _fill(entry: Mapping[str, Any], model: nn.Module, init: Callable[[nn.Module]
 
 def _insert(entry: Mapping[str, Any], model: nn.Module, init: Any) -> nn.Module:
     """What `deepen` does once it knows the sites."""
-    student = copy.deepcopy(model)
+    student = cloned(model)
     for site in sites(entry):
         try:
             student.get_submodule(site.name)

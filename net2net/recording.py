@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -412,12 +414,38 @@ def rebuilt(model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor])
     takes longer over their empty hook tables and flags than all else together.
     """
     memo: dict[int, Any] = {}
+    tagged = []
     for name, tensor in tensors(model):
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise GrowthError(f"{name!r} has no shape yet: run the model once on real inputs, which gives it one")
         new = make(name, tensor)
         if isinstance(tensor, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            new = type(tensor)(new, tensor.requires_grad)
+        if vars(tensor):
+            tagged.append((tensor, new))
         memo[id(tensor)] = new
-    return _copied(model, memo)
+    copied = _copied(model, memo)
+    for tensor, new in tagged:  # attributes of a parameter, e.g. for an optimizer's groups; `copy.deepcopy` loses them
+        vars(new).update(copy.deepcopy(vars(tensor), memo))
+    return copied
+
+
+def cloned(model: nn.Module) -> nn.Module:
+    """A copy of the model with the same numbers; see `rebuilt`."""
+    warn_of_hooks(model)
+    return rebuilt(model, lambda name, tensor: tensor.detach().clone())
+
+
+def warn_of_hooks(model: nn.Module) -> None:
+    """Name the hooks that cannot be copied: those of parameters, which are not part of a module."""
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    names = [name for name, p in model.named_parameters() if any(getattr(p, kind, None) for kind in kinds)]
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(
+            f"hooks on parameters ({', '.join(names[:3])}{more}) stay with the teacher: register them on the student",
+            stacklevel=2,
+        )
 
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
