@@ -176,7 +176,8 @@ class Paths(nn.Module):
 class InceptionBN(nn.Module):
     """An Inception network with batch normalisation, built from a channel table.
 
-    `width` scales the channels of every convolution in the modules and nothing else (sec 3.2). `extra_pairs` adds that
+    `width` scales the channels of every convolution in the modules and nothing else (sec 3.2), and rounds them to a
+    multiple of `multiple_of`: tensor cores work in eights, and are slower on other numbers. `extra_pairs` adds that
     many vertical-horizontal pairs after every pair (sec 3.3). Parts: `stem`, `inception.<module>.<path>`, `classifier`;
     a pair that was followed by extra pairs is `nn.Sequential(layer, *extra)`, which is also what `net2net.deepen` makes
     of it, so that a grown network and one built deep have the same parameter names.
@@ -193,10 +194,13 @@ class InceptionBN(nn.Module):
         num_classes: int = 1000,
         in_channels: int | None = None,
         bn_momentum: float = 0.1,
+        multiple_of: int = 1,
     ):
         super().__init__()
         if width <= 0:
             raise ValueError(f"width must be positive, got {width}")
+        if multiple_of < 1:
+            raise ValueError(f"multiple_of must be positive, got {multiple_of}")
         if extra_pairs < 0:
             raise ValueError(f"extra_pairs must not be negative, got {extra_pairs}")
         if extra_pairs and isinstance(table.modules[0], Module2015):
@@ -206,7 +210,7 @@ class InceptionBN(nn.Module):
             return ConvBNReLU(inputs, outputs, kernel, stride, bn_momentum=bn_momentum)
 
         def scaled(channels: int) -> int:
-            return max(1, round(channels * width))
+            return max(1, round(channels * width / multiple_of)) * multiple_of
 
         def pair(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
             """A vertical and a horizontal layer, and after the latter the extra pairs."""

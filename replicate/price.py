@@ -94,20 +94,21 @@ def assumed_rate(config: Config) -> tuple[float, str]:
 def forward_cost(config: Config) -> tuple[int, int]:
     """Floating-point operations of one image's forward pass, and the network's layers; backward is twice that."""
     model, data = config.model, config.data
-    return _forward_cost(model.name, model.width, model.extra_pairs, data.image_size, data.channels, data.classes)
+    options = {"width": model.width, "extra_pairs": model.extra_pairs, "multiple_of": model.multiple_of}
+    options |= {"in_channels": data.channels, "num_classes": data.classes}
+    return _forward_cost(model.name, data.image_size, **options)
 
 
 @cache
-def _forward_cost(name: str, width: float, extra_pairs: int, size: int, channels: int, classes: int) -> tuple[int, int]:
+def _forward_cost(name: str, size: int, **options: Any) -> tuple[int, int]:
     """Two for each multiply-add of convolutions and matrix products, counted on shapes alone."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from net2net.inception_bn import inception_bn
 
-    options = {"width": width, "extra_pairs": extra_pairs, "in_channels": channels, "num_classes": classes}
     with torch.device("meta"), torch.no_grad():
-        model, image = inception_bn(name, **options).eval(), torch.empty(1, channels, size, size)
+        model, image = inception_bn(name, **options).eval(), torch.empty(1, options["in_channels"], size, size)
         with FlopCounterMode(display=False) as counter:
             model(image)
     return counter.get_total_flops(), sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())

@@ -84,6 +84,21 @@ def test_what_the_method_of_growth_does_not_read_is_no_part_of_the_record(method
     assert flatten(load(ROOT / "configs" / "laptop" / "standard.yaml"))["growth"] is None
 
 
+def test_a_key_that_an_older_record_lacks_stands_for_how_it_was_then():
+    now = laptop("standard")
+    older = {key: value for key, value in now.items() if key != "model.multiple_of"}
+    assert differences(now, older) == []
+    assert fingerprint(now) == fingerprint(older)
+    assert differences(laptop("standard", "model.multiple_of=8"), older) == ["model.multiple_of"]
+
+
+@pytest.mark.parametrize("scale", ["gpu", "imagenet"])
+def test_on_gpus_all_arms_have_channels_that_tensor_cores_like(scale):
+    files = [file for file in sorted((ROOT / "configs" / scale).glob("*.yaml")) if file.stem in ARMS]
+    assert len(files) == len(ARMS)
+    assert {load(file).model.multiple_of for file in files} == {8}
+
+
 def test_committed_runs_are_of_the_configs_as_they_are_now():
     for arm in ARMS:
         recorded = json.loads((ROOT / "results" / "laptop" / arm / "seed1" / "run.json").read_text())["config"]

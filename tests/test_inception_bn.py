@@ -1,6 +1,7 @@
 """The paper's network: what its text says about depth, width and layers, counted on the graph that autograd built."""
 
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -138,6 +139,41 @@ def test_width_scales_every_convolution_in_the_modules_and_nothing_else(name, wi
     assert other["classifier"].out_features == standard["classifier"].out_features
 
 
+TENSOR_CORES = [f"inception_bn{kind}" for kind in ("", "_28_full", "_2015")]
+
+
+@pytest.mark.parametrize("name", TENSOR_CORES)
+@pytest.mark.parametrize("width", [NARROW, 1.0, 2**0.5])
+@pytest.mark.parametrize("extra_pairs", [0, 2])
+def test_rounded_widths_are_multiples_of_eight(name, width, extra_pairs):
+    options = {"extra_pairs": extra_pairs} if extra_pairs and name != "inception_bn_2015" else {}
+    model = build(name, width=width, multiple_of=8, **options)
+    convolutions = {key: m for key, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    odd = {
+        key: m for key, m in convolutions.items() if m.out_channels % 8 or (m.in_channels % 8 and key != "stem.0.conv")
+    }
+    assert not odd
+    plain = {k: m for k, m in build(name, width=width, **options).named_modules() if isinstance(m, nn.Conv2d)}
+    assert all(abs(m.out_channels - plain[key].out_channels) <= 4 for key, m in convolutions.items())
+    assert (width == 1) == (plain.keys() == convolutions.keys() and sizes(model) == sizes(build(name, **options)))
+
+
+@pytest.mark.parametrize("name", TENSOR_CORES)
+def test_rounded_widths_keep_the_paper_s_share_of_the_parameters_to_a_point(name):
+    narrow, standard, wide = (sizes(build(name, width=w, multiple_of=8), "inception.") for w in (NARROW, 1, 2**0.5))
+    assert narrow / standard == pytest.approx(0.30, abs=0.01)
+    assert wide / standard == pytest.approx(2.0, abs=0.02)
+
+
+@pytest.mark.parametrize("name", TENSOR_CORES)
+def test_a_rounded_student_is_nowhere_narrower_than_its_teacher(name):
+    nets = [dict(build(name, width=w, multiple_of=8).state_dict()) for w in (NARROW, 1, 2**0.5)]
+    for teacher, student in pairwise(nets):
+        assert teacher.keys() == student.keys()
+        for key, tensor in teacher.items():
+            assert all(a <= b for a, b in zip(tensor.shape, student[key].shape, strict=True)), key
+
+
 def test_the_published_table_has_11_million_parameters_in_10_modules():
     model = build("inception_bn_2015")
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
@@ -171,7 +207,12 @@ def test_extra_pairs_only_where_there_are_pairs():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"width": 0}, "width"), ({"extra_pairs": -1}, "extra_pairs"), ({"name": "inception"}, "inception_bn_2015")],
+    [
+        ({"width": 0}, "width"),
+        ({"extra_pairs": -1}, "extra_pairs"),
+        ({"multiple_of": 0}, "multiple_of"),
+        ({"name": "inception"}, "inception_bn_2015"),
+    ],
 )
 def test_refuses_what_it_cannot_build(options, message):
     with pytest.raises(ValueError, match=message):

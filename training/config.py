@@ -27,6 +27,7 @@ class Model(Section):
     name: Literal["inception_bn", "inception_bn_28", "inception_bn_28_full", "inception_bn_2015"]
     width: float = Field(gt=0)  # scales the channels inside the Inception modules only
     extra_pairs: int = Field(ge=0)  # vertical-horizontal pairs added after every pair
+    multiple_of: int = Field(1, gt=0)  # what the scaled channels are rounded to; tensor cores like eights
     bn_momentum: float = Field(gt=0, le=1)
 
 
@@ -201,11 +202,17 @@ def flatten(config: Config) -> dict[str, Any]:
     return effective(flat)
 
 
+# Keys that there once were not, and the value that stands for how it was then.
+ADDED = {"model.multiple_of": 1}
+
+
 def effective(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config with null for what its method of growth does not read, whatever a file or an old record says."""
+    """A flat config with null for what its method of growth does not read, whatever a file or an old record says, and
+    without the keys that an older record lacks where they say what it would have meant."""
     method = flat.get("growth.method")
     unread = {key for key, reader in ONLY_OF.items() if key in flat and method != reader}
-    return {key: None if key in unread else value for key, value in flat.items()}
+    known = {key: value for key, value in flat.items() if key not in ADDED or value != ADDED[key]}
+    return {key: None if key in unread else value for key, value in known.items()}
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

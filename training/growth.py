@@ -30,6 +30,7 @@ def build(model: ModelConfig, data: MemoryData | ImageNetData) -> InceptionBN:
         num_classes=data.classes,
         in_channels=data.channels,
         bn_momentum=model.bn_momentum,
+        multiple_of=model.multiple_of,
     )
 
 
