@@ -50,7 +50,57 @@ HALF = ("growth.teacher=teacher_narrow_half", *EXACT, *CARRIED, "training.steps=
 # The control of configs/laptop-long/narrow_continued.yaml: the teacher itself, trained on as its student is.
 NARROW_CONTINUED = ("wider", "growth.method=continue", "growth.noise=0.0", "model.width=0.5477")
 SEEDS, FEW = (1, 2, 3, 4, 5), (1, 2, 3)
+OWN_RATES = {  # of configs/long
+    **dict.fromkeys(("wider", "random_pad", "deeper", "wider_sqrt2", "deeper_4pairs"), 0.1),
+    **dict.fromkeys(("standard", "sqrt2_random_init"), 1),
+    **dict.fromkeys(("deeper_random_init", "4pairs_random_init"), 0.3),
+}
 STUDY = {
+    # The paper's setting, over the mini-batches of the net from scratch.
+    "long": Part("long", "long", SEEDS, FIGURES),
+    # The same mini-batches without growing: trained on at the student's rate, the schedule begun again, one schedule.
+    "long_controls": Part(
+        "long",
+        "long",
+        SEEDS,
+        (
+            "teacher_narrow",
+            "standard",
+            "narrow_continued",
+            "standard_continued",
+            "narrow_again",
+            "standard_again",
+            "standard_double",
+        ),
+    ),
+    "long_large": Part("long", "long", SEEDS, ("sqrt2_random_init", "4pairs_random_init")),
+    # Which rate suits each arm, chosen on images that none of these runs was trained on.
+    "long_rates": Part(
+        "long",
+        "long-held-out",
+        FEW,
+        ("teacher_narrow", *OWN_RATES),
+        {
+            name: change
+            for arm, own in OWN_RATES.items()
+            for name, change in rates(arm, *(rate for rate in (1, 0.3, 0.1) if rate != own)).items()
+        },
+        HELD_OUT,
+    ),
+    # Where width is used, at the full rate: does it take noise?
+    "long_noise": Part(
+        "long",
+        "long",
+        SEEDS,
+        ("teacher_narrow",),
+        {
+            "wider_rate_1": ("wider", "optimizer.lr_scale=1"),
+            "wider_rate_1_noise_0": ("wider", "optimizer.lr_scale=1", "growth.noise=0.0"),
+            "wider_rate_1_noise_10": ("wider", "optimizer.lr_scale=1", "growth.noise=0.1"),
+            "wider_rate_1_exact": ("wider", "optimizer.lr_scale=1", *EXACT),
+        },
+    ),
+    "long_prediction": Part("long", "long", SEEDS, ("teacher_narrow", "teacher_prediction")),
     "laptop": Part("laptop", "laptop", SEEDS, FIGURES, {"narrow_continued": NARROW_CONTINUED}),
     "sweep_rate": Part(
         "laptop",

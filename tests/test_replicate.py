@@ -108,7 +108,7 @@ def test_a_call_that_is_stopped_goes_on_later(tmp_path, number):
 
 def test_wrong_arguments_are_refused_in_a_sentence(capsys):
     for arguments, words in (
-        (["--scale", "huge"], "there is no configs/huge; there are gpu, imagenet, laptop, laptop-long, smoke"),
+        (["--scale", "huge"], "there is no configs/huge; there are gpu, imagenet, laptop, laptop-long, long, smoke"),
         (["--jobs", "0"], "--jobs: expected at least 1"),
     ):
         with pytest.raises(SystemExit) as error:

@@ -28,7 +28,7 @@ def test_every_run_of_a_part_has_its_teacher_in_it(planned):
 def test_sweeps_never_see_the_test_images(planned):
     for name, part in planned.items():
         for stage in part:
-            assert stage.config.data.validation == ("held_out" if name.startswith("sweep") else "test")
+            assert stage.config.data.validation == ("held_out" if name.startswith("sweep") or name == "long_rates" else "test")
 
 
 def test_runs_that_two_parts_share_are_the_same(planned):
