@@ -27,8 +27,9 @@ def test_every_run_of_a_part_has_its_teacher_in_it(planned):
 
 def test_sweeps_never_see_the_test_images(planned):
     for name, part in planned.items():
+        held_out = name.startswith("sweep") or name == "long_rates"
         for stage in part:
-            assert stage.config.data.validation == ("held_out" if name.startswith("sweep") or name == "long_rates" else "test")
+            assert stage.config.data.validation == ("held_out" if held_out else "test")
 
 
 def test_runs_that_two_parts_share_are_the_same(planned):

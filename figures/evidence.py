@@ -1,0 +1,111 @@
+"""Two pictures of the evidence: every test of the claims with its interval, and accuracy against what it cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from figures import metrics
+from figures.curves import Results, Run
+from figures.metrics import ENOUGH
+from figures.rules import Rules
+from figures.style import LOOK, in_style, save
+
+STATES = {"holds": "#009E73", "refuted": "#D55E00", "not shown": "#7f7f7f", "unfinished": "#56B4E9"}
+PANELS = {  # title -> metrics
+    "accuracy, points": ("start", "final"),
+    "area under the curve, points": ("area", "train_area"),
+    "mini-batches of the other / of ours": ("speedup",),
+}
+# Against the operations of all training, the teacher's included: (arm, its teacher), in one panel for each size.
+COSTS = {
+    "(a) to the standard size": (("standard", None), ("teacher_narrow", None), ("wider", "teacher_narrow"),
+                                 ("random_pad", "teacher_narrow"), ("narrow_continued", "teacher_narrow")),
+    "(b) beyond it": (("standard", None), ("wider_sqrt2", "standard"), ("deeper_4pairs", "standard"),
+                      ("deeper", "standard"), ("standard_continued", "standard"), ("sqrt2_random_init", None)),
+}  # fmt: skip
+
+
+@in_style
+def forest(rows: pd.DataFrame) -> Figure:
+    """Mean and interval of every test that was run, its threshold, coloured by what it decides."""
+    rows = rows[rows.n.notna()].assign(kind=lambda t: t.metric.str.split().str[0])
+    panels = {title: rows[rows.kind.isin(kinds)] for title, kinds in PANELS.items()}
+    heights = [max(1, len(part)) for part in panels.values()]
+    figure = Figure(figsize=(7.2, 1.4 + 0.21 * sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, (title, part) in zip(figure.subplots(3, 1, height_ratios=heights), panels.items(), strict=True):
+        for y, row in enumerate(part.itertuples()):
+            colour = STATES[row.test]
+            ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, solid_capstyle="butt")
+            ax.plot(row.mean, y, "o", color=colour, ms=4)
+            for bound in _bounds(row.rule):
+                ax.plot(bound, y, "|", color="black", ms=9, mew=1.2)
+        names = [f"{row.claim}   {row.arm} – {row.against}" for row in part.itertuples()]
+        if ratio := "speedup" in PANELS[title]:
+            names = [name.replace(" – ", " / ") for name in names]
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_yticks(range(len(names)), names, fontsize=6.5)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.axvline(1 if ratio else 0, color="0.4", lw=0.8, zorder=0)
+        ax.set_xlabel(title)
+        if not len(part):
+            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.5")
+    handles = [figure.axes[0].plot([], [], "o-", color=colour, label=state)[0] for state, colour in STATES.items()]
+    handles += figure.axes[0].plot([], [], "|", color="black", ms=9, label="what it takes")
+    figure.legend(handles=handles, loc="outside upper right", ncols=5)
+    return figure
+
+
+def _bounds(rule: str) -> list[float]:
+    """The thresholds of a rule as the table writes it: "> 0", "in -0.5 … 0.5", "> 2, mean ≥ 4"."""
+    words = rule.split(",")[0].removeprefix("in ").strip("<> ").split(" … ")
+    return [float(word) for word in words]
+
+
+@in_style
+def cost(results: Results, runs: str) -> Figure | None:
+    """Accuracy against all floating-point operations spent, in petaFLOP; a student begins where its teacher stopped."""
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    drawn: dict[str, object] = {}
+    for ax, (title, arms) in zip(figure.subplots(1, 2), COSTS.items(), strict=True):
+        ends = []
+        for arm, teacher in arms:
+            found = results.arm(runs, arm)
+            before = results.arm(runs, teacher) if teacher else {}
+            seeds = [seed for seed in found if not teacher or seed in before]
+            if not seeds:
+                continue
+            spent = pd.DataFrame({seed: _spent(found[seed], before.get(seed)) for seed in seeds}).mean(axis=1)
+            curve = pd.DataFrame({seed: found[seed].rows.set_index("step").val for seed in seeds}).dropna().mean(axis=1)
+            look = LOOK[arm]
+            line = ax.plot(spent.loc[curve.index] / 1e15, curve, color=look.colour, ls=look.line, lw=1.3)[0]
+            drawn[f"{look.label}, n = {len(seeds)}"] = line
+            ends += [curve.iloc[-1]]
+        ax.set(title=title, xlabel="petaFLOP of training, the teacher's included", ylabel="validation accuracy (%)")
+        if ends:
+            ax.set_ylim(min(ends) - 6, max(ends) + 1)
+    if not drawn:
+        return None
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _spent(run: Run, teacher: Run | None) -> pd.Series:
+    images = run.rows.set_index("step").images
+    return images * metrics.operations(run, 1) + (metrics.operations(teacher) if teacher else 0)
+
+
+def make(rows: pd.DataFrame, of: Rules, results: Results, out: Path) -> None:
+    """verdicts.png and cost.png (and PDF), of what there is."""
+    if rows.n.notna().any():
+        save(forest(rows), out, "verdicts")
+    if len(results.arm(of.runs, "standard")) >= ENOUGH and (figure := cost(results, of.runs)):
+        save(figure, out, "cost")
