@@ -48,15 +48,15 @@ from timm.utils import AverageMeter, dispatch_clip_grad
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else `train` would be this file
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # workers preload `train`, which would be this file
 
-from train import Update
 from training.config import Config, load
 from training.data import Batch, Order
-from training.distributed import Processes
-from training.growth import build
+from training.network import build
 from training.pipeline import MEAN, STD, ImageData
 from training.processes import cpus
+from training.session import Session
+from training.step import TrainStep
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "imagenet" / "standard.yaml"
@@ -89,7 +89,7 @@ class Case:
 class Setup:
     """What all cases have in common."""
 
-    processes: Processes
+    session: Session
     precision: str
     compile: bool
     chunks: int  # forward passes in a mini-batch
@@ -100,14 +100,14 @@ class Setup:
 
     @property
     def device(self) -> torch.device:
-        return self.processes.device
+        return self.session.device
 
     def clock(self) -> float:
         """Seconds, after the device has done what it was given.
 
         On the CPU, if this process does everything in one thread, seconds of the process: not those of other programs.
         """
-        if self.processes.cuda:
+        if self.session.cuda:
             torch.cuda.synchronize(self.device)
         elif not self.workers and torch.get_num_threads() == 1:
             return time.process_time()
@@ -142,14 +142,14 @@ class Subject:
 
 
 class Ours:
-    """train.py's update and training/pipeline.py."""
+    """train.py's step and training/pipeline.py."""
 
     name = "net2net"
 
     def __init__(self, setup: Setup, case: Case, model: nn.Module):
         self.setup, self.config, self.step = setup, setup.config(case), 0
         size = self.config.training.batch_size
-        self.update = Update(self.config, model, setup.processes, Order(size, 0, size, case.batch))
+        self.update = TrainStep(self.config, model, setup.session, Order(size, 0, size, case.batch))
 
     def __call__(self, batches: Iterator[Batch]) -> None:
         self.update(self.step, batches)
@@ -244,7 +244,7 @@ class Timms:
             mean=MEAN,
             std=STD,
             num_workers=self.setup.workers,
-            pin_memory=self.setup.processes.cuda,
+            pin_memory=self.setup.session.cuda,
             device=self.setup.device,
             use_multi_epochs_loader=True,  # the generated set is small: no pause at the end of each of its epochs
         )
@@ -370,7 +370,7 @@ def subjects(case: Case, setup: Setup) -> list[Subject]:
 
 
 def matrix_floor(case: Case, setup: Setup, flops: float) -> Subject:
-    side = 8192 if setup.processes.cuda else 1024
+    side = 8192 if setup.session.cuda else 1024
     dtype = torch.bfloat16 if setup.precision == "bfloat16" else torch.float32
     a, b = (torch.randn(side, side, device=setup.device, dtype=dtype) for _ in range(2))
     return Subject("floor_matmul", "", 2 * side**3 / flops, lambda: nullcontext(lambda: a @ b))
@@ -502,8 +502,8 @@ def main(argv: list[str] | None = None) -> int:
     if min(*(options.batches or [2]), 2) < 2:
         parser.error("--batches: batch norm needs two images at least")
 
-    processes = Processes()
-    cuda = processes.cuda
+    session = Session()
+    cuda = session.cuda
     if not cuda:
         torch.set_num_threads(options.threads)
     batches = options.batches or ([32, 64, 128, 256] if cuda else [4, 2, 8])
@@ -516,11 +516,11 @@ def main(argv: list[str] | None = None) -> int:
         corners = {(1.0, 0), (WIDTHS[0], 0), (1.0, PAIRS[1])}
         tried = [case for case in tried if case.batch == batches[0] and (case.width, case.extra_pairs) in corners]
     train_images = max(TRAIN_IMAGES, batches[0] * chunks)
-    hardware = slug(processes.device, options.threads)
+    hardware = slug(session.device, options.threads)
     out = options.out or ROOT / "results" / "bench" / f"train_{hardware}_torch{version()}.csv"
     with tempfile.TemporaryDirectory() as folder:
         precision = "bfloat16" if cuda else "float32"
-        setup = Setup(processes, precision, cuda, chunks, workers, Path(folder), train_images, FOLDERS)
+        setup = Setup(session, precision, cuda, chunks, workers, Path(folder), train_images, FOLDERS)
         files = write_images(setup.root, setup.train_images, setup.val_images)
         size = statistics.mean(path.stat().st_size for path in files)
         print(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from training.distributed import Processes
+from training.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 WANTED = "hardware,torch,model,width,extra_pairs,image_size,batch,precision,what,loop,images_per_s"
@@ -37,7 +37,7 @@ def tiny(bench):
 @pytest.fixture
 def setup(bench, tmp_path):
     def made(chunks=1):
-        return bench.Setup(Processes(), "float32", False, chunks, 0, tmp_path, train_images=8, val_images=bench.FOLDERS)
+        return bench.Setup(Session(), "float32", False, chunks, 0, tmp_path, train_images=8, val_images=bench.FOLDERS)
 
     return made
 

@@ -9,7 +9,7 @@ import pytest
 from net2net.inception_bn import TABLES
 from replicate import fig4, fig5, fig6
 from training.config import ConfigError, Model, _keys, differences, flatten, load
-from training.run import fingerprint
+from training.runfolder import config_id
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS)
@@ -77,7 +77,7 @@ def test_what_the_method_of_growth_does_not_read_is_no_part_of_the_record(method
     assert now["growth.exact"] is None
     recorded = {**now, "growth.noise": 0.02, "growth.exact": False}
     assert differences(now, recorded) == []
-    assert fingerprint(now) == fingerprint(recorded)
+    assert config_id(now) == config_id(recorded)
     widened = laptop("wider")
     assert widened["growth.noise"] == 0.02
     assert differences(widened, {**widened, "growth.noise": 0.0}) == ["growth.noise"]
@@ -88,7 +88,7 @@ def test_a_key_that_an_older_record_lacks_stands_for_how_it_was_then():
     now = laptop("standard")
     older = {key: value for key, value in now.items() if key != "model.multiple_of"}
     assert differences(now, older) == []
-    assert fingerprint(now) == fingerprint(older)
+    assert config_id(now) == config_id(older)
     assert differences(laptop("standard", "model.multiple_of=8"), older) == ["model.multiple_of"]
 
 
@@ -131,7 +131,11 @@ def test_every_key_is_read_by_something():
                 read.add((getattr(holder, "attr", getattr(holder, "id", "")), node.attr))
     # `self`: what a section of the config works out from its own keys
     aliases = {"growth": {"growth", "wants"}, "teacher_prediction": {"teacher_prediction", "options", "wants"}}
-    aliases |= {"optimizer": {"optimizer", "o"}, "training": {"training", "options", "self"}, "wandb": {"options"}}
+    aliases |= {
+        "optimizer": {"optimizer", "options"},
+        "training": {"training", "options", "self"},
+        "wandb": {"options"},
+    }
     for key in _keys():
         section, _, leaf = key.rpartition(".")
         holders = aliases.get(section, {section}) if section else {"config"}

@@ -10,11 +10,13 @@ import pytest
 import torch
 from jobs import DEADLINE, ROOT, SMALL, Job, distance, finish, float64, manifest, rows, state
 
-import train
+from training.batchnorm import Statistics
 from training.config import load
 from training.data import open_data
-from training.distributed import Processes
 from training.evaluation import evaluate
+from training.network import build
+from training.session import Session
+from training.step import TrainStep
 
 NEAR = 1e-9  # relative; float64 rounds at 1e-16 and the net makes 1e-12 of it, a difference of substance is 1e-2
 STUDENT = (*SMALL, "model.width=0.4", "training.steps=3", "growth.calibration_images=16")
@@ -79,13 +81,13 @@ def test_the_share_of_an_uneven_deal_is_what_makes_it_equal(folder, tmp_path):
 
 
 def unweighted(rank):
-    original = train.Statistics.__init__
+    original = Statistics.__init__
 
-    def init(self, model, processes, chunks_here, chunks):
-        original(self, model, processes, chunks_here, chunks)
-        self.weight = 1 / processes.world
+    def init(self, model, session, chunks_here, chunks):
+        original(self, model, session, chunks_here, chunks)
+        self.weight = 1 / session.world
 
-    train.Statistics.__init__ = init
+    Statistics.__init__ = init
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
@@ -99,24 +101,24 @@ def test_a_run_goes_on_on_another_number_of_processes(folder, tmp_path, before, 
 
 
 def stop_at_step_2(rank):
-    original = train.Update.__call__
+    original = TrainStep.__call__
 
     def call(self, step, batches):
-        if rank == 0 and step == (1 if self.processes.world == 1 else 0):  # several agree a step later
+        if rank == 0 and step == (1 if self.session.world == 1 else 0):  # several agree a step later
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, step, batches)
 
-    train.Update.__call__ = call
+    TrainStep.__call__ = call
 
 
 def test_the_statistics_that_are_evaluated_are_everybody_s(folder):
     """The averaged model of the last checkpoint, evaluated here, has the accuracy and loss that two processes wrote."""
     config = load(ROOT / "configs" / "smoke" / "standard.yaml", SMALL)
-    model = train.build(config.model, config.data)
+    model = build(config.model, config.data)
     found = state(folder / "teacher")
     model.load_state_dict(found["ema"])
     cpu = torch.device("cpu")
-    loss, top1 = evaluate(model, open_data(config, cpu), Processes(), torch.no_grad, lambda: False)
+    loss, top1 = evaluate(model, open_data(config, cpu), Session(), torch.no_grad)
     assert top1 == found["rows"][-1]["val_top1"]
     assert loss == pytest.approx(found["rows"][-1]["val_loss"], rel=1e-3)
 
@@ -140,16 +142,6 @@ def test_more_processes_than_chunks_are_refused(tmp_path):
     assert job.wait() == [2, 2]
     assert "2 processes, but a mini-batch of 24 images is 1 x 24" in job.errors()[0]
     assert "start fewer processes" in job.errors()[0]
-
-
-def test_norms_and_biases_are_not_decayed():
-    config = load(ROOT / "configs" / "smoke" / "standard.yaml", [*SMALL, "optimizer.weight_decay=0.1"])
-    model = train.build(config.model, config.data)
-    groups = train.make_optimizer(config, model).param_groups
-    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        assert (id(parameter) in decayed) == (parameter.ndim > 1 and not name.endswith("bias")), name
-    assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
 
 
 # ---- torchrun itself

@@ -25,9 +25,11 @@ import torch
 from jobs import ROOT, Job, finish, manifest, rows, same, state
 
 import train
-from training import lease, run
+from training import files, lease, runfolder, trainer
 from training.config import load
-from training.fashion_mnist import DataError
+from training.errors import CheckpointError, DataError, RunError
+from training.session import Session
+from training.step import TrainStep
 
 FAST = (
     "model.width=0.1",
@@ -76,19 +78,19 @@ def sentences(job):
 
 def before_step(rank, who, step, action):
     """`action(batches)` in process `who` before mini-batch `step`; what it returns is trained on."""
-    original = train.Update.__call__
+    original = TrainStep.__call__
 
     def call(self, now, batches):
         if rank == who and now == step:
             batches = action(batches) or batches
         original(self, now, batches)
 
-    train.Update.__call__ = call
+    TrainStep.__call__ = call
 
 
 def in_evaluation(rank, who, number):
     """A signal to process `who` in the second evaluation, before its first images."""
-    original, calls = train.evaluate, []
+    original, calls = trainer.evaluate, []
 
     def evaluate(*arguments):
         calls.append(1)
@@ -96,7 +98,7 @@ def in_evaluation(rank, who, number):
             os.kill(os.getpid(), number)
         return original(*arguments)
 
-    train.evaluate = evaluate
+    trainer.evaluate = evaluate
 
 
 def die(batches=None):
@@ -145,7 +147,7 @@ def in_write(rank, name, number, moment):
 
 def unsteady_disk(rank):
     """Every third file comes to the disk at the second attempt only."""
-    run.PAUSES = (0.0, 0.0)
+    files.PAUSES = (0.0, 0.0)
     original, calls = os.fsync, []
 
     def fsync(fd):
@@ -256,13 +258,13 @@ def test_asked_to_stop_before_the_first_evaluation_is_over(whole, tmp_path):
 
 
 def asked_at_once(rank):
-    original = train.evaluate
+    original = trainer.evaluate
 
     def evaluate(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    train.evaluate = evaluate
+    trainer.evaluate = evaluate
 
 
 # ---- a process fails alone, or all do
@@ -304,14 +306,14 @@ def test_the_last_update_loses_the_weights(tmp_path):
 
 
 def last_update_overflows(rank):
-    original = train.Update.__call__
+    original = TrainStep.__call__
 
     def call(self, step, batches):
         original(self, step, batches)
         if step == 5:
             next(self.model.parameters()).data.fill_(float("inf"))
 
-    train.Update.__call__ = call
+    TrainStep.__call__ = call
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -338,7 +340,7 @@ def test_one_process_cannot_even_begin(tmp_path):
 
 def no_data_here(rank):
     if rank == 1:
-        train.open_data = lambda *arguments: lose_data_here()
+        train.open_data = lambda *arguments, **options: lose_data_here()
 
 
 def lose_data_here():
@@ -363,7 +365,7 @@ def test_a_bug_in_what_only_the_main_process_does_ends_the_other_one(tmp_path):
 
 
 def cannot_save(rank):
-    run.Run.save = lambda *arguments: lose_mind(None)
+    runfolder.write_atomic = lambda *arguments, **options: lose_mind(None)
 
 
 # ---- what is found on going on
@@ -406,7 +408,7 @@ def test_another_config_is_refused_with_both_fingerprints(stopped, capsys):
     error = capsys.readouterr().err
     assert "optimizer.lr (0.01 there, 0.5 now)" in error
     theirs, mine = re.search(r"fingerprint (\w{16}), this one's is (\w{16})", error).groups()
-    assert theirs == run.fingerprint(manifest(stopped)["config"]) != mine
+    assert theirs == runfolder.config_id(manifest(stopped)["config"]) != mine
     assert content(stopped) == before
 
 
@@ -464,8 +466,8 @@ def test_whatever_a_checkpoint_holds_it_is_a_sentence(stopped):
         else:
             bad = torch.randint(256, (attempt * 40,), dtype=torch.uint8, generator=generator).numpy().tobytes()
         (stopped / "bad.pt").write_bytes(bytes(bad))
-        with contextlib.suppress(run.CheckpointError):
-            run.load_checkpoint(stopped / "bad.pt", "run")
+        with contextlib.suppress(CheckpointError):
+            runfolder.load_checkpoint(stopped / "bad.pt", "run")
 
 
 # ---- the file system
@@ -478,7 +480,7 @@ def test_a_file_system_that_is_away_for_a_moment(whole, tmp_path):
 
 
 def test_what_passes_is_tried_again_and_what_does_not_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0, 0.0))
     calls = []
 
     def failing(number, times):
@@ -493,17 +495,18 @@ def test_what_passes_is_tried_again_and_what_does_not_is_told(tmp_path, monkeypa
 
         monkeypatch.setattr(Path, "replace", replace)
         try:
-            run.write(tmp_path / "file", str(number).encode())
+            with runfolder._refusals_explained(tmp_path / "file"):
+                files.write_atomic(tmp_path / "file", str(number).encode(), durable=True)
         finally:
             monkeypatch.setattr(Path, "replace", original)
 
-    for number in run.TRANSIENT:
+    for number in files.TRANSIENT:
         failing(number, 3)
         assert (tmp_path / "file").read_text() == str(number)
         assert len(calls) == 4
-    with pytest.raises(run.RunError, match=r"cannot write .*file: Stale file handle\. The previous version"):
+    with pytest.raises(RunError, match=r"cannot write .*file: Stale file handle\. The previous version"):
         failing(errno.ESTALE, 4)
-    with pytest.raises(run.RunError, match="No space left"):
+    with pytest.raises(RunError, match="No space left"):
         failing(errno.ENOSPC, 1)
     assert len(calls) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -563,18 +566,18 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_free_one(tmp_path, monkey
 def test_a_job_that_was_thought_dead_finds_its_folder_taken_and_writes_no_more(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.02)
     config = load(ROOT / "configs" / "smoke" / "standard.yaml", FAST)
-    with run.Run(tmp_path, config) as mine:
-        mine.start({"fingerprint": "0" * 64})
+    with runfolder.RunFolder(tmp_path, config, Session()) as mine:
+        mine.start("0" * 64, {})
         other_machine(tmp_path)
         end = time.monotonic() + 20
         while mine._lease.lost is None and time.monotonic() < end:
             time.sleep(0.01)
         before = content(tmp_path)
-        with pytest.raises(run.RunError, match=r"job 4711\) has taken over .* this one stops and saves nothing"):
+        with pytest.raises(RunError, match=r"job 4711\) has taken over .* this one stops and saves nothing"):
             mine.save({"step": 0, "rows": []})
-        with pytest.raises(run.RunError, match="has taken over"):
+        with pytest.raises(RunError, match="has taken over"):
             mine.note(status="failed")
-        mine.progress(3, 1.0)
+        mine.write_progress(3, 1.0)
         assert content(tmp_path) == before
     assert lease.owner(tmp_path / "lock")["host"] == "node7"  # it is not ours to remove
 

@@ -25,7 +25,7 @@ from images import (
 )
 
 from training import imagenet, processes, tars
-from training.fashion_mnist import DataError
+from training.errors import DataError
 from training.imagenet import TarReader, check, fingerprint, main, readers
 from training.processes import cgroup_quota, cpus
 

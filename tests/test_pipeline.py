@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from training import pipeline
-from training.fashion_mnist import DataError
+from training.errors import DataError
 from training.imagenet import readers
 from training.pipeline import ImageData, Preparation, draw_of, drawn_colors, drawn_crop
 

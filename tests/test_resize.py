@@ -10,7 +10,7 @@ from images import COUNTS, copy, make_archive, make_folders, truncate
 from PIL import Image
 
 from training import resize as module
-from training.fashion_mnist import DataError
+from training.errors import DataError
 from training.imagenet import check, decode, fingerprint, readers
 from training.resize import main, resize
 

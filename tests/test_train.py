@@ -18,11 +18,14 @@ from jobs import rows, same
 
 import net2net
 import train
-from training import growth, run
+from training import runfolder
 from training.config import Model, load
 from training.data import open_data
-from training.distributed import Processes
 from training.evaluation import evaluate
+from training.network import build, training_flops
+from training.optim import learning_rate, make_optimizer
+from training.session import Session, StopSignals
+from training.step import TrainStep
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -62,7 +65,7 @@ def runs(tmp_path_factory):
 
 def test_metrics_begin_at_step_0_and_end_at_the_last(runs):
     table = rows(runs / "standard" / "seed0")
-    assert list(table[0]) == list(run.COLUMNS)
+    assert list(table[0]) == list(runfolder.COLUMNS)
     assert [int(row["step"]) for row in table] == [0, 2, 4, 6]
     assert [int(row["images"]) for row in table] == [0, 64, 128, 192]
     assert all(0 <= float(row[key]) <= 1 for row in table for key in ("train_top1", "val_top1"))
@@ -103,9 +106,8 @@ def test_a_run_begun_before_there_was_the_column_goes_on(tmp_path):
     """Its checkpoint lacks the cross-entropies since the last row: the losses stand in."""
     options = ("training.eval_every=4",)
     stops = iter([False, False, False, True])
-    main = train.train
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train", lambda c, r, p, t, stop: main(c, r, p, t, lambda: next(stops, False)))
+        patch.setattr(StopSignals, "__call__", lambda self: next(stops, False))
         assert call("standard", tmp_path / "run", *options) != 0
     path = tmp_path / "run" / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
@@ -147,7 +149,7 @@ def test_the_checkpoint_holds_the_record_that_rebuilds_the_student(runs):
     assert record == json.loads((student.parent / "run.json").read_text())["growth"]["history"]
     config = torch.load(teacher, weights_only=True)["config"]
     was = Model(**{k.removeprefix("model."): v for k, v in config.items() if k.startswith("model.")})
-    rebuilt = net2net.replay(record, growth.build(was, load(config_file("wider")).data))
+    rebuilt = net2net.replay(record, build(was, load(config_file("wider")).data))
     rebuilt.load_state_dict(net2net.load_weights(student), strict=True)
     assert net2net.history(rebuilt) == record
 
@@ -179,12 +181,12 @@ def test_a_carried_optimizer_begins_with_what_the_teachers_remembers(runs, arm):
     config = load(config_file(arm), ["growth.optimizer=carried"])
     teacher = torch.load(manifest["growth"]["teacher"], weights_only=True)
     first = torch.load(folder / "step0.pt", weights_only=True)
-    student = growth.build(config.model, config.data)
-    optimizer = train.make_optimizer(config, student)
+    student = build(config.model, config.data)
+    optimizer = make_optimizer(config, student)
     optimizer.load_state_dict(first["optimizer"])
     was = Model(**{k.removeprefix("model."): v for k, v in teacher["config"].items() if k.startswith("model.")})
-    old = growth.build(was, config.data)
-    before = train.make_optimizer(config, old)
+    old = build(was, config.data)
+    before = make_optimizer(config, old)
     before.load_state_dict(teacher["optimizer"])
     # The stem's first convolution is outside of what grows: its state is the teacher's.
     (name, parameter), (_, theirs) = next(student.named_parameters()), next(old.named_parameters())
@@ -227,7 +229,7 @@ def test_training_operations_are_counted():
         torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 28 * 28, 10)
     )
     forward = 2 * (28 * 28 * 9 * 8 + 8 * 28 * 28 * 10)
-    assert train.training_flops(model, None, config) == 3 * forward
+    assert training_flops(model, None, config) == 3 * forward
 
 
 def test_random_pad_has_the_students_shape_and_not_its_function(runs):
@@ -240,9 +242,9 @@ def test_averaged_weights_are_what_is_evaluated_and_handed_on(runs):
     state = torch.load(runs / "teacher_narrow" / "seed0" / "checkpoint.pt", weights_only=True)
     assert not same(state["model"], state["ema"])
     config = load(config_file("teacher_narrow"))
-    model = growth.build(config.model, config.data)
+    model = build(config.model, config.data)
     model.load_state_dict(state["ema"])
-    found = evaluate(model, open_data(config, CPU), Processes(), contextlib.nullcontext, lambda: False)
+    found = evaluate(model, open_data(config, CPU), Session(), contextlib.nullcontext)
     assert found[1] == state["rows"][-1]["val_top1"]
 
 
@@ -312,12 +314,12 @@ def test_held_out_images_are_not_trained_on():
 def test_the_schedules():
     base = ["optimizer.lr=0.2", "optimizer.lr_scale=0.1", "training.steps=100", "schedule.warmup_steps=10"]
     cosine = load(config_file("standard"), [*base, "schedule.name=cosine"])
-    assert train.learning_rate(cosine, 0) == pytest.approx(0.002)
-    assert train.learning_rate(cosine, 10) == pytest.approx(0.02)
-    assert train.learning_rate(cosine, 55) == pytest.approx(0.01)
+    assert learning_rate(cosine, 0) == pytest.approx(0.002)
+    assert learning_rate(cosine, 10) == pytest.approx(0.02)
+    assert learning_rate(cosine, 55) == pytest.approx(0.01)
     exponential = load(config_file("standard"), [*base, "schedule.decay_rate=0.5", "schedule.decay_steps=30"])
-    assert train.learning_rate(exponential, 40) == pytest.approx(0.01)
-    assert train.learning_rate(exponential, 70) == pytest.approx(0.005)
+    assert learning_rate(exponential, 40) == pytest.approx(0.01)
+    assert learning_rate(exponential, 70) == pytest.approx(0.005)
 
 
 # ---- options of the larger scales
@@ -354,9 +356,9 @@ def test_half_precision_computes_in_it_and_keeps_the_weights_whole(tmp_path):
 
 def test_norms_and_biases_are_not_decayed():
     config = load(config_file("standard"), ["optimizer.weight_decay=0.1"])
-    model = growth.build(config.model, config.data)
+    model = build(config.model, config.data)
     names = {id(p): name for name, p in model.named_parameters()}
-    for group in train.make_optimizer(config, model).param_groups:
+    for group in make_optimizer(config, model).param_groups:
         for parameter in group["params"]:
             weights = parameter.ndim > 1
             assert group["weight_decay"] == (0.1 if weights else 0.0), names.pop(id(parameter))
@@ -366,8 +368,8 @@ def test_norms_and_biases_are_not_decayed():
 
 def test_the_average_of_weights_warms_up_as_tensorflow_s():
     config = load(config_file("standard"), ["training.ema_warmup=true", "training.ema_decay=0.99"])
-    model = growth.build(config.model, config.data)
-    update = train.Update(config, model, Processes(), open_data(config, CPU).order)
+    model = build(config.model, config.data)
+    update = TrainStep(config, model, Session(), open_data(config, CPU).order)
     assert [update.ema.get_decay(n) for n in (2, 11)] == [pytest.approx(1 / 10), pytest.approx(10 / 19)]
     assert update.ema.get_decay(100_000) == 0.99
 
@@ -519,7 +521,7 @@ def test_the_folder_holds_a_run_of_another_config(runs, capsys):
 
 def test_another_process_trains_in_the_folder(tmp_path, capsys):
     config = load(config_file("standard"))
-    with run.Run(tmp_path, config):
+    with runfolder.RunFolder(tmp_path, config, Session()):
         error = refused("standard", tmp_path, capsys)
     assert f"another process (pid {os.getpid()} on {platform.node()}) is training in {tmp_path}" in error
 
@@ -602,7 +604,7 @@ def test_predictors_are_trained_and_the_teacher_is_not(runs, tmp_path):
     assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=0.3)  # in this one it is not
     # What is evaluated and handed on is a net like any other.
     config = load(config_file("standard"))
-    growth.build(config.model, config.data).load_state_dict(state["ema"])
+    build(config.model, config.data).load_state_dict(state["ema"])
     manifest = json.loads((tmp_path / "a" / "run.json").read_text())
     assert len(manifest["teacher_prediction"]["teacher_sha256"]) == 64
     plain = json.loads((runs / "standard" / "seed0" / "run.json").read_text())["training_flops_per_image"]
@@ -612,13 +614,8 @@ def test_predictors_are_trained_and_the_teacher_is_not(runs, tmp_path):
 def test_a_predicting_run_goes_on_bit_for_bit_and_with_its_own_teacher_alone(runs, tmp_path, capsys):
     assert predicting(runs, tmp_path / "whole") == 0
     stops = iter([False, False, False, True])
-    main = train.train
-
-    def stopped(config, run, processes, teacher, stop):
-        return main(config, run, processes, teacher, lambda: next(stops, False))
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train", stopped)
+        patch.setattr(StopSignals, "__call__", lambda self: next(stops, False))
         assert predicting(runs, tmp_path / "parts") != 0
     manifest = json.loads((tmp_path / "parts" / "run.json").read_text())
     assert manifest["status"] == "running"

@@ -14,9 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-
-class ConfigError(Exception):
-    """A config file or an override is wrong; the message names it, the key, what was expected and what was found."""
+from training.errors import ConfigError
 
 
 class Section(BaseModel):

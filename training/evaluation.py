@@ -10,33 +10,28 @@ from torch import nn
 from torch.nn import functional as F
 
 from training.data import Data
-from training.distributed import Processes
-from training.run import RunError
+from training.errors import RunError
+from training.session import Session
 
 Autocast = Callable[[], AbstractContextManager]
 
-STEP0_BATCHES = 4  # mini-batches for the training accuracy before the first update
+STEP0_BATCHES = 4  # mini-batches that the training loss and accuracy of step 0 are measured on
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
-    data: Data,
-    processes: Processes,
-    autocast: Autocast,
-    stop: Callable[[], bool],
-    whole: bool = False,
+    model: nn.Module, data: Data, session: Session, autocast: Autocast, whole: bool = False
 ) -> tuple[float, float] | None:
-    """Loss and top-1 accuracy, each image once; None where any process was to stop.
+    """Loss and top-1 accuracy, each image once; None where any rank was asked to stop.
 
     `whole`: on all validation images that there are, where an evaluation looks at a part of them.
     """
     model.eval()
-    tally = Tally(processes, autocast)
+    tally = Tally(session, autocast)
     stopped = False
     for images, labels in data.validation(whole):
         tally.add(model, images, labels)
-        if stopped := stop():
+        if stopped := session.stop():
             break
     loss, correct, n, stops = tally.totals(stopped)
     if stops:
@@ -47,11 +42,11 @@ def evaluate(
 
 
 @torch.no_grad()
-def before_training(model: nn.Module, data: Data, processes: Processes, autocast: Autocast) -> tuple[float, float]:
+def before_training(model: nn.Module, data: Data, session: Session, autocast: Autocast) -> tuple[float, float]:
     """Training loss and accuracy of step 0: the first mini-batches in training mode, without updating anything."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train()
-    tally = Tally(processes, autocast)
+    tally = Tally(session, autocast)
     batches = data.stream(0)
     for _ in range(STEP0_BATCHES * len(data.order.mine)):
         tally.add(model, *next(batches))
@@ -64,10 +59,10 @@ def before_training(model: nn.Module, data: Data, processes: Processes, autocast
 class Tally:
     """Summed loss, hits and images, on the device until somebody asks."""
 
-    def __init__(self, processes: Processes, autocast: Autocast):
-        self.processes, self.autocast = processes, autocast
-        self.loss = torch.zeros((), dtype=torch.float64, device=processes.device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=processes.device)
+    def __init__(self, session: Session, autocast: Autocast):
+        self.session, self.autocast = session, autocast
+        self.loss = torch.zeros((), dtype=torch.float64, device=session.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=session.device)
         self.n = 0
 
     def add(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -79,6 +74,6 @@ class Tally:
         self.n += len(labels)
 
     def totals(self, stopped: bool = False) -> list[float]:
-        """Loss, hits, images, and how many processes stopped early, over all processes."""
+        """Loss, hits, images, and how many ranks stopped early, over all ranks."""
         counts = torch.tensor([self.n, int(stopped)], dtype=torch.float64, device=self.loss.device)
-        return self.processes.sum(torch.cat([self.loss[None], self.correct[None].double(), counts])).tolist()
+        return self.session.all_reduce(torch.cat([self.loss[None], self.correct[None].double(), counts])).tolist()

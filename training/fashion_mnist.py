@@ -27,6 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from training.errors import DataError
+
 PACKAGE = "dataset-fashion-mnist"
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 STALL = 5.0  # seconds without one new byte before a source is given up; two sources use the network
@@ -47,10 +49,6 @@ Acquire::http::Timeout "4";
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 """
-
-
-class DataError(Exception):
-    """The data is absent or damaged; the message says what to do."""
 
 
 def ensure(root: Path) -> Path:

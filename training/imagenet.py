@@ -37,7 +37,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from training.fashion_mnist import DataError
+from training.errors import DataError
 from training.processes import cpus, parallel
 from training.tars import Member, index, is_image
 

@@ -32,7 +32,7 @@ import torch
 from PIL import Image, ImageEnhance, features
 from torch.utils.data import DataLoader, Dataset
 
-from training.fashion_mnist import DataError
+from training.errors import DataError
 from training.imagenet import SPLITS, Reader, Report, Unreadable, check, fingerprint, quiet, reading
 from training.processes import begin_worker, context, cpus
 

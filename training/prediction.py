@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.config import ConfigError, TeacherPrediction
+from training.config import TeacherPrediction
+from training.errors import ConfigError
 
 
 class Prediction(nn.Module):
@@ -26,10 +27,11 @@ class Prediction(nn.Module):
         """`images` [B, C, H, W]: to see what the layers return."""
         super().__init__()
         self.student, self.weight = student, options.weight
-        # In a list: its parameters are no part of what is trained, and it never leaves evaluation mode.
-        self.teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)]
+        # In a list, which keeps it from being a submodule: its parameters are no part of what is trained, and it never
+        # leaves evaluation mode.
+        self._teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)]
         self._seen: dict[str, list[torch.Tensor]] | None = None  # only while a pass of ours goes on
-        for side, model in (("student", student), ("teacher", self.teacher[0])):
+        for side, model in (("student", student), ("teacher", self.teacher)):
             for layer in options.layers:
                 try:
                     module = model.get_submodule(layer)
@@ -56,6 +58,10 @@ class Prediction(nn.Module):
                 nn.Conv2d(mine.shape[1], theirs.shape[1], kernel_size=1) for mine, theirs in pairs
             )
 
+    @property
+    def teacher(self) -> nn.Module:
+        return self._teacher[0]
+
     def _look(self, side: str) -> Any:
         return lambda module, arguments, output: self._seen[side].append(output) if self._seen else None
 
@@ -63,7 +69,7 @@ class Prediction(nn.Module):
         self._seen = seen = {"student": [], "teacher": []}
         logits = self.student(images)
         with torch.no_grad():
-            self.teacher[0](images)
+            self.teacher(images)
         self._seen = None
         pairs = list(zip(seen["student"], seen["teacher"], strict=True))
         return logits, pairs

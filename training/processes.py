@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.fashion_mnist import DataError
+from training.errors import DataError
 
 # What asks a job to stop goes to all its processes; the one that saves must not lose its workers to it.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -140,15 +140,3 @@ def _adopt(work: Callable[[Any], Any]) -> None:
 
 def _adopted(job: Any) -> Any:
     return _work(job)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """A file that is there is whole: a kill leaves the old one, or none."""
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 import PIL
 from PIL import Image, features
 
-from training.fashion_mnist import DataError
+from training.errors import DataError
+from training.files import write_atomic
 from training.imagenet import SPLITS, FolderReader, Reader, Unreadable, decode, fingerprint, quiet, readers, reading
-from training.processes import cpus, parallel, write_atomic
+from training.processes import cpus, parallel
 
 RECORD = "resize.json"
 BLOCK = 64  # images in a job

@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.fashion_mnist import DataError
-from training.processes import cpus, parallel, write_atomic
+from training.errors import DataError
+from training.files import write_atomic
+from training.processes import cpus, parallel
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 SLOW = 5.0  # seconds; an index that took longer to make is kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,27 @@ import torch
 from torch import nn
 
 import net2net
-from net2net.inception_bn import InceptionBN, inception_bn, init_weights
+from net2net.inception_bn import InceptionBN, init_weights
 from training.config import Config, ImageNetData, MemoryData
 from training.config import Model as ModelConfig
 from training.data import Data
+from training.errors import CheckpointError
 from training.lease import dead, describe, owner
-from training.run import CheckpointError, load_checkpoint
+from training.network import build
+from training.optim import make_optimizer
+from training.runfolder import load_checkpoint
 
 PAIR = ((3, 1), (1, 3))
 
 
-def build(model: ModelConfig, data: MemoryData | ImageNetData) -> InceptionBN:
-    return inception_bn(
-        model.name,
-        width=model.width,
-        extra_pairs=model.extra_pairs,
-        num_classes=data.classes,
-        in_channels=data.channels,
-        bn_momentum=model.bn_momentum,
-        multiple_of=model.multiple_of,
-    )
+def teacher_of(config: Config, folder: Path) -> Path | None:
+    """The teacher's checkpoint: its name in the config is a path, or an arm beside this one, of the same seed."""
+    if config.teacher is None:
+        return None
+    name = Path(config.teacher)
+    if name.suffix or len(name.parts) > 1:
+        return name
+    return folder.parent.parent / name / f"seed{config.seed}" / "checkpoint.pt"
 
 
 def load_teacher(checkpoint: Path, data: MemoryData | ImageNetData) -> tuple[InceptionBN, ModelConfig, dict[str, Any]]:
@@ -64,7 +64,6 @@ def grow(
     reference: nn.Module,
     checkpoint: Path,
     data: Data,
-    make_optimizer: Callable[[Config, nn.Module], torch.optim.Optimizer],
 ) -> tuple[nn.Module, OptimizerState, dict[str, Any]]:
     """The student grown from the teacher in `checkpoint`, its optimizer's state, and the record for `run.json`.
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.run import Run, RunError, Stopped
+from training.errors import RunError, Stopped
+from training.runfolder import RunFolder
 
 
 class Bar:
     """Progress: a bar on a terminal, a line an evaluation elsewhere, and a file for whoever started us."""
 
-    def __init__(self, run: Run, step: int):
+    def __init__(self, run: RunFolder, step: int):
         options = run.config.training
         self.run, self.steps, self.batch_size = run, options.steps, options.batch_size
         self.bar = tqdm(total=self.steps, initial=step, unit="step", desc=run.folder.parent.name, disable=None)
@@ -30,12 +31,12 @@ class Bar:
         if now - self.marked >= 1.0:
             self.rate = (step - self.mark) * self.batch_size / (now - self.marked)
             self.mark, self.marked = step, now
-            self.run.progress(step, self.rate)
+            self.run.write_progress(step, self.rate)
 
     def evaluated(self, row: dict[str, Any]) -> None:
         text = f"train {row['train_top1']:.2%}  val {row['val_top1']:.2%}"
         self.bar.set_postfix_str(text)
-        self.run.progress(row["step"], self.rate)
+        self.run.write_progress(row["step"], self.rate)
         if self.bar.disable:
             print(f"step {row['step']}/{self.steps}  {text}  {row['wall_s']:.0f} s", flush=True)
 
@@ -53,9 +54,9 @@ class Mirror:
     held are all sent again into the new ones.
     """
 
-    def __init__(self, run: Run, run_id: str | None, rows: list[dict[str, Any]]):
+    def __init__(self, run: RunFolder, rows: list[dict[str, Any]]):
         options, config = run.config.wandb, run.config
-        self.wandb, self.id = None, run_id or run.manifest.get("wandb_id")
+        self.wandb, self.id = None, run.manifest.get("wandb_id")
         if options.mode == "disabled":
             return
         try:
@@ -125,21 +126,33 @@ def _remove(folder: Path) -> None:
             time.sleep(pause)
 
 
-class Report:
-    """Bar and mirror of a run."""
+class Progress:
+    """Bar and mirror of a run: on its main rank. On the others it does nothing."""
 
-    def __init__(self, run: Run, state: dict[str, Any] | None, rows: list[dict[str, Any]]):
-        self.mirror = Mirror(run, state["wandb_id"] if state else None, rows)
-        self.bar = Bar(run, state["step"] if state else 0)
-        self.id, self.step = self.mirror.id, self.bar.step
+    def __init__(self, run: RunFolder, step: int, rows: list[dict[str, Any]]):
+        """`step` updates are done already, `rows` are their evaluations."""
+        self.bar: Bar | None = None
+        self.mirror: Mirror | None = None
+        run.session.on_main(self._open, run, step, rows)
 
-    def __enter__(self) -> Report:
+    def _open(self, run: RunFolder, step: int, rows: list[dict[str, Any]]) -> None:
+        self.mirror = Mirror(run, rows)
+        self.bar = Bar(run, step)
+
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        self.bar.close()
-        self.mirror.finish(failed=kind is not None and not issubclass(kind, Stopped))
+        if self.bar and self.mirror:
+            self.bar.close()
+            self.mirror.finish(failed=kind is not None and not issubclass(kind, Stopped))
+
+    def stepped(self, step: int) -> None:
+        """`step` updates are done."""
+        if self.bar:
+            self.bar.step(step)
 
     def evaluated(self, row: dict[str, Any]) -> None:
-        self.mirror.log(row)
-        self.bar.evaluated(row)
+        if self.bar and self.mirror:
+            self.mirror.log(row)
+            self.bar.evaluated(row)

@@ -1,0 +1,313 @@
+"""A run's folder: who may write in it, its checkpoints, its metrics, its manifest. Every file is replaced whole.
+
+run.json        what was run: config, data, seeds, versions, teacher, growth, and how it ended
+metrics.csv     one row per evaluation
+checkpoint.pt   everything needed to go on; it holds the rows too, so that metrics and weights never disagree
+checkpoint-<step>.pt   the ones before it, `training.keep` in all: gone on from where the newest cannot be read
+step0.pt        of a student: what was grown, before its first update
+progress.json   step and rate, for whoever watches
+lock            which process writes here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import hashlib
+import io
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.config import OPERATIONAL, Config, differences, effective, flatten
+from training.errors import CheckpointError, RunError, UserError
+from training.files import duplicate, patiently, write_atomic
+from training.lease import Lease, Taken
+from training.session import Session
+
+# train_loss: cross-entropy, in every row. objective: what was minimised, with label smoothing and auxiliary term; the
+# mean over the steps since the row before, so that the first row has none.
+COLUMNS = ("step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "objective")
+FORMAT = 1  # of a checkpoint
+
+
+def on_main(method: Callable) -> Callable:
+    """A method that all ranks call and the main one runs: all get what it returns, or the error that it raises."""
+
+    @functools.wraps(method)
+    def call(self: RunFolder, *args: Any, **kwargs: Any) -> Any:
+        return self.session.on_main(method, self, *args, **kwargs)
+
+    return call
+
+
+class RunFolder:
+    """A run's folder, there on every rank; locked for this run's main rank as long as the context lasts."""
+
+    def __init__(self, folder: Path, config: Config, session: Session):
+        self.folder, self.config, self.session = folder, config, session
+        self.manifest: dict[str, Any] = {}  # what run.json holds; kept up to date on the main rank
+        self._lease: Lease | None = None
+        self._saved: int | None = None  # step of checkpoint.pt
+
+    def __enter__(self) -> RunFolder:
+        self.manifest = self._open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lease:
+            self._lease.release()
+
+    @on_main
+    def _open(self) -> dict[str, Any]:
+        """Take the lease, then read run.json."""
+        try:
+            patiently(functools.partial(self.folder.mkdir, parents=True, exist_ok=True))
+            self._lease = patiently(functools.partial(Lease, self.folder))
+        except Taken as taken:
+            raise RunError(
+                f"{taken} is training in {self.folder}: wait for it, or choose another folder with --out"
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"cannot write into {self.folder}: {error.strerror}; choose another folder with --out"
+            ) from None
+        try:
+            return self._read_manifest()
+        except BaseException:
+            self._lease.release()
+            raise
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        if not path.exists():
+            if (self.folder / "checkpoint.pt").exists():
+                raise RunError(f"{self.folder} has a checkpoint but no run.json: move it away, or choose --out")
+            return {}
+        try:
+            manifest = json.loads(patiently(path.read_text))
+            theirs = manifest["config"]
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path} is not a run's manifest: move {self.folder} away, or choose --out") from None
+        mine = flatten(self.config)
+        if changed := differences(mine, theirs):
+            listed = ", ".join(f"{k} ({theirs.get(k)!r} there, {mine.get(k)!r} now)" for k in changed)
+            raise RunError(
+                f"{self.folder} holds a run of another config: {listed}. Nothing was touched; use the old config "
+                f"(fingerprint {config_id(theirs)}, this one's is {config_id(mine)}), "
+                "choose another folder with --out, or move that one away"
+            )
+        return manifest
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest.get("status") == "finished"
+
+    @on_main
+    def start(self, data_id: str, facts: dict[str, Any]) -> None:
+        """Note that the run begins or goes on, on these data; refuse other data than it began with."""
+        data = {"fingerprint": data_id, **facts}
+        before = self.manifest.get("data", data)
+        if before["fingerprint"] != data_id:
+            raise RunError(
+                f"{self.folder} was begun on other data: fingerprint {before['fingerprint'][:16]} there, "
+                f"{data_id[:16]} now ({_counts(before)}, now {_counts(data)}). Nothing was touched; "
+                "give it the old data (--set data.root=…), or choose another folder with --out"
+            )
+        # All that earlier calls noted stays, but for how the last one ended and what this one says anew.
+        for key in ("error", "result"):
+            self.manifest.pop(key, None)
+        self.note(
+            status="running",
+            config=flatten(self.config),
+            data=data,
+            versions=versions(),
+            git=git_state(),
+            threads=torch.get_num_threads(),
+            processes=self.session.world,
+            device=self.session.device_name,
+        )
+
+    @on_main
+    def note(self, **facts: Any) -> None:
+        """Put `facts` into run.json."""
+        self._note(**facts)
+
+    def _note(self, **facts: Any) -> None:
+        self._check_lease()
+        self.manifest.update(facts)
+        self._write("run.json", json.dumps(self.manifest, indent=1).encode() + b"\n")
+
+    @on_main
+    def note_unreadable(self, images: list[str]) -> None:
+        """Name images that could not be read, and count them in run.json."""
+        for image in images:
+            print(
+                f"train.py: cannot be decoded, taken for a wrong answer or left out of training: {image}",
+                file=sys.stderr,
+            )
+        self.note(unreadable_images=self.manifest.get("unreadable_images", 0) + len(images))
+
+    def note_failure(self, error: Exception) -> None:
+        """Note in run.json why the run ends; by the main rank alone, as the others may be gone."""
+        if self.session.is_main and self.manifest and isinstance(error, UserError):
+            with contextlib.suppress(RunError):  # a full disk: the first error is the one to tell
+                self._note(status="failed", error=str(error))
+
+    @on_main
+    def save(self, state: dict[str, Any]) -> None:
+        """Checkpoint first, then the metrics that it holds."""
+        self._check_lease()
+        # `history` is the record that net2net's `load_record` looks for: how this model came to be.
+        history = self.manifest.get("growth", {}).get("history", [])
+        whole = {"format": FORMAT, "config": flatten(self.config), **state, "history": history}
+        buffer = io.BytesIO()
+        torch.save({**whole, "wandb_id": self.manifest.get("wandb_id")}, buffer)
+        self._keep_step0()  # a kill may have come between checkpoint and copy
+        if self.config.training.keep > 1 and self._saved is not None and self._saved != state["step"]:
+            self._duplicate("checkpoint.pt", f"checkpoint-{self._saved:08d}.pt")
+        self._write("checkpoint.pt", buffer.getbuffer())
+        self._saved = state["step"]
+        for old in self._older()[self.config.training.keep - 1 :]:
+            with contextlib.suppress(OSError):  # one too many does no harm
+                old.unlink(missing_ok=True)
+        self._keep_step0()
+        self._write_metrics(state["rows"])
+
+    @on_main
+    def restore(self) -> dict[str, Any] | None:
+        """The state to go on from, or None where the run has not begun.
+
+        Where the newest checkpoint cannot be read, it is the one before it: nothing is lost but time, as the
+        mini-batches after it are the same again.
+        """
+        newest = self.folder / "checkpoint.pt"
+        paths = ([newest] if newest.exists() else []) + self._older()
+        complaints: list[CheckpointError] = []
+        for path in paths:
+            try:
+                state = load_checkpoint(path, "run")
+            except CheckpointError as error:
+                complaints.append(error)
+                continue
+            for complaint in complaints:
+                print(f"train.py: {complaint}; going on from {path.name}, step {state['step']}", file=sys.stderr)
+            self._saved = state["step"] if path == newest else None
+            if state.get("wandb_id"):
+                self.manifest["wandb_id"] = state["wandb_id"]
+            self._write_metrics(state["rows"])  # a kill may have come between checkpoint and metrics
+            return state
+        if complaints:
+            raise complaints[0]
+        return None
+
+    def write_progress(self, step: int, rate: float) -> None:
+        """Tell a watcher where the run is. Not worth waiting for the disk, nor stopping for if it fails."""
+        if self._lease is None or self._lease.lost:
+            return
+        content = json.dumps({"step": step, "steps": self.config.training.steps, "images_per_s": rate})
+        with contextlib.suppress(OSError):
+            write_atomic(self.folder / "progress.json", content.encode(), only_writer=True)
+
+    def _check_lease(self) -> None:
+        if self._lease.lost:
+            raise RunError(
+                f"{self._lease.lost} has taken over {self.folder} while this one did not answer: it goes on there, "
+                "this one stops and saves nothing"
+            )
+
+    def _keep_step0(self) -> None:
+        if self._saved == 0 and self.config.growth is not None:
+            self._duplicate("checkpoint.pt", "step0.pt")
+
+    def _older(self) -> list[Path]:
+        """The checkpoints before the newest one, latest first."""
+        return sorted(self.folder.glob("checkpoint-*.pt"), reverse=True)
+
+    def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        self._write("metrics.csv", text.getvalue().encode())
+
+    def _write(self, name: str, content: bytes | memoryview) -> None:
+        with _refusals_explained(self.folder / name):
+            write_atomic(self.folder / name, content, durable=True, only_writer=True)
+
+    def _duplicate(self, name: str, second_name: str) -> None:
+        with _refusals_explained(self.folder / second_name):
+            duplicate(self.folder / name, self.folder / second_name)
+
+
+@contextlib.contextmanager
+def _refusals_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror}. The previous version of the file is intact; "
+            "make room or give access, then run the same command again"
+        ) from None
+
+
+def load_checkpoint(path: Path, role: str) -> dict[str, Any]:
+    """Read a checkpoint without running any code in it."""
+    try:
+        state = patiently(lambda: torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise CheckpointError(f"the {role}'s checkpoint {path} does not exist: train it first") from None
+    except Exception as error:  # there is no kind that damaged bytes do not raise
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"the {role}'s checkpoint {path} cannot be read, it is truncated or not a checkpoint ({first[:200]}): "
+            "remove its folder and train it again"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"the {role}'s checkpoint {path} was not written by this version of train.py")
+    return state
+
+
+def config_id(config: dict[str, Any]) -> str:
+    """A short name for a flat config, but for the keys that may change between two calls of one run."""
+    kept = {key: value for key, value in effective(config).items() if key not in OPERATIONAL}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _counts(data: dict[str, Any]) -> str:
+    return f"{data.get('train_images')} + {data.get('val_images')} images"
+
+
+def versions() -> dict[str, str]:
+    import timm
+    import torchvision
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the checkout, and whether it had changes; empty where there is no git."""
+
+    def git(*words: str) -> str:
+        where = Path(__file__).resolve().parents[1]
+        return subprocess.run(["git", "-C", where, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}

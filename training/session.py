@@ -1,0 +1,231 @@
+"""The session of one run: the ranks that take part in it (torchrun's, or this process alone), and what stops it.
+
+What a run computes does not depend on the number of ranks. The mini-batch is a number of chunks
+(`training.bn_batch_size` images, one forward pass each) that are dealt out to the ranks; gradients and batch-norm
+statistics are averaged over the chunks, so that one rank with eight of them and eight with one each make the same
+step, but for rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.rendezvous import rendezvous
+
+from training.errors import FailedOnAnotherRank, RunError, UserError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for the main one, which grows the student, lists the data
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopSignals:
+    """Notes the signals that ask the run to stop; calling it tells whether one has come to this rank.
+
+    `orphaned` tells that whoever started the run is gone, which asks it to stop as well.
+    """
+
+    def __init__(self, orphaned: Callable[[], bool] = lambda: False):
+        self.orphaned = orphaned
+        self.received: list[int] = []
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+        # Whoever started us may have blocked them, and that is inherited.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return bool(self.received) or self.orphaned()
+
+    @property
+    def exit_code(self) -> int:
+        """A shell's, of a process that a signal ended."""
+        return 128 + (self.received[0] if self.received else signal.SIGTERM)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in self.received:  # Ctrl-C a second time: at once
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received.append(number)
+
+
+class Session:
+    """This rank among those of the run: its device, what the ranks tell each other, and whether to stop."""
+
+    def __init__(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """`stop` tells whether this rank has been asked to stop."""
+        self.stop = stop
+        self.rank, self.world, self.local_rank, self.local_world = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+        )
+        self.cuda = torch.cuda.is_available()
+        if self.cuda and self.local_rank >= torch.cuda.device_count():
+            raise RunError(
+                f"process {self.local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}: "
+                "start at most one process per GPU (torchrun --nproc-per-node)"
+            )
+        self.device = torch.device("cuda", self.local_rank) if self.cuda else torch.device("cpu")
+        if self.cuda:
+            torch.cuda.set_device(self.device)
+            torch.backends.cudnn.benchmark = True  # all forward passes of a run have the same shape
+        self._store: dist.Store | None = None
+        self._vote: tuple[torch.Tensor, dist.Work] | None = None
+        self._on_main = False
+
+    def __enter__(self) -> Session:
+        if self.world > 1:
+            # Both backends: tensors on the CPU (votes, messages) travel beside the GPUs' work, without waiting for it.
+            backend = "cpu:gloo,cuda:nccl" if self.cuda else "gloo"
+            try:
+                self._store = next(rendezvous("env://", timeout=TIMEOUT))[0]
+                dist.init_process_group(
+                    backend, store=self._store, rank=self.rank, world_size=self.world, timeout=TIMEOUT
+                )
+            except (RuntimeError, ValueError) as error:
+                why = (str(error).splitlines() or [type(error).__name__])[0]
+                raise RunError(f"the {self.world} processes of this run do not find each other: {why}") from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # After a failure the other ranks may never come to the calls that are under way, and destroying waits for them.
+        if self.world > 1 and kind is None:
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.cuda else "cpu"
+
+    # ---- what the ranks tell each other
+
+    def on_main(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call `function` on the main rank alone; all ranks get what it returns, or the error that it raises.
+
+        For what only one may do: writing files, growing the student.
+        """
+        if self.world == 1 or self._on_main:  # a function that runs there may use others that do
+            return function(*args, **kwargs)
+        answer: list[Any] = [None, None]  # the value, and the message of an error
+        error: Exception | None = None
+        if self.is_main:
+            self._on_main = True
+            try:
+                answer[0] = function(*args, **kwargs)
+            except Exception as caught:  # of whatever kind: the others wait
+                error, answer[1] = caught, str(caught) or type(caught).__name__
+            finally:
+                self._on_main = False
+        dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
+        if error is not None:
+            raise error
+        if answer[1] is not None:
+            raise FailedOnAnotherRank(answer[1])
+        return answer[0]
+
+    def broadcast(self, model: nn.Module) -> None:
+        """Give all ranks the main one's parameters and buffers."""
+        if self.world > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def all_gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of their ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    # ---- stopping
+
+    def stop_requested(self) -> bool:
+        """Whether any rank is to stop; all ranks get the same answer at the same step."""
+        return self.any_rank(self.stop())
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether any rank's flag was set in the call before this one; all ranks get the same answer.
+
+        Nobody waits: the votes of one call travel while the next mini-batch is computed.
+        """
+        if self.world == 1:
+            return flag
+        decided = self._await_vote()
+        if not decided:
+            vote = torch.tensor(int(flag))
+            self._vote = vote, dist.all_reduce(vote, dist.ReduceOp.MAX, async_op=True)
+        return decided
+
+    def drain(self) -> None:
+        """Take in the vote that is still on its way, before ranks part."""
+        self._await_vote()
+
+    def _await_vote(self) -> bool:
+        if self._vote is None:
+            return False
+        (vote, work), self._vote = self._vote, None
+        work.wait()
+        return bool(vote)
+
+    # ---- failing
+
+    def failure(self, error: Exception) -> Exception:
+        """What is to be raised for an error that ends this rank: where another one is gone, its reason if it left one.
+
+        An error of this rank's own is left in the store, for the main rank to find.
+        """
+        if isinstance(error, RuntimeError) and lost_contact(error):
+            why = "; ".join(self.posted_errors()) or "its own message says why, unless it was killed"
+            return RunError(
+                f"another process of this run ended: {why}; the same command goes on from the last checkpoint"
+            )
+        if isinstance(error, UserError) and not isinstance(error, FailedOnAnotherRank):
+            self.post_error(error)
+        return error
+
+    def post_error(self, error: Exception) -> None:
+        """Leave why this rank ends alone, for the main one, which will find it gone."""
+        if self._store is not None and not self.is_main:
+            with contextlib.suppress(RuntimeError):  # the main rank, which hosts the store, is gone too
+                self._store.set(f"ended/{self.rank}", str(error))
+
+    def posted_errors(self) -> list[str]:
+        """What ranks left in the store before they ended. On the main rank only: it hosts the store."""
+        errors: list[str] = []
+        if self._store is None or not self.is_main:  # torch prints its stack where the store is gone
+            return errors
+        with contextlib.suppress(RuntimeError):
+            for rank in range(self.world):
+                if self._store.check([f"ended/{rank}"]):
+                    errors.append(f"process {rank}: {self._store.get(f'ended/{rank}').decode()}")
+        return errors
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether this is what is left of a call to a rank that is no more."""
+    text = str(error).lower()
+    return dist.is_initialized() and any(
+        sign in text for sign in ("gloo", "nccl", "connection closed", "connection reset", "timed out", "peer")
+    )

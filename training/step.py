@@ -1,0 +1,148 @@
+"""One step of training: from a mini-batch to the next weights."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from training.batchnorm import Statistics
+from training.config import Config
+from training.data import Batch, Order
+from training.optim import learning_rate, make_optimizer
+from training.prediction import Prediction
+from training.session import Session
+
+
+class TrainStep:
+    """Passes over this rank's chunks of the mini-batch, the optimizer, the average of the weights.
+
+    Nothing in a step waits for the device: losses and hits are added up there and read at the next evaluation.
+    """
+
+    def __init__(
+        self, config: Config, model: nn.Module, session: Session, order: Order, prediction: Prediction | None = None
+    ):
+        options, device = config.training, session.device
+        self.config, self.model, self.prediction, self.session = config, model, prediction, session
+        self.trained = model  # with what is trained beside it
+        if prediction:
+            self.trained = prediction.to(device)
+            prediction.teacher.to(device, memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(config, self.trained)
+        warmup = {"use_warmup": options.ema_warmup, "warmup_gamma": 9.0, "warmup_power": 1.0}  # (step) / (9 + step)
+        self.ema = ModelEmaV3(model, decay=options.ema_decay, **warmup) if options.ema_decay else None
+        self.models = [model, self.ema.module] if self.ema else [model]
+        self.chunks_here = len(order.mine)
+        self.statistics = Statistics(model, session, self.chunks_here, order.chunks_per_batch)
+        # DDP takes the mean over the ranks of what each sums over its chunks; wanted is the mean over all chunks.
+        self.chunk_weight = session.world / order.chunks_per_batch
+        self.forward: nn.Module = torch.compile(self.trained) if options.compile else self.trained
+        if session.world > 1:
+            with warnings.catch_warnings():  # torch 2.13 has a new name for the argument, torch 2.11 has not
+                warnings.simplefilter("ignore", FutureWarning)
+                self.forward = DistributedDataParallel(
+                    self.forward, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
+        self.half = options.precision == "bfloat16"
+        # Of each step since the last evaluation: what was minimised, and the cross-entropy in it.
+        self.losses, self.cross_entropies = torch.zeros(2, options.eval_every, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that counts: with averaged weights where there are any."""
+        return self.models[-1]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.session.device.type, torch.bfloat16, enabled=self.half)
+
+    def __call__(self, step: int, batches: Iterator[Batch]) -> None:
+        options = self.config.training
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.statistics.begin_step()
+        for chunk in range(self.chunks_here):
+            images, labels = next(batches)
+            images = images.contiguous(memory_format=torch.channels_last)
+            last = chunk == self.chunks_here - 1
+            with contextlib.nullcontext() if last or self.session.world == 1 else self.forward.no_sync():
+                with self.autocast():
+                    output = self.forward(images)
+                    logits, auxiliary = output if self.prediction else (output, None)
+                    logits = logits.float()
+                    loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+                    plain = loss if not options.label_smoothing else F.cross_entropy(logits.detach(), labels)
+                    if auxiliary is not None:
+                        loss = loss + auxiliary.float()
+                (loss * self.chunk_weight).backward()
+            self.statistics.after_chunk(chunk)
+            for sums, value in ((self.losses, loss), (self.cross_entropies, plain)):
+                sums[step % options.eval_every] += value.detach() * (self.chunk_weight / self.session.world)
+            self.correct += (logits.detach().argmax(1) == labels).sum()
+        if self.config.optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.optimizer.clip_norm)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.model, step + 1 if options.ema_warmup else None)
+
+    def load_grown_state(self, state: dict[str, dict[str, Any]]) -> None:
+        """Begin with what the teacher's optimizer remembered, by name of the parameter."""
+        for name, parameter in self.model.named_parameters():
+            if name in state:
+                self.optimizer.state[parameter] = {
+                    key: value.to(parameter.device) if isinstance(value, torch.Tensor) and value.ndim else value
+                    for key, value in state[name].items()
+                }
+
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Since the last evaluation: each step's loss and cross-entropy, and the number of images classified right."""
+        losses, cross_entropies, correct = (
+            self.session.all_reduce(t.clone()) for t in (self.losses, self.cross_entropies, self.correct)
+        )
+        return losses, cross_entropies, correct
+
+    def clear_totals(self) -> None:
+        for sums in (self.losses, self.cross_entropies, self.correct):
+            sums.zero_()
+
+    def sync(self) -> None:
+        """Give every rank the batch-norm statistics of all."""
+        self.statistics.sync(self.models)
+
+    def state_dict(self) -> dict[str, Any]:
+        self.sync()
+        losses, cross_entropies, correct = self.totals()
+        return {
+            "model": self.model.state_dict(),
+            "predictors": self.prediction.predictors.state_dict() if self.prediction else None,
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "losses": losses,
+            "cross_entropies": cross_entropies,
+            "correct": correct,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """All but the weights of the model, which are loaded before this object is made: the EMA is a copy of them."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.prediction:
+            self.prediction.predictors.load_state_dict(state["predictors"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        if self.session.is_main:  # they are sums over all ranks
+            self.losses.copy_(state["losses"])
+            # Checkpoints of before this column: their train_loss was the loss that is minimised.
+            self.cross_entropies.copy_(state.get("cross_entropies", state["losses"]))
+            self.correct.copy_(state["correct"])
+        torch.set_rng_state(state["rng"])
