@@ -1,10 +1,11 @@
-"""The study: the verdict on each of the paper's claims, by the rules of results/claims.yaml, and the sweeps.
+"""The verdict on each of the paper's claims, by the rules of results/claims.yaml.
 
     python -m figures.claims [RESULTS] [--out DIR]
 
-Reads CSV, JSON and YAML, and writes claims.csv (a row per test), claims.md (the same for the README), pace.csv (how
-long each arm takes to fixed levels), contrasts.csv (differences of final accuracies, with intervals), and the sweeps'
-figures and table (figures/sweeps.py).
+Reads CSV, JSON and YAML, and writes claims.csv (a row per test), claims.md (the same for docs/claims.md), verdicts.md
+(a line per claim, for the README), verdicts.png (the tests with their intervals), cost.png (accuracy against all
+operations spent), pace.csv (how long each arm takes to fixed levels), contrasts.csv (differences of final accuracies),
+and the sweeps' figures and table (figures/sweeps.py).
 """
 
 from __future__ import annotations
@@ -19,19 +20,17 @@ from typing import Any
 
 import pandas as pd
 
-from figures import metrics, rules, sweeps
+from figures import evidence, metrics, rules, sweeps
 from figures.curves import Problem, Results, Run
-from figures.metrics import ENOUGH, Estimate, estimate
+from figures.metrics import ENOUGH, SHOWN, Estimate, estimate
 from figures.rules import Claim, Rule, Rules
 
 DIFFERENCES = {  # of an arm and `against`, in points
     "start": lambda arm, against: metrics.start(arm) - metrics.last(against),
     "final": lambda arm, against: metrics.final(arm) - metrics.final(against),
-    "best_rate": lambda arm, against: metrics.final(arm) - metrics.final(against),
     "area": lambda arm, against: _areas(arm, against, "val"),
     "train_area": lambda arm, against: _areas(arm, against, "train"),
 }
-COMMAND = "python -m replicate.study"
 SYMBOLS = {"holds": " ✓", "refuted": " ✗", "not shown": " –", "unfinished": " …", "not run": ""}
 
 
@@ -41,10 +40,91 @@ def _areas(arm: Run, against: Run, panel: str) -> float:
 
 
 @dataclass(frozen=True)
+class Arm:
+    """Finished runs by seed, and what they are called."""
+
+    name: str
+    runs: dict[int, Run]
+
+    @property
+    def rate(self) -> float:
+        """Its initial rate as a fraction of the one that training from scratch begins with."""
+        return _rate(self.runs)
+
+
+def _rate(runs: dict[int, Run]) -> float:
+    return float(next(iter(runs.values())).config.get("optimizer.lr_scale", math.nan)) if runs else math.nan
+
+
+class Arms:
+    """What the names in the rules stand for."""
+
+    def __init__(self, of: Rules, results: Results):
+        self.of, self.results = of, results
+
+    def find(self, name: str, beside: Arm | None = None) -> Arm:
+        """`beside`: the arm that a `control` is of. An arm without runs is one that was not run."""
+        if name == "control":
+            return self._control(beside)
+        base, _, which = name.partition("@")
+        own = Arm(base, self.results.arm(self.of.runs, base))
+        if not which:
+            return own
+        config = own.rate if own.runs else _rate(self.results.arm(self.of.chosen_on, base))
+        rate = self.chosen(base, but=config if which == "other" else None)
+        runs = {} if rate is None else self.results.rates(self.of.runs, base).get(rate, {})
+        at = "not chosen yet" if rate is None else f"{rate:g}"
+        return Arm(f"{base} at its best {'other ' if which == 'other' else ''}rate ({at})", runs)
+
+    def chosen(self, base: str, but: float | None = None) -> float | None:
+        """The rate with the highest mean final accuracy over the seeds that all rates have; none if a rate has none."""
+        grid = self.results.rates(self.of.chosen_on, base)
+        if not set(grid) >= set(self.of.rates):
+            return None
+        shared = set.intersection(*(set(grid[rate]) for rate in self.of.rates))
+        if not shared:
+            return None
+        means = {rate: sum(metrics.final(grid[rate][seed]) for seed in shared) for rate in self.of.rates if rate != but}
+        return max(means, key=means.get)
+
+    def _control(self, arm: Arm | None) -> Arm:
+        """The arm's teacher, trained on at the arm's rate."""
+        if arm is None or not arm.runs:
+            return Arm("its control", {})
+        teacher = next(iter(arm.runs.values())).config.get("growth.teacher")
+        for folder in sorted((self.results.root / self.of.runs).glob("*/")):
+            runs = self.results.arm(self.of.runs, folder.name)
+            config = next(iter(runs.values())).config if runs else {}
+            growth = tuple(config.get(f"growth.{key}") for key in ("method", "teacher"))
+            if growth == ("continue", teacher) and config.get("optimizer.lr_scale") == arm.rate:
+                return Arm(folder.name, runs)
+        return Arm(f"{teacher}, trained on at rate {arm.rate:g}", {})
+
+    def level(self, test: Rule, arm: Arm) -> Callable[[int], float | None]:
+        """The level of a speedup for a seed, if what it is measured by is there."""
+        scratch = self.find(test.of).runs if test.of else {}
+        name = next(iter(arm.runs.values())).config.get("growth.teacher") if arm.runs else None
+        teachers = self.results.arm(self.of.runs, name) if name else {}
+
+        def of_seed(seed: int) -> float | None:
+            if seed not in scratch or (test.way is not None and seed not in teachers):
+                return None
+            goal = metrics.converged(scratch[seed])
+            if test.way is None:
+                return goal - test.points
+            begin = metrics.converged(teachers[seed])
+            return begin + test.way * (goal - begin)
+
+        return of_seed
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One test of a claim."""
 
-    what: str
+    metric: str
+    arm: str
+    against: str
     unit: str
     rule: str
     found: Estimate | None
@@ -53,55 +133,43 @@ class Outcome:
     wanted: int  # seeds
     state: str  # holds, refuted, not shown, unfinished (seeds are missing), not run
 
+    @property
+    def what(self) -> str:
+        return f"{self.metric}, {self.arm} against {self.against}"
 
-def judge(test: Rule, seeds: list[int], rates: list[float], results: Results) -> Outcome:
+
+def judge(test: Rule, seeds: list[int], arms: Arms) -> Outcome:
     """What a test says of the runs that are there."""
-    values = _values(test, seeds, rates, results)
+    arm = arms.find(test.arm)
+    against = arms.find(test.against, beside=arm)
     ratio = test.metric == "speedup"
-    found = estimate(list(values.values()), ratio) if len(values) >= ENOUGH else None
+    there = [seed for seed in seeds if seed in arm.runs and seed in against.runs]
+    frozen = arrived = None
+    if ratio:
+        at = arms.level(test, arm)
+        levels = {seed: level for seed in there if (level := at(seed)) is not None}
+        values = [metrics.speedup(arm.runs[s], against.runs[s], level) for s, level in levels.items()]
+        still = [metrics.speedup(arm.runs[s].frozen(), against.runs[s], level) for s, level in levels.items()]
+        arrived = sum(metrics.arrived(arm.runs[s], level) for s, level in levels.items())
+    else:
+        difference = DIFFERENCES[test.metric]
+        values = [difference(arm.runs[s], against.runs[s]) for s in there]
+        still = [difference(arm.runs[s].frozen(), against.runs[s]) for s in there] if test.metric == "area" else []
+    found = estimate(values, ratio) if len(values) >= SHOWN else None
+    if found and still:
+        frozen = estimate(still, ratio).mean
     rule, state = _state(test, found)
     if found and found.n < len(seeds):
         state = "unfinished"
-    frozen = None
-    if found and test.metric in ("area", "speedup") and test.rate is None:
-        still = _values(test, seeds, rates, results, lambda run: run.frozen())
-        frozen = estimate(list(still.values()), ratio).mean
-    arrived = sum(value > 0 for value in values.values()) if found and ratio else None
-    return Outcome(_what(test), "x" if ratio else "points", rule, found, frozen, arrived, len(seeds), state)
-
-
-Runs = dict[int, Run]  # by seed
-
-
-def _values(
-    test: Rule, seeds: list[int], rates: list[float], results: Results, change: Callable[[Run], Run] = lambda run: run
-) -> dict[int, float]:
-    """A value for each seed of which all runs are there; `change`: what is done to the arm's first."""
-    arm = results.arm(test.runs, test.arm)
-    grid = results.rates(test.runs, test.arm)
-    if test.rate is not None:
-        arm = grid.get(test.rate, {})
-    scratch = results.arm(test.runs, test.of) if test.of else {}
-
-    def compare(against: Runs) -> dict[int, float]:
-        there = [seed for seed in seeds if seed in arm and seed in against]
-        if test.metric != "speedup":
-            return {seed: DIFFERENCES[test.metric](change(arm[seed]), against[seed]) for seed in there}
-        levels = {seed: metrics.last(scratch[seed]) - test.points for seed in there if seed in scratch}
-        return {seed: metrics.speedup(change(arm[seed]), against[seed], level) for seed, level in levels.items()}
-
-    def hardest(grid: dict[float, Runs], but: float | None = None) -> dict[int, float]:
-        """Against the rate that leaves the least lead, of a grid in which every rate has every seed."""
-        compared = [compare(runs) for rate, runs in grid.items() if rate != but]
-        if not set(grid) >= set(rates) or any(len(found) < len(seeds) for found in compared):
-            return {}
-        return min(compared, key=lambda found: estimate(list(found.values()), test.metric == "speedup").mean)
-
-    if test.metric == "best_rate":
-        return hardest(grid, but=test.rate)
-    if test.against_rate == "best":
-        return hardest(results.rates(test.runs, test.against))
-    return compare(results.arm(test.runs, test.against) if test.against else grid.get(test.against_rate, {}))
+    elif found and ratio and state == "holds" and test.above is not None and arrived < found.n:
+        state = "not shown"
+    metric = test.metric
+    if ratio:
+        to = f"{test.way:.0%} of the way to {test.of}" if test.way is not None else f"{test.of} - {test.points:g}"
+        metric = f"speedup to {to}"
+    unit = "x" if ratio else "points"
+    arrived = arrived if found else None
+    return Outcome(metric, arm.name, against.name, unit, rule, found, frozen, arrived, len(seeds), state)
 
 
 def _state(test: Rule, found: Estimate | None) -> tuple[str, str]:
@@ -117,17 +185,6 @@ def _state(test: Rule, found: Estimate | None) -> tuple[str, str]:
         inside = found.low >= low and found.high <= high
     outside = (low is not None and found.high < low) or (high is not None and found.low > high) or found.high < goal
     return rule, "holds" if inside and found.mean >= goal else "refuted" if outside else "not shown"
-
-
-def _what(test: Rule) -> str:
-    arm = test.arm + (f" at rate {test.rate:g}" if test.rate is not None else "")
-    if test.metric == "best_rate":
-        return f"{test.runs}: final, {arm} against the best other rate"
-    against = test.against or f"rate {test.against_rate:g}"
-    if test.against_rate == "best":
-        against += " at its best rate"
-    metric = f"speedup to {test.of}'s last - {test.points:g}" if test.metric == "speedup" else test.metric
-    return f"{test.runs}: {metric}, {arm} against {against}"
 
 
 def verdict(outcomes: list[Outcome]) -> str:
@@ -147,11 +204,11 @@ Evaluated = dict[str, tuple[Claim, list[Outcome]]]
 
 def evaluate(of: Rules, results: Results) -> Evaluated:
     """The claims and the headline, each with the outcomes of its tests."""
-    evaluated = {}
-    for name, claim in {**of.claims, "headline": of.headline}.items():
-        default = claim.seeds or of.seeds
-        evaluated[name] = claim, [judge(test, test.seeds or default, of.rates, results) for test in claim.tests]
-    return evaluated
+    arms = Arms(of, results)
+    return {
+        name: (claim, [judge(test, test.seeds or claim.seeds or of.seeds, arms) for test in claim.tests])
+        for name, claim in {**of.claims, "headline": of.headline}.items()
+    }
 
 
 def table(evaluated: Evaluated) -> pd.DataFrame:
@@ -167,7 +224,9 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
                     "claim": name,
                     "section": claim.section,
                     "says": claim.says,
-                    "metric": outcome.what,
+                    "metric": outcome.metric,
+                    "arm": outcome.arm,
+                    "against": outcome.against,
                     **numbers,
                     "frozen": None if outcome.frozen is None else round(outcome.frozen, 3),
                     "arrived": outcome.arrived,
@@ -176,10 +235,11 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
                     "rule": outcome.rule,
                     "test": outcome.state,
                     "verdict": verdict(outcomes),
-                    "command": f"{COMMAND} {' '.join(claim.parts)}",
+                    "shows": claim.shows,
                 }
             )
-    return pd.DataFrame(rows).astype({"n": "Int64", "arrived": "Int64"})
+    kinds = {"n": "Int64", "arrived": "Int64", "mean": float, "low": float, "high": float, "frozen": float}
+    return pd.DataFrame(rows).astype(kinds)
 
 
 def ours(row: Any) -> str:
@@ -196,27 +256,34 @@ def _number(x: float, unit: str) -> str:
     return f"{x:.1f}×" if unit == "x" else f"{x:+.2f}"
 
 
+def _lines(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ("---",) * len(head), *rows))
+
+
 def markdown(rows: pd.DataFrame) -> str:
-    """The README's table: the claim, its verdict and what runs it stand in its first row."""
-    head = (
-        "claim (paper's section)",
-        "metric",
-        "ours, 95 % interval",
-        "frozen",
-        "holds if",
-        "verdict",
-        f"`{COMMAND}` …",
-    )
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    """A row per test, for docs/claims.md: the claim, its verdict and its power stand in its first row."""
+    lines = []
     for name, tests in rows.groupby("claim", sort=False):
         for i, row in enumerate(tests.itertuples()):
             first = f"**{name}** {row.says} ({row.section})" if i == 0 else ""
-            decision = f"**{row.verdict}**" if i == 0 else ""
-            parts = f"`{row.command.removeprefix(COMMAND).strip()}`" if i == 0 else ""
             frozen = "" if pd.isna(row.frozen) else _number(row.frozen, row.unit)
-            cells = (first, row.metric, ours(row) + SYMBOLS[row.test], frozen, row.rule, decision, parts)
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            what = f"{row.metric}: {row.arm} against {row.against}"
+            ends = (f"**{row.verdict}**", row.shows) if i == 0 else ("", "")
+            lines.append((first, what, ours(row) + SYMBOLS[row.test], frozen, row.rule, *ends))
+    head = ("claim (paper's section)", "test", "ours, 95 % interval", "frozen", "holds if", "verdict", "can show")
+    return _lines(head, lines)
+
+
+def verdicts(rows: pd.DataFrame) -> str:
+    """A line per claim, for the README: the number is that of the first test that the verdict hangs on."""
+    lines = []
+    for name, tests in rows.groupby("claim", sort=False):
+        first = tests.iloc[0]
+        rank = {"no": ["refuted"], "in part": ["not shown", "unfinished"]}.get(first.verdict, [])
+        deciding = next((row for row in tests.itertuples() if row.test in rank), next(tests.itertuples()))
+        number = "" if pd.isna(deciding.n) else f"{deciding.metric}, {deciding.arm} against {deciding.against}: "
+        lines.append((f"**{name}** {first.says} ({first.section})", f"**{first.verdict}**", number + ours(deciding)))
+    return _lines(("claim (paper's section)", "verdict", "the number that it hangs on"), lines)
 
 
 def as_text(rows: pd.DataFrame) -> str:
@@ -225,34 +292,32 @@ def as_text(rows: pd.DataFrame) -> str:
     for name, tests in rows.groupby("claim", sort=False):
         first = tests.iloc[0]
         lines = [f"{name}  {first.says} (sec {first.section}): {first.verdict.upper()}"]
-        lines += [f"     {row.metric}: {ours(row)}  ({row.rule}: {row.test})" for row in tests.itertuples()]
-        lines.append(f"     {first.command}")
+        lines += [
+            f"     {row.metric}, {row.arm} against {row.against}: {ours(row)}  ({row.rule}: {row.test})"
+            for row in tests.itertuples()
+        ]
         blocks.append("\n".join(lines))
     return "\n".join(blocks) + "\n"
 
 
-# What the students of each figure are compared with: (runs, arm, from scratch).
-PAIRS = [
-    (runs, arm, against)
-    for runs in ("laptop", "laptop-long")
-    for arm, against in (
-        ("wider", "standard"),
-        ("wider_best", "standard"),
-        ("narrow_continued", "standard"),
-        ("random_pad", "standard"),
-        ("deeper", "deeper_random_init"),
-        ("deeper_best", "deeper_random_init"),
-        ("wider_sqrt2", "standard"),
-        ("deeper_4pairs", "standard"),
-        ("teacher_prediction", "standard"),
-    )
-]
+# What the students of each figure are compared with: (arm, from scratch).
+PAIRS = (
+    ("wider", "standard"),
+    ("random_pad", "standard"),
+    ("narrow_continued", "standard"),
+    ("narrow_again", "standard"),
+    ("deeper", "deeper_random_init"),
+    ("wider_sqrt2", "standard"),
+    ("deeper_4pairs", "standard"),
+    ("standard_again", "standard"),
+    ("teacher_prediction", "standard"),
+)
 WAYS, POINTS = (50, 80, 90, 95, 100), (2, 1, 0.5, 0)
 
 
-def pace(results: Results) -> pd.DataFrame:
+def pace(of: Rules, results: Results) -> pd.DataFrame:
     """Mini-batches, images, seconds and operations to levels: means over the seeds in which the arm reached them."""
-    return pd.DataFrame([row for pair in PAIRS for row in _pace(*pair, results)])
+    return pd.DataFrame([row for pair in PAIRS for row in _pace(of.runs, *pair, results)])
 
 
 def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict[str, Any]]:
@@ -263,22 +328,23 @@ def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict
     config = next(iter(arms.values())).config
     teacher = config.get("growth.teacher") or config.get("teacher_prediction.teacher")
     teachers = results.arm(runs, teacher) if teacher else {}
-    levels = {f"{way} % of the way": way / 100 for way in WAYS} | {f"last - {p:g} points": -p for p in POINTS}
+    levels = {f"{way} % of the way": way / 100 for way in WAYS} | {f"converged - {p:g} points": -p for p in POINTS}
     for title, x in levels.items():
         rows = []
         for seed in seeds:
-            goal = metrics.last(againsts[seed])
+            goal = metrics.converged(againsts[seed])
             if title.endswith("way"):
-                if seed not in teachers or metrics.last(teachers[seed]) >= goal:
+                if seed not in teachers or metrics.converged(teachers[seed]) >= goal:
                     continue
-                level = metrics.last(teachers[seed]) + x * (goal - metrics.last(teachers[seed]))
+                begin = metrics.converged(teachers[seed])
+                level = begin + x * (goal - begin)
             else:
                 level = goal + x
             rows.append(_one(arms[seed], againsts[seed], teachers.get(seed), level))
         if not rows:
             continue
         table = pd.DataFrame(rows)
-        arrived = table[table.arm_steps.ne(math.inf)]  # `against` always does: no level is above its last accuracy
+        arrived = table[table.arm_steps.ne(math.inf) & table.against_steps.ne(math.inf)]
         mean = arrived.mean()
         ratios = {
             "ratio_steps": mean.against_steps / mean.arm_steps,
@@ -288,7 +354,7 @@ def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict
         if len(arrived) < len(rows):  # of the lucky seeds alone it would flatter the arm
             ratios = dict.fromkeys(ratios, math.nan)
         row = {"runs": runs, "arm": name, "against": scratch, "level": title, "seeds": len(rows)}
-        row["arm_reached"] = len(arrived)
+        row["both_reached"] = len(arrived)
         yield row | {key: round(value, 4) for key, value in {**ratios, **mean}.items()}
 
 
@@ -341,11 +407,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         results = Results(arguments.results)
-        rows = table(evaluate(rules.read(arguments.results / "claims.yaml"), results))
+        of = rules.read(arguments.results / "claims.yaml")
+        rows = table(evaluate(of, results))
         arguments.out.mkdir(parents=True, exist_ok=True)
         rows.to_csv(arguments.out / "claims.csv", index=False, lineterminator="\n")
         (arguments.out / "claims.md").write_text(markdown(rows))
-        pace(results).to_csv(arguments.out / "pace.csv", index=False, lineterminator="\n")
+        (arguments.out / "verdicts.md").write_text(verdicts(rows))
+        evidence.make(rows, of, results, arguments.out)
+        pace(of, results).to_csv(arguments.out / "pace.csv", index=False, lineterminator="\n")
         contrasts(results).to_csv(arguments.out / "contrasts.csv", index=False, lineterminator="\n")
         sweeps.make(results, arguments.out)
     except Problem as problem:

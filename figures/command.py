@@ -16,6 +16,8 @@ def main(*plots: Plot, argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=f"Draw {', '.join(plot.name for plot in plots)} from CSV files.")
     parser.add_argument("root", nargs="?", type=Path, default=Path("runs/laptop"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("figures/out"), help="default: %(default)s")
+    parser.add_argument("--partial", action="store_true", help="draw unfinished runs too, as far as they are")
+    parser.add_argument("--style", type=Path, metavar="FILE.mplstyle", help="a matplotlib style file, over ours")
     args = parser.parse_args(argv)
     if not args.root.is_dir():
         advice = "run `make figures` to train and draw, or `make redraw` to draw the committed results"
@@ -24,19 +26,24 @@ def main(*plots: Plot, argv: list[str] | None = None) -> int:
     code = 0
     for plot in plots:
         try:
-            make(plot, args.root, args.out)
+            make(plot, args.root, args.out, args.partial, args.style)
         except Problem as problem:
             print(f"error: {problem}", file=sys.stderr)
             code = 2
     return code
 
 
-def make(plot: Plot, root: Path, out: Path) -> None:
+def make(plot: Plot, root: Path, out: Path, partial: bool = False, style: Path | None = None) -> None:
     """One figure, from the folder of runs to its PNG, PDF and two CSV tables."""
-    arms = read_arms(plot, root)
+    arms = read_arms(plot, root, partial)
     smoke = root.resolve().name == "smoke" or any(run.smoke for runs in arms.values() for run in runs)
     steps, finals = steps_table(plot, arms), final_table(arms)
-    figure = draw(plot, arms, smoke)
+    try:
+        figure = draw(plot, arms, smoke, style)
+    except (OSError, ValueError) as error:
+        if style is None:
+            raise
+        raise Problem(f"{style} is no style that matplotlib can read: {error}.") from error
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as folder:

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ import pandas as pd
 
 COLUMNS = ["step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]
 EXPECTED = f"expected are the columns {','.join(COLUMNS)} and one row per evaluation"
+
+
+# What the runs of one arm may differ in: the seed, and what does not change what is trained.
+FREE = {"seed", "figures", "data.root", "data.workers", "wandb.mode", "wandb.project", "training.keep"}
+FREE |= {"training.compile", "training.device", "training.images_per_pass", "training.save_minutes"}
+# What the arms of one figure have in common, which is what makes a scale.
+SCALE = ("model.name", "data.name", "data.validation", "data.val_images", "data.image_size", "optimizer.lr")
+SCALE += ("schedule.name", "schedule.decay_rate", "schedule.decay_steps", "training.batch_size", "training.eval_every")
 
 
 class Problem(Exception):
@@ -34,6 +43,11 @@ class Plot:
     scratch: str  # the arm from random initialisation, to which the others' steps are compared
     teacher: str  # the arm whose final accuracy is a horizontal line
     teacher_label: str
+    also: tuple[str, ...] = ()  # of the curves: those that are drawn only where they were run
+
+    def drawn(self, arms: Iterable[str]) -> list[str]:
+        """The curves of which there are runs, in the legend's order."""
+        return [arm for arm in self.curves if arm in arms]
 
 
 @dataclass(frozen=True)
@@ -66,14 +80,23 @@ class Run:
         return self.config.get("data.name") == "generated"
 
 
-def read_arms(plot: Plot, root: Path) -> dict[str, list[Run]]:
-    """All runs of the figure's arms; refuses whatever would draw a curve that nobody trained."""
-    return {arm: _read_arm(plot, root, arm) for arm in dict.fromkeys([*plot.curves, plot.teacher])}
+def read_arms(plot: Plot, root: Path, partial: bool = False) -> dict[str, list[Run]]:
+    """All runs of the figure's arms; refuses whatever would draw a curve that nobody trained.
+
+    `partial`: runs that are not finished are drawn as far as they are, with a warning; else they are refused.
+    """
+    wanted = [arm for arm in plot.curves if arm not in plot.also or read_seeds(root / arm)]
+    arms = {arm: _read_arm(plot, root, arm, partial) for arm in dict.fromkeys([*wanted, plot.teacher])}
+    first, *others = [runs[0] for runs in arms.values()]
+    for other in others:
+        _same(first, other, SCALE, "are of two scales and have no place in one figure")
+    return arms
 
 
 def final(runs: list[Run], panel: str) -> float:
-    """The last accuracy, mean over seeds."""
-    return sum(run.rows[panel].iloc[-1] for run in runs) / len(runs)
+    """The last accuracy, mean over the finished seeds; over what there is where none is finished."""
+    ended = [run for run in runs if run.finished] or runs
+    return sum(run.rows[panel].iloc[-1] for run in ended) / len(ended)
 
 
 class Results:
@@ -86,8 +109,9 @@ class Results:
     def arm(self, runs: str, arm: str) -> dict[int, Run]:
         """Finished runs by seed; none if there is no such folder."""
         if (runs, arm) not in self._read:
-            found = read_seeds(self.root / runs / arm)
-            self._read[runs, arm] = {seed: run for seed, run in found.items() if run.finished}
+            found = {seed: run for seed, run in read_seeds(self.root / runs / arm).items() if run.finished}
+            _one_arm(found)
+            self._read[runs, arm] = found
         return self._read[runs, arm]
 
     def rates(self, runs: str, arm: str) -> dict[float, dict[int, Run]]:
@@ -117,16 +141,44 @@ def read_seeds(arm: Path) -> dict[int, Run]:
     return runs
 
 
-def _read_arm(plot: Plot, root: Path, arm: str) -> list[Run]:
-    runs = list(read_seeds(root / arm).values())
+def _read_arm(plot: Plot, root: Path, arm: str, partial: bool) -> list[Run]:
+    runs = read_seeds(root / arm)
     if not runs:
         command = f"python replicate/{plot.name}.py --scale {root.resolve().name}"
         raise Problem(f"{plot.name} needs {root / arm}/seed*/metrics.csv, which `{command}` writes.")
-    lengths = sorted({int(run.rows.step.iloc[-1]) for run in runs if run.finished})
+    _one_arm(runs)
+    for run in runs.values():
+        if run.finished:
+            continue
+        if partial:
+            print(f'warning: {run.folder} is unfinished (its status is "{run.info["status"]}")', file=sys.stderr)
+        else:
+            raise Problem(
+                f'{run.folder} is unfinished (its status is "{run.info["status"]}"): let it finish, or draw what there '
+                "is with --partial."
+            )
+    lengths = sorted({int(run.rows.step.iloc[-1]) for run in runs.values() if run.finished})
     if len(lengths) > 1:
         steps = " and ".join(map(str, lengths))
         raise Problem(f"Finished seeds in {root / arm} end at different steps, {steps}, so they have no mean.")
-    return runs
+    return list(runs.values())
+
+
+def _one_arm(runs: dict[int, Run]) -> None:
+    """Refuse runs that are not the same arm with the seeds that their folders name."""
+    for seed, run in runs.items():
+        if (own := run.config.get("seed", seed)) != seed:
+            raise Problem(f"{run.folder} holds a run of seed {own}: it is a copy, or misnamed.")
+    first, *others = runs.values() or [None]
+    for other in others:
+        keys = sorted((first.config.keys() | other.config.keys()) - FREE)
+        _same(first, other, keys, "are not two seeds of one arm")
+
+
+def _same(a: Run, b: Run, keys: Iterable[str], what: str) -> None:
+    for key in keys:
+        if (x := a.config.get(key)) != (y := b.config.get(key)):
+            raise Problem(f"{a.folder} and {b.folder} {what}: {key} is {x} in the one, {y} in the other.")
 
 
 def _read_run(folder: Path) -> Run:
@@ -155,9 +207,7 @@ def _read_run(folder: Path) -> Run:
 
     try:
         info = json.loads((folder / "run.json").read_text())
-        status = info["status"]
+        info["status"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem(f'{folder}/run.json is missing or has no "status": is the run finished?') from error
-    if status != "finished":
-        print(f'warning: {folder} is unfinished (its status is "{status}")', file=sys.stderr)
     return Run(rows, info, folder)

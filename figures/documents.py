@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/study.md, and what the laptop configs say is to be expected, from results/.
+"""The tables of README.md, docs/claims.md and docs/study.md, and what the laptop configs say to expect, from results/.
 
     python -m figures.documents             # after `make record`, which calls it
 
@@ -46,6 +46,11 @@ def readme(text: str, results: Path) -> str:
     text = _between(
         text, "arms", lambda old: arms(results / "laptop", re.findall(r"^\| `([\w.]+)`", old, re.MULTILINE))
     )
+    return _between(text, "verdicts", lambda _: (results / "figures" / "verdicts.md").read_text())
+
+
+def claims(text: str, results: Path) -> str:
+    """docs/claims.md with its table."""
     return _between(text, "claims", lambda _: (results / "figures" / "claims.md").read_text())
 
 
@@ -87,6 +92,7 @@ def documents(root: Path) -> dict[Path, Callable[[str], str]]:
     results = root / "results"
     found: dict[Path, Callable[[str], str]] = {
         root / "README.md": lambda text: readme(text, results),
+        root / "docs" / "claims.md": lambda text: claims(text, results),
         root / "docs" / "study.md": lambda text: study(text, results),
     }
     for scale in SCALES:

@@ -52,7 +52,7 @@ def forest(rows: pd.DataFrame) -> Figure:
             ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
             ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_yticks(range(len(names)), names, fontsize=6.5)
-        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_ylim(max(1, len(names)) - 0.5, -0.5)
         ax.axvline(1 if ratio else 0, color="0.4", lw=0.8, zorder=0)
         ax.set_xlabel(title)
         if not len(part):

@@ -5,22 +5,22 @@ Accuracies are in percent, areas too. results/claims.yaml defines each in a line
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
+from scipy import stats
 
 from figures.curves import Problem, Run
 
-ENOUGH = 3  # seeds, below which there is no interval and no verdict
+SHOWN = 2  # seeds, below which a claim's table has no number; it has a verdict with all of them
+ENOUGH = 3  # seeds, below which a sweep is not drawn
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over seeds with its 95 % bootstrap interval."""
+    """Mean over seeds with its 95 % interval."""
 
     mean: float
     low: float
@@ -28,28 +28,18 @@ class Estimate:
     n: int
 
 
-@cache
-def _resamples(n: int) -> np.ndarray:
-    """All of them where that is under a million, else as many as decide the third digit, the same ones every time."""
-    if n <= 7:
-        return np.array(list(itertools.product(range(n), repeat=n)))
-    return np.random.default_rng(0).integers(n, size=(200_000, n))
-
-
 def estimate(values: Sequence[float], ratio: bool = False) -> Estimate:
-    """The mean of some seeds' values (of ratios: geometric) and its percentile interval over resamples of them.
+    """The mean of some seeds' values, and Student's 95 % interval; of ratios: both of their logarithms.
 
-    A ratio of 0 is an arm that never arrived: the geometric mean is then 0.
+    One seed has no interval: its ends are infinite.
     """
     if not values:
         raise ValueError("expected the value of at least one seed, got none")
-    with np.errstate(divide="ignore"):
-        x = np.log(np.asarray(values, float)) if ratio else np.asarray(values, float)
-    means = x[_resamples(len(x))].mean(axis=1)
-    # Of a small number of discrete outcomes: the least one that 2.5 % (97.5 %) of them do not exceed.
-    found = [x.mean(), *np.quantile(means, [0.025, 0.975], method="inverted_cdf")]
-    mean, low, high = (math.exp(v) if ratio else float(v) for v in found)
-    return Estimate(mean, low, high, len(x))
+    x = np.log(np.asarray(values, float)) if ratio else np.asarray(values, float)
+    n, mean = len(x), float(x.mean())
+    reach = float(stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    found = (mean, mean - reach, mean + reach)
+    return Estimate(*((math.exp(v) for v in found) if ratio else found), n)
 
 
 def start(run: Run) -> float:
@@ -58,6 +48,12 @@ def start(run: Run) -> float:
 
 def last(run: Run) -> float:
     return float(run.rows.val.iloc[-1])
+
+
+def converged(run: Run) -> float:
+    """Where the curve ends: the mean of the evaluations in the last tenth of the run."""
+    steps = run.rows.step
+    return float(run.rows.val[steps > 0.9 * steps.iloc[-1]].mean())
 
 
 def final(run: Run) -> float:
@@ -85,10 +81,14 @@ def arrival(run: Run, level: float, column: str = "step") -> float:
 
 
 def speedup(arm: Run, against: Run, level: float) -> float:
-    """Mini-batches of `against` over those of `arm` to `level`. Where one never arrives it is to the disadvantage of
-    `arm`: 0 if that is `arm`, all of its mini-batches if it is `against`."""
-    mine, theirs = arrival(arm, level), arrival(against, level)
-    return 0.0 if math.isinf(mine) else min(theirs, float(against.rows.step.iloc[-1])) / mine
+    """Mini-batches of `against` over those of `arm` to `level`; one that never arrives counts as having taken all of
+    its own. `arrived` tells whether that was so."""
+    mine, theirs = (min(arrival(run, level), float(run.rows.step.iloc[-1])) for run in (arm, against))
+    return theirs / mine
+
+
+def arrived(run: Run, level: float) -> bool:
+    return math.isfinite(arrival(run, level))
 
 
 def operations(run: Run, images: float | None = None) -> float:

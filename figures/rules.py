@@ -1,4 +1,4 @@
-"""What results/claims.yaml may say; that file defines the metrics and what a verdict takes."""
+"""What the rules of the claims may say; the file itself defines the metrics and what a verdict takes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ class Strict(BaseModel):
 class Rule(Strict):
     """A metric of one arm against another, and where its interval is to lie."""
 
-    runs: str  # a folder of results/
-    metric: Literal["start", "final", "area", "train_area", "speedup", "best_rate"]
-    arm: str
-    against: str | None = None
-    rate: float | None = None  # of `arm`
-    against_rate: float | Literal["best"] | None = None  # a number: of `arm` too
-    of: str | None = None  # speedup: whose last accuracy, less `points`, is the level
-    points: float | None = None
+    metric: Literal["start", "final", "area", "train_area", "speedup"]
+    arm: str = Field(pattern=r"^\w+(@best)?$")
+    against: str = Field(pattern=r"^\w+(@best|@other)?$")
+    of: str | None = Field(None, pattern=r"^\w+(@best)?$")  # speedup: the net from scratch that sets the level
+    way: float | None = None  # the level: so far from the teacher's to its converged accuracy ...
+    points: float | None = None  # ... or that many points below the latter
     above: float | None = None
     below: float | None = None
     within: tuple[float, float] | None = Field(None, strict=False)
@@ -38,11 +36,11 @@ class Rule(Strict):
     def _sound(self) -> Rule:
         if sum(rule is not None for rule in (self.above, self.below, self.within)) != 1:
             raise ValueError("expected one of above, below and within")
-        needs = {"speedup": ["of", "points"], "best_rate": ["rate"]}.get(self.metric, [])
-        of_rate = self.metric == "best_rate" or isinstance(self.against_rate, float)
-        needs += ["rate"] if of_rate else ["against"]
-        if lacks := [key for key in needs if getattr(self, key) is None]:
-            raise ValueError(f"a test of this kind needs {' and '.join(dict.fromkeys(lacks))}")
+        level = (self.way is not None) + (self.points is not None)
+        if self.metric == "speedup" and (self.of is None or level != 1):
+            raise ValueError("a speedup needs `of` and one of way and points")
+        if self.metric != "speedup" and (self.of is not None or level):
+            raise ValueError("of, way and points are for a speedup")
         if self.target is not None and self.above is None:
             raise ValueError("a target is for a test with above")
         return self
@@ -51,14 +49,16 @@ class Rule(Strict):
 class Claim(Strict):
     section: str
     says: str
-    parts: list[str]  # of python -m replicate.study
+    shows: str  # the smallest effect that its tests can tell from their thresholds
     tests: list[Rule] = Field(min_length=1)
     seeds: Seeds | None = None
 
 
 class Rules(Strict):
+    runs: str  # a folder of results/
+    chosen_on: str  # another one: where the best rate of an arm is chosen
+    rates: list[float] = Field(min_length=2)  # the grid of the latter
     seeds: Seeds = Field(min_length=1)
-    rates: list[float] = Field(min_length=2)  # a grid has runs at all of them
     claims: dict[str, Claim]
     headline: Claim
 
@@ -74,4 +74,4 @@ def read(file: Path) -> Rules:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise Problem(f"{file}: {where}: {first['msg']}; results/claims.yaml shows what is expected.") from None
+        raise Problem(f"{file}: {where}: {first['msg']}; the file itself says what is expected.") from None

@@ -1,7 +1,10 @@
-"""How a figure looks: one colour, line and marker per arm in all figures, two panels, one legend."""
+"""How a figure looks: one colour, line and marker per arm in all figures; two panels, two that zoom, one legend."""
+
+from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import pandas as pd
@@ -12,18 +15,38 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from figures.curves import Plot, Run, final
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles and markers for grey paper.
+
+class Look(NamedTuple):
+    """Of one arm, in every figure."""
+
+    label: str
+    colour: str
+    line: Any = "-"
+    marker: str | None = None
+
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles and markers for grey paper. A control
+# has the colour of the net that it trains on.
 LOOK = {
-    "teacher_narrow": ("#7f7f7f", "-", None),
-    "standard": ("#000000", (0, (5, 2)), "s"),
-    "wider": ("#0072B2", "-", "o"),
-    "random_pad": ("#E69F00", (0, (6, 2, 1, 2)), "D"),
-    "deeper": ("#D55E00", "-", "^"),
-    "deeper_random_init": ("#CC79A7", (0, (5, 2)), "v"),
-    "wider_sqrt2": ("#56B4E9", "-", "p"),
-    "deeper_4pairs": ("#009E73", (0, (9, 1.5)), "X"),
+    "teacher_narrow": Look("narrow teacher", "#7f7f7f"),
+    "standard": Look("standard net from scratch", "#000000", (0, (5, 2)), "s"),
+    "wider": Look("Net2WiderNet", "#0072B2", "-", "o"),
+    "random_pad": Look("random pad", "#E69F00", (0, (6, 2, 1, 2)), "D"),
+    "deeper": Look("Net2DeeperNet", "#D55E00", "-", "^"),
+    "deeper_random_init": Look("deep net from scratch", "#CC79A7", (0, (5, 2)), "v"),
+    "wider_sqrt2": Look("Net2WiderNet, √2", "#56B4E9", "-", "p"),
+    "deeper_4pairs": Look("Net2DeeperNet, 4 pairs", "#009E73", (0, (9, 1.5)), "X"),
+    "sqrt2_random_init": Look("√2 net from scratch", "#56B4E9", (0, (5, 2)), "P"),
+    "4pairs_random_init": Look("4-pairs net from scratch", "#009E73", (0, (2, 2)), "d"),
+    "narrow_continued": Look("narrow teacher, trained on", "#7f7f7f", (0, (1, 1))),
+    "narrow_again": Look("narrow teacher, schedule begun again", "#7f7f7f", (0, (3, 1, 1, 1))),
+    "standard_continued": Look("standard net, trained on", "#000000", (0, (1, 1))),
+    "standard_again": Look("standard net, schedule begun again", "#000000", (0, (3, 1, 1, 1))),
+    "standard_double": Look("standard net, twice as long", "#000000", (0, (8, 2))),
+    "teacher_prediction": Look("teacher prediction", "#F0E442", "-", "h"),
 }
-PANELS = {"train": "(a) Training accuracy (%)", "val": "(b) Validation accuracy (%)"}
+PANELS = {"train": "training accuracy (%)", "val": "validation accuracy (%)"}
+ZOOM = 5.0  # points
 RC = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -46,32 +69,40 @@ in_style = matplotlib.style.context(RC, after_reset=True)  # nobody's own matplo
 
 
 @in_style
-def draw(plot: Plot, arms: dict[str, list[Run]], smoke: bool) -> Figure:
+def draw(plot: Plot, arms: dict[str, list[Run]], smoke: bool, style: Path | None = None) -> Figure:
     """Mean curve and range of the seeds from three seeds on; below that a thin line for each seed.
 
-    A training accuracy is a mean over the mini-batches since the last evaluation; it stands at their end.
+    The upper row shows the whole climb, the lower one the last points of it. A training accuracy is a mean over the
+    mini-batches since the last evaluation; it stands at their end. `style`: a matplotlib style file laid over ours.
     """
-    figure = Figure(figsize=(7.2, 3.5), layout="constrained")
+    if style:
+        matplotlib.style.use(style)
+    there = plot.drawn(arms)
+    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (panel, title) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
-        handles = [_curve(axes, arm, arms[arm], panel, i) for i, arm in enumerate(plot.curves)]
-        teacher = final(arms[plot.teacher], panel)
-        handles.append(axes.axhline(teacher, color=LOOK[plot.teacher][0], lw=0.8, ls=(0, (1, 3)), zorder=1.5))
-        longest = max(run.rows.step.iloc[-1] for arm in plot.curves for run in arms[arm])
-        axes.set_title(title)
-        axes.set_xlabel("mini-batches (not counting its teacher's)")
-        axes.set_xlim(-0.02 * longest, 1.01 * longest)  # a marker at step 0 is seen whole
-        axes.set_ylim(_limits(plot, arms, panel, teacher))
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
-        if smoke:  # in each panel, so that it cannot be cropped away
-            mark = {"size": 19, "weight": "bold", "color": "0.4", "alpha": 0.6, "rotation": 33, "zorder": 9}
-            centre = {"ha": "center", "va": "center", "transform": axes.transAxes}
-            axes.text(0.5, 0.5, "smoke test: not a result", **mark, **centre)
-    labels = [_label(text, arms[arm]) for arm, text in plot.curves.items()]
+    grid = figure.subplots(2, 2, sharex=True, height_ratios=(1, 1.2))
+    letters = iter("abcd")
+    for row, zoomed in zip(grid, (False, True), strict=True):
+        for axes, (panel, title) in zip(row, PANELS.items(), strict=True):
+            handles = [_curve(axes, arm, arms[arm], panel, i) for i, arm in enumerate(there)]
+            teacher = final(arms[plot.teacher], panel)
+            handles.append(axes.axhline(teacher, color=LOOK[plot.teacher].colour, lw=0.8, ls=(0, (1, 3)), zorder=1.5))
+            longest = max(run.rows.step.iloc[-1] for arm in there for run in arms[arm])
+            axes.set_title(f"({next(letters)}) {title}" + (", the top of it" if zoomed else ""))
+            axes.set_xlim(-0.02 * longest, 1.01 * longest)  # a marker at step 0 is seen whole
+            axes.set_ylim(_top(plot, arms, panel, teacher) if zoomed else _whole(plot, arms, panel))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
+            if zoomed:
+                axes.set_xlabel("mini-batches (not counting its teacher's)")
+            if smoke:  # in each panel, so that it cannot be cropped away
+                mark = {"size": 19, "weight": "bold", "color": "0.4", "alpha": 0.6, "rotation": 25, "zorder": 9}
+                centre = {"ha": "center", "va": "center", "transform": axes.transAxes}
+                axes.text(0.5, 0.5, "smoke test: not a result", **mark, **centre)
+    labels = [_label(plot.curves[arm], arms[arm]) for arm in there]
     labels.append(_label(f"{plot.teacher_label}: final accuracy", arms[plot.teacher]))
-    band = {len(arms[arm]) >= 3 for arm in plot.curves}
+    band = {len(arms[arm]) >= 3 for arm in there}
     how = ["line: mean of n seeds, band: their minimum to maximum"] * (True in band)
     how += ["n < 3: one line per seed"] * (False in band)
     figure.legend(handles, labels, title="; ".join(how), loc="outside lower center", ncols=2)
@@ -87,7 +118,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 
 def _curve(axes: Axes, arm: str, runs: list[Run], panel: str, place: int):
     """Draws one arm and returns its legend handle. The first arms in the legend lie on top."""
-    colour, line, marker = LOOK[arm]
+    _, colour, line, marker = LOOK[arm]
     look = {"color": colour, "ls": line, "marker": marker, "zorder": 3 - 0.1 * place}
     look["markevery"] = (0.03 * place, 0.15)  # never two arms' markers at one place
     width = 1.4 if marker else 0.9  # the narrow teacher is there for reference only
@@ -101,15 +132,18 @@ def _curve(axes: Axes, arm: str, runs: list[Run], panel: str, place: int):
     return band, axes.plot(seeds.index, seeds.mean(axis=1), lw=width, **look)[0]
 
 
-def _limits(plot: Plot, arms: dict[str, list[Run]], panel: str, teacher: float) -> tuple[float, float]:
-    """The upper 15 points, and down to the teacher's end, to all of the Net2Net students and to the end of every seed.
+def _whole(plot: Plot, arms: dict[str, list[Run]], panel: str) -> tuple[float, float]:
+    """From the lowest start, of the students or from scratch, to the best."""
+    values = [run.rows[panel] for arm in plot.drawn(arms) for run in arms[arm]]
+    best, lowest = max(v.max() for v in values), min(v.min() for v in values)
+    return max(0.0, 10 * math.floor(lowest / 10)), min(100.5, best + max(0.5, 0.05 * (best - lowest)))
 
-    A net from random initialisation enters from below: the figure is about what happens near the top.
-    """
-    best = max(run.rows[panel].max() for arm in plot.curves for run in arms[arm])
-    lowest = min(run.rows[panel].min() for arm in plot.students for run in arms[arm])
-    ends = min(run.rows[panel].iloc[-1] for arm in plot.curves for run in arms[arm])
-    bottom = max(0, 5 * math.floor(min(best - 15, teacher, lowest, ends - 2) / 5))
+
+def _top(plot: Plot, arms: dict[str, list[Run]], panel: str, teacher: float) -> tuple[float, float]:
+    """The last five points, more where a teacher or the end of a student lies below them."""
+    best = max(run.rows[panel].max() for runs in arms.values() for run in runs)
+    ends = min(run.rows[panel].iloc[-1] for arm in plot.students for run in arms[arm])
+    bottom = max(0.0, math.floor(min(best - ZOOM, teacher - 0.5, ends - 0.5)))
     return bottom, min(100.5, best + 0.05 * (best - bottom))
 
 

@@ -56,7 +56,7 @@ def rate(results: Results, axes: list[Axes]) -> None:
             found = [estimate([_gain(run, results) for run in runs.values()]) for runs in grid.values()]
             y = [one.mean for one in found]
             spread = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
-            colour, line, marker = LOOK[arm]
+            _, colour, line, marker = LOOK[arm]
             look = {"color": colour, "ls": line, "marker": marker, "label": NAMES[arm], "capsize": 2}
             ax.errorbar(list(grid), y, spread, **look)
             drawn = True
@@ -104,7 +104,7 @@ def noise(results: Results, axes: list[Axes]) -> None:
             found = [of(results.arm(LONG, arm)[seed]) - of(base[seed]) for seed in seeds]
             one = estimate(found)
             ax.plot([x] * len(found), found, "o", color="0.65", ms=3)
-            ax.errorbar(x, one.mean, [[one.mean - one.low], [one.high - one.mean]], fmt="D", color=LOOK["wider"][0])
+            ax.errorbar(x, one.mean, [[one.mean - one.low], [one.high - one.mean]], fmt="D", color=LOOK["wider"].colour)
         ax.axhline(0, color="0.4", lw=0.8)
         ax.set(title=title, ylabel="held-out accuracy, points above no noise")
         ax.set_xticks(range(len(shared)), [NOISE[arm] for arm in shared])
@@ -119,7 +119,7 @@ def optimizer(results: Results, axes: list[Axes]) -> None:
         for end, (label, line) in variants.items():
             runs = results.arm(SHORT, f"{arm}{end}")
             if len(runs) >= ENOUGH:
-                colour = LOOK["wider" if "carried" in end else "deeper"][0]
+                colour = LOOK["wider" if "carried" in end else "deeper"].colour
                 _curves(ax, [_since_start(run) for run in runs.values()], colour, line, label)
                 drawn = drawn or "carried" in end
         ax.set(title=f"{NAMES[arm]}: state, rate", xlabel="mini-batches", ylabel="held-out accuracy since step 0")
@@ -131,8 +131,8 @@ def optimizer(results: Results, axes: list[Axes]) -> None:
 
 
 SCRATCH = ("standard", None, "standard net from scratch", "black", (0, (5, 2)))
-NARROW = ("teacher_narrow", None, "narrow teacher", LOOK["teacher_narrow"][0], "-")
-BLUE, RED, GREEN = (LOOK[arm][0] for arm in ("wider", "deeper", "deeper_4pairs"))
+NARROW = ("teacher_narrow", None, "narrow teacher", LOOK["teacher_narrow"].colour, "-")
+BLUE, RED, GREEN = (LOOK[arm].colour for arm in ("wider", "deeper", "deeper_4pairs"))
 TIMELINES = (  # arm, its teacher, what it is, colour, line
     (
         SHORT,

@@ -32,7 +32,9 @@ def steps_table(plot: Plot, arms: dict[str, list[Run]]) -> pd.DataFrame:
     """
     records = []
     for level in levels(plot, arms):
-        found = {arm: [run.rows.step[run.rows.val >= level].min() for run in arms[arm]] for arm in plot.curves}
+        found = {
+            arm: [run.rows.step[run.rows.val >= level].min() for run in arms[arm]] for arm in plot.curves if arm in arms
+        }
         means = {arm: pd.Series(steps).mean(skipna=False) for arm, steps in found.items()}
         for arm, steps in found.items():
             at_start = sum(step == 0 for step in steps)
@@ -75,7 +77,7 @@ def final_table(arms: dict[str, list[Run]]) -> pd.DataFrame:
 def as_text(plot: Plot, steps: pd.DataFrame, finals: pd.DataFrame) -> str:
     """Both tables for the eye: one line per arm."""
     wide = steps.assign(cell=[_cell(row) for row in steps.itertuples()])
-    wide = wide.pivot(index="arm", columns="val_top1", values="cell").reindex(plot.curves)
+    wide = wide.pivot(index="arm", columns="val_top1", values="cell").reindex(plot.drawn(set(steps.arm)))
     wide.columns = [f"{level:g} %" for level in wide.columns]
     spread = ["" if math.isnan(std) else f" ± {std:.2f}" for std in finals.val_final_std]
     short = finals.drop(columns="val_final_std").set_index("arm")

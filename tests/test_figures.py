@@ -129,7 +129,9 @@ def test_a_band_from_three_seeds_on_and_lines_below(root):
     assert len(validation.collections) == 1
     (band,) = validation.collections
     assert band.get_paths()[0].get_extents().ymax == 91
-    by_colour = {arm: [line for line in validation.lines if line.get_color() == LOOK[arm][0]] for arm in FIG4.curves}
+    by_colour = {
+        arm: [line for line in validation.lines if line.get_color() == LOOK[arm].colour] for arm in FIG4.curves
+    }
     (mean,) = by_colour["wider"]
     assert list(mean.get_ydata()) == [84.5, 82, 87, 88, 90]
     assert len(by_colour["random_pad"]) == 2
@@ -140,36 +142,107 @@ def test_a_band_from_three_seeds_on_and_lines_below(root):
     assert len(figure.axes[0].texts) == 0
 
 
-def test_every_net2net_student_is_seen_whole(root):
-    for axes in draw(FIG4, read_arms(FIG4, root), smoke=False).axes:
-        bottom, top = axes.get_ylim()
-        assert bottom == 70  # 15 points below 89, down to a multiple of 5
+def test_the_whole_climb_is_above_and_its_last_points_below(root):
+    axes = draw(FIG4, read_arms(FIG4, root), smoke=False).axes
+    for panel, lowest in zip(axes[:2], (50, 10), strict=True):  # no mini-batch has run before step 0
+        bottom, top = panel.get_ylim()
+        assert bottom == lowest
+        assert 89 < top < 100
+    for panel in axes[2:]:
+        bottom, top = panel.get_ylim()
+        assert bottom == 84  # five points below the best, 89; the teacher's 85 and the students' ends lie above
         assert 89 < top < 91
+    write_run(root / "wider/seed1", [84.5, 82, 83, 83, 82])
+    assert draw(FIG4, read_arms(FIG4, root), smoke=False).axes[3].get_ylim()[0] == 81  # a student's end is seen
+
+
+def test_the_large_nets_from_scratch_are_drawn_where_they_were_run(root):
+    for arm in ("wider_sqrt2", "deeper_4pairs"):
+        write_run(root / arm / "seed0", [88, 87, 89, 90, 90])
+    assert list(read_arms(FIG6, root)) == ["wider_sqrt2", "deeper_4pairs", "standard"]
+    write_run(root / "sqrt2_random_init/seed0", [10, 30, 60, 85, 87])
+    arms = read_arms(FIG6, root)
+    assert list(arms) == ["wider_sqrt2", "deeper_4pairs", "standard", "sqrt2_random_init"]
+    texts = [text.get_text() for text in draw(FIG6, arms, smoke=False).legends[0].get_texts()]
+    assert [text for text in texts if "wider net, random initialization, n = 1" in text]
+
+
+def config(folder, **keys):
+    """Change what run.json says was run."""
+    info = json.loads((folder / "run.json").read_text())
+    info["config"] |= keys
+    (folder / "run.json").write_text(json.dumps(info))
+
+
+def test_seeds_of_one_arm_have_one_config(root, tmp_path, capsys):
+    write_run(root / "wider/seed1", [84.5, 82, 87, 88, 89])
+    for seed in (0, 1):
+        config(root / f"wider/seed{seed}", **{"seed": seed, "data.root": f"/data{seed}", "training.keep": seed})
+    assert len(read_arms(FIG4, root)["wider"]) == 2
+    config(root / "wider/seed1", **{"optimizer.lr_scale": 0.3})
+    line = failure(root, tmp_path / "out", capsys)
+    assert f"{root}/wider/seed0 and {root}/wider/seed1 are not two seeds of one arm: optimizer.lr_scale is None" in line
+
+
+def test_a_seed_is_itself(root, tmp_path, capsys):
+    config(root / "wider/seed0", seed=0)
+    write_run(root / "wider/seed2", [84.5, 82, 87, 88, 89])
+    config(root / "wider/seed2", seed=0)
+    assert f"{root}/wider/seed2 holds a run of seed 0" in failure(root, tmp_path / "out", capsys)
+
+
+def test_the_arms_of_a_figure_are_of_one_scale(root, tmp_path, capsys):
+    for arm in FIG4.curves:
+        config(root / arm / "seed0", **{"schedule.decay_steps": 30 if arm == "standard" else 25})
+    line = failure(root, tmp_path / "out", capsys)
+    assert f"{root}/wider/seed0 and {root}/standard/seed0 are of two scales" in line
+    assert "schedule.decay_steps is 25 in the one, 30 in the other" in line
+
+
+def test_a_style_of_ones_own_is_laid_over_ours(root, tmp_path, capsys):
+    style = tmp_path / "mine.mplstyle"
+    style.write_text("axes.grid: False\nfont.size: 11\n")
+    figure = draw(FIG5, read_arms(FIG5, root), False, style)
+    assert figure.axes[0].xaxis.label.get_size() == 11
+    assert main(FIG5, argv=[str(root), "--out", str(tmp_path / "out"), "--style", str(style)]) == 0
+    assert main(FIG5, argv=[str(root), "--out", str(tmp_path / "out"), "--style", str(tmp_path / "no")]) == 2
+    assert f"{tmp_path / 'no'} is no style that matplotlib can read" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_refused_unless_it_is_asked_for(root, tmp_path, capsys):
+    write_run(root / "teacher_narrow/seed1", [10, 60], status="running")
+    line = failure(root, tmp_path / "out", capsys)
+    assert f"{root}/teacher_narrow/seed1 is unfinished" in line
+    assert "--partial" in line
+    assert main(FIG4, argv=[str(root), "--out", str(tmp_path / "out"), "--partial"]) == 0
+    teacher = draw(FIG4, read_arms(FIG4, root, partial=True), smoke=False).axes[1].lines[-1]
+    assert teacher.get_ydata()[0] == 85  # of the finished seed alone
 
 
 def test_an_unfinished_run_says_so(root, capsys):
     write_run(root / "wider/seed1", [84.5, 82, 87], status="running")
     write_run(root / "wider/seed2", [84.5])  # has only just begun
     write_run(root / "wider/seed3", [84.5, 82, 87, 88, 89])
-    arms = read_arms(FIG4, root)
+    arms = read_arms(FIG4, root, partial=True)
     figure = draw(FIG4, arms, smoke=False)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [label for label in labels if "(unfinished)" in label] == ["Net2WiderNet student, n = 3 (unfinished)"]
-    (mean,) = [line for line in figure.axes[1].lines if line.get_color() == LOOK["wider"][0]]
+    (mean,) = [line for line in figure.axes[1].lines if line.get_color() == LOOK["wider"].colour]
     assert list(mean.get_xdata()) == [0, 100, 200]  # no mean of fewer seeds than the legend says
-    first, second = capsys.readouterr().err.splitlines()
+    second, first = capsys.readouterr().err.splitlines()
     assert first == f'warning: {root}/wider/seed1 is unfinished (its status is "running")'
     assert second == f"warning: {root}/wider/seed2 has no evaluation after step 0 yet and is left out"
     assert final_table(arms).set_index("arm").finished["wider"] == 2
 
 
 @pytest.mark.parametrize(("folder", "data"), [("smoke", "fashion_mnist"), ("anything", "generated")])
-def test_a_smoke_test_is_marked_in_both_panels(folder, data, tmp_path, monkeypatch):
+def test_a_smoke_test_is_marked_in_every_panel(folder, data, tmp_path, monkeypatch):
     for arm in FIG5.curves | {"standard": ""}:
         write_run(tmp_path / folder / arm / "seed0", [10, 20], data=data)
     drawn = []
     monkeypatch.setattr("figures.command.draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     assert main(FIG5, argv=[str(tmp_path / folder), "--out", str(tmp_path / "out")]) == 0
+    assert len(drawn[0].axes) == 4
     for axes in drawn[0].axes:
         assert [text.get_text() for text in axes.texts] == ["smoke test: not a result"]
 

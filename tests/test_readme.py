@@ -29,11 +29,11 @@ def test_a_table_is_filled_in_from_the_runs(tmp_path):
     for seed, last in ((1, 90), (2, 92)):
         add(tmp_path / "laptop", "wider", seed, [80, last], final=last + 1)
     (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "claims.md").write_text("| verdict |\n")
-    text = "a\n<!-- arms -->\n| `wider` | old |\n<!-- /arms -->\nb\n<!-- claims -->\n<!-- /claims -->\nc\n"
+    (tmp_path / "figures" / "verdicts.md").write_text("| verdict |\n")
+    text = "a\n<!-- arms -->\n| `wider` | old |\n<!-- /arms -->\nb\n<!-- verdicts -->\n<!-- /verdicts -->\nc\n"
     filled = readme(text, tmp_path)
     assert "| `wider` | 100 | 80.0 ± 0.0 | 91.0 ± 1.4 | 92.0 ± 1.4 | 0.35 M | 2 |\n<!-- /arms -->\nb" in filled
-    assert filled.endswith("<!-- claims -->\n| verdict |\n<!-- /claims -->\nc\n")
+    assert filled.endswith("<!-- verdicts -->\n| verdict |\n<!-- /verdicts -->\nc\n")
     assert readme(filled, tmp_path) == filled
     with pytest.raises(Problem, match="no table between <!-- arms -->"):
         readme("a", tmp_path)
