@@ -150,7 +150,7 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
 
     start = time.monotonic()
     try:
-        student = net2net.widen(model, x, factor, verify=False)
+        student = net2net.widen(model, x, factor, noise=0, verify=False)
     except net2net.GrowthError as error:
         return {"grew": 0, "reason": f"refused: {' '.join(str(error).split())[:300]}"}
     record = net2net.history(student)[-1]
@@ -175,7 +175,7 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
             with contextlib.suppress(Exception), torch.no_grad():  # too small for this architecture
                 model(x[..., :64, :64].double())
                 x = x[..., :64, :64].contiguous()
-        student = net2net.widen(model, x.double(), factor, verify=False)
+        student = net2net.widen(model, x.double(), factor, noise=0, verify=False)
         errors = [net2net.verify(model, student, x).relative, net2net.verify(model, student, x, train=True).relative]
     return found | {
         "error_eval": f"{errors[0]:.1e}",

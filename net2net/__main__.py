@@ -91,7 +91,7 @@ def _parser() -> Parser:
         widen,
         "make a model wider that computes the same function (Net2WiderNet)",
         f"{me} widen torchvision:resnet18 --weights r18.safetensors --factor 1.5 --out r18_wide",
-        f"{me} widen timm:resnet50 --pretrained --width layer1.0.conv1=96 --noise 0.05 --exact --out r50_wide",
+        f"{me} widen timm:resnet50 --pretrained --width layer1.0.conv1=96 --out r50_wide",
         f"{me} widen my.models:small --model-arg depth=4 --input 1x28x28 --factor 2 --modules 'blocks.*'",
     )
     deepened = command(
@@ -170,11 +170,16 @@ def _parser() -> Parser:
     group.add_argument(
         "--noise",
         type=float,
-        default=0.0,
-        help="on the weights of the copies, as a fraction of each filter's standard deviation (default: 0)",
+        default=None,
+        help="by which copies differ, as a fraction of each filter's standard deviation (default: 0.05; 0: for ever "
+        "equal copies)",
     )
     group.add_argument(
-        "--exact", action="store_true", help="put the noise where it cancels out: copies differ, the function does not"
+        "--exact",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="put the noise where it cancels out (the default); --no-exact: where the paper has it, which moves the "
+        "function",
     )
     group.add_argument(
         "--random-pad", action="store_true", help="the paper's baseline: pad with random weights; another function"
@@ -292,9 +297,7 @@ def widen(asked: argparse.Namespace) -> int:
         raise CommandError("say how far to widen by either --factor or --width, e.g. --factor 1.5")
     if widths and asked.modules:
         raise CommandError("--modules restricts --factor; --width names its layers itself")
-    if asked.exact and not asked.noise:
-        raise CommandError("--exact says where the noise goes: give --noise, too, e.g. --noise 0.05")
-    if asked.random_pad and asked.noise:
+    if asked.random_pad and asked.noise is not None:
         raise CommandError("--noise is for copies, and --random-pad makes none: give one of them")
     options: dict[str, Any] = {"widths": widths or None, "modules": asked.modules, "seed": asked.seed}
     out = _writable(asked)
@@ -303,7 +306,8 @@ def widen(asked: argparse.Namespace) -> int:
         if asked.random_pad:
             student = net2net.random_pad(teacher, examples, asked.factor, **options)
         else:
-            student = net2net.widen(teacher, examples, asked.factor, noise=asked.noise, exact=asked.exact, **options)
+            noise = {} if asked.noise is None else {"noise": asked.noise}
+            student = net2net.widen(teacher, examples, asked.factor, exact=asked.exact, **noise, **options)
     return _finish(asked, out, inputs, teacher, student, weights, examples)
 
 

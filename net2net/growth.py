@@ -6,6 +6,7 @@ holds all that is needed to do the same to another copy of the teacher (`Growth.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -60,7 +61,9 @@ class Growth:
 
     spaces      the maps
     tensors     by name of a parameter or buffer and dimension, how it follows
-    attributes  numbers that modules keep beside their tensors and that grow, by module name, e.g. a number of groups
+    attributes  numbers that modules keep beside their tensors and that grow, by module name and attribute, e.g. a
+                number of groups; inside lists, dicts and objects by a path, e.g. "feature_info.0.num_chs"
+    unclear     likewise those that may have to grow: channels of that width there grow differently; they stay
     held        how many channel spaces could not grow, by reason; for the reader alone
     """
 
@@ -70,11 +73,13 @@ class Growth:
         tensors: dict[str, dict[int, Along]],
         attributes: dict[str, dict[str, Any]],
         held: dict[str, int] | None = None,
+        unclear: dict[str, list[str]] | None = None,
     ):
         self.spaces = spaces
         self.tensors = tensors
         self.attributes = attributes
         self.held = held or {}
+        self.unclear = unclear or {}
         self._axes: dict[Blocks, AxisMap] = {}
         self._pieces: dict[tuple[int, int] | int, AxisMap] = {}
 
@@ -127,13 +132,21 @@ class Growth:
         """The same without data, of a model on the meta device."""
         return self._noted(rebuilt(skeleton, lambda name, t: empty_like(t, self.shape(name, tuple(t.shape)))))
 
+    def noting(self, numbers: dict[str, dict[str, Any]], unclear: dict[str, list[str]]) -> Growth:
+        """The same with more attributes."""
+        attributes = {
+            name: {**self.attributes.get(name, {}), **numbers.get(name, {})}
+            for name in dict.fromkeys([*self.attributes, *numbers])
+        }
+        return Growth(self.spaces, self.tensors, attributes, self.held, dict(unclear))
+
     def _noted(self, student: nn.Module) -> nn.Module:
         for module in student.modules():
             _note_widths(module)
         for name, values in self.attributes.items():
             module = student.get_submodule(name)
             for key, value in values.items():
-                setattr(module, key, tuple(value) if isinstance(value, list) else value)
+                set_number(module, key, value)
         return student
 
     @torch.no_grad()
@@ -169,6 +182,7 @@ class Growth:
             },
             "attributes": self.attributes,
             "held": self.held,
+            **({"unclear": self.unclear} if self.unclear else {}),
         }
 
     @classmethod
@@ -193,7 +207,7 @@ class Growth:
             raise GrowthError(
                 f"this is not a record of net2net.widen or random_pad ({type(error).__name__}: {error})"
             ) from error
-        return cls(spaces, tensors, attributes, dict(record.get("held", {})))
+        return cls(spaces, tensors, attributes, dict(record.get("held", {})), dict(record.get("unclear", {})))
 
 
 def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
@@ -258,6 +272,43 @@ def _note_widths(module: nn.Module) -> None:
                 module.num_features = len(tensor)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(weight)
+
+
+def get_number(module: nn.Module, path: str) -> Any:
+    """A number that a module keeps, or a list of them; see `Growth.attributes`. AttributeError if there is none."""
+    found: Any = module
+    for part in path.split("."):
+        try:
+            if isinstance(found, (list, tuple)):
+                found = found[int(part)]
+            else:
+                found = found[part] if isinstance(found, dict) else vars(found)[part]
+        except (LookupError, TypeError, ValueError):
+            raise AttributeError(path) from None
+    return found
+
+
+def set_number(module: nn.Module, path: str, value: Any) -> None:
+    """Set such a number; lists, tuples and dicts on the way to it are made anew."""
+    key, *rest = path.split(".")
+    value = tuple(value) if isinstance(value, list) else value
+    setattr(module, key, _with(vars(module)[key], rest, value) if rest else value)
+
+
+def _with(container: Any, path: list[str], value: Any) -> Any:
+    if not path:
+        return value
+    key, *rest = path
+    if isinstance(container, (list, tuple)):
+        items = list(container)
+        items[int(key)] = _with(items[int(key)], rest, value)
+        return type(container)(items)
+    if isinstance(container, dict):
+        new = copy.copy(container)
+        new[key] = _with(container[key], rest, value)
+        return new
+    setattr(container, key, _with(vars(container)[key], rest, value))
+    return container
 
 
 def get_tensor(model: nn.Module, name: str) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 
 from net2net import deeper
 from net2net.errors import GrowthError
-from net2net.growth import ROLES, Growth
+from net2net.growth import ROLES, Growth, get_number
 from net2net.recording import cloned, tensors
 from net2net.sites import located
 from net2net.wider import disturb, history, pad, remember
@@ -187,7 +187,7 @@ def _check(growth: Growth, model: nn.Module) -> None:
     for name, values in growth.attributes.items():
         for key, value in values.items():
             try:
-                was = getattr(model.get_submodule(name), key)
+                was = get_number(model.get_submodule(name), key)
             except AttributeError:
                 raise GrowthError(f"the record sets {name}.{key}, which {what} does not have: {advice}") from None
             old, new = ([x] if type(x) is int else x for x in (was, value))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from torch import nn
 from net2net.certificate import confirm
 from net2net.errors import GrowthError
 from net2net.growth import Along, AxisMap, Channels, Growth, along, get_tensor
+from net2net.kept import Kept
 from net2net.recording import SIZED, Call, Recording, place, tensors, uncollected
 from net2net.spaces import Axis, Space, Trace, fix, resolve
 
@@ -40,8 +41,8 @@ def widen(
     widths: Mapping[str, int] | None = None,
     *,
     modules: str | Sequence[str] | None = None,
-    noise: float = 0.0,
-    exact: bool = False,
+    noise: float = 0.05,
+    exact: bool = True,
     seed: int = 0,
     verify: bool = True,
 ) -> nn.Module:
@@ -58,11 +59,12 @@ def widen(
     widths          the new number of channels of some layers, by module name, e.g. {"layer1.conv1": 96}
     modules         restricts `factor` to modules that match a glob pattern ("*" stops at dots, "**" does not), and all
                     that is inside them; layers that share their channels with one of those grow along
-    noise           standard deviation of the normal noise added to the weights of the copies (never to the first), as
-                    a fraction of the filter's own standard deviation. With 0 the function is preserved exactly, but
-                    copies only diverge if training treats them differently, e.g. by dropout.
-    exact           put the noise on the weights that read the copies instead, in amounts that cancel over the copies of
-                    each channel: the function is preserved to rounding, and the copies diverge once trained
+    noise           standard deviation of normal noise that makes the copies of a channel diverge once trained, as a
+                    fraction of each filter's own. With 0 copies stay equal for ever, unless training treats them
+                    differently, e.g. by dropout: the student then has no more capacity than its teacher.
+    exact           put the noise on the weights that read the copies, in amounts that cancel over the copies of each
+                    channel: the function is preserved to rounding. False: on the weights that make the copies (never
+                    the first), which moves the function, as in the paper
     seed            of the maps and the noise. Each layer's draw depends on the seed and its name only.
     verify          compare both models on the example inputs (without noise that is not exact), and raise if the
                     function has moved further than rounding explains
@@ -74,6 +76,7 @@ def widen(
 
     if not 0 <= noise < inf:
         raise GrowthError(f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise}")
+    exact = bool(exact and noise)
     trace, growth = _plan(model, example_inputs, factor, widths, modules, seed)
     entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **growth.record()}
     student = growth.copied(model)
@@ -175,6 +178,7 @@ def settle(
     seed: int = 0,
 ) -> Growth:
     """Grow what was asked without data, and fix in the trace what turns out to count on its width, until all fits."""
+    kept = Kept(trace)
     while True:
         targets = _targets(trace, factor, widths, modules)
         producers = trace.producers()
@@ -185,8 +189,15 @@ def settle(
             for space, width in targets.items()
         }
         growth = _growth(trace, maps, producers)
-        if _repeats(growth.emptied(trace.skeleton), example_inputs, trace, maps):
-            return growth
+        kept.find(lambda axis, maps=maps: _size(axis, maps))
+        while True:
+            noted = growth.noting(kept.follow, kept.unclear)
+            conflict = _conflict(noted.emptied(trace.skeleton), example_inputs, trace, maps)
+            if conflict is None:
+                return noted
+            if not kept.doubt(conflict.call.module):
+                break
+        _hold(trace, maps, conflict)
 
 
 def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]]) -> Growth:
@@ -229,10 +240,18 @@ def _size(axis: Axis, maps: Maps) -> int:
     return sum((len(maps[s]) if s in maps else s.width) * repeat for s, repeat in resolve(axis))
 
 
-def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) -> bool:
+class Conflict(NamedTuple):
+    """The first call of a forward pass at which a student does something else than its teacher's, and why."""
+
+    call: Call
+    calls: Sequence[Call]
+    why: str
+
+
+def _conflict(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) -> Conflict | None:
     """Whether a student (without data) repeats its teacher's forward pass: the same operations, with the same numbers,
     on tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
-    `x / x.shape[1]`, `view(-1, 64)`, or a branch. The channels at the first such place are then fixed, for another try.
+    `x / x.shape[1]`, `view(-1, 64)`, or a branch.
     """
     for training, theirs in ((False, trace.calls), (True, trace.training_calls)):
         if theirs is None:
@@ -245,25 +264,28 @@ def _repeats(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) 
             ours, why = error.calls, str(error)
             done = _first_difference(theirs, ours, maps)
             done = len(ours) if done is None else done
-        if done is None:
-            continue
-        call = theirs[min(done, len(theirs) - 1)]
-        reason = f"{call.name!r} in {place(call.module)} counts on their width"
-        # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
-        inside = [c for c in theirs if not call.module or f"{c.module}.".startswith(f"{call.module}.")]
-        for calls in (_siblings(trace, call, theirs), inside):
-            axes = [axis for c in calls for each in (*(v.axes for v in c.inputs), *c.axes) for axis in each]
-            if any(axis is not None and _grows(axis, maps) for axis in axes):
-                break
-        else:
-            raise GrowthError(
-                f"the wider model's forward pass is not its teacher's: at {call.name!r} in {place(call.module)}, {why}"
-            )
-        for axis in axes:
-            fix(axis, reason)
-        trace.settle_groups()
-        return False
-    return True
+        if done is not None:
+            return Conflict(theirs[min(done, len(theirs) - 1)], theirs, why)
+    return None
+
+
+def _hold(trace: Trace, maps: Maps, conflict: Conflict) -> None:
+    """Fix the channels at the place where a student's forward pass differs, for another try."""
+    call, theirs, why = conflict
+    reason = f"{call.name!r} in {place(call.module)} counts on their width"
+    # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
+    inside = [c for c in theirs if not call.module or f"{c.module}.".startswith(f"{call.module}.")]
+    for calls in (_siblings(trace, call, theirs), inside):
+        axes = [axis for c in calls for each in (*(v.axes for v in c.inputs), *c.axes) for axis in each]
+        if any(axis is not None and _grows(axis, maps) for axis in axes):
+            break
+    else:
+        raise GrowthError(
+            f"the wider model's forward pass is not its teacher's: at {call.name!r} in {place(call.module)}, {why}"
+        )
+    for axis in axes:
+        fix(axis, reason)
+    trace.settle_groups()
 
 
 def _siblings(trace: Trace, call: Call, calls: Sequence[Call]) -> list[Call]:

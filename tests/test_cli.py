@@ -346,7 +346,7 @@ MISTAKES = [
     ("widen SELF:small --input 3x8x8 --width 0=4", r"'0' has 6 channels already"),
     ("widen SELF:small --input 3x8x8 --width nine=9", r"--width names 'nine', which makes no channels"),
     ("widen SELF:small --input 3x8x8 --width 0=8 --width 0=9", r"--width 0 is given 2 times"),
-    ("widen SELF:small --input 3x8x8 --factor 2 --exact", r"give --noise, too"),
+    ("widen SELF:small --input 3x8x8 --factor 2 --noise 0 --random-pad", r"give one of them"),
     ("widen SELF:small --input 3x8x8 --factor 2 --noise 1 --random-pad", r"give one of them"),
     ("widen SELF:small --input 3x8x8 --factor 2 --batch 0", r"whole number of at least 1"),
     ("deepen SELF:small --input 3x8x8", r"required: --site"),

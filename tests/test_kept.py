@@ -4,6 +4,7 @@ on them, hooks, modes, and the integers that modules keep of their widths."""
 import warnings
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision.models import mobilenet_v3_small
@@ -131,3 +132,117 @@ def test_hooks_of_parameters_are_named(grow):
 def test_a_model_whose_parameters_have_no_shape_yet():
     with pytest.raises(net2net.GrowthError, match=r"'0\.weight' has no shape yet: run the model once"):
         net2net.widen(nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 2)), torch.randn(2, 3), 2)
+
+
+class Block(nn.Module):
+    """Keeps its widths as people do, and splits its channels by one of them."""
+
+    def __init__(self, dim, hidden):
+        super().__init__()
+        self.dim, self.hidden_dim, self.num_layers, self.kernel_size = dim, hidden, hidden, 3
+        self.reduce, self.expand = nn.Linear(hidden, dim), nn.Linear(dim, hidden)
+
+    def forward(self, x):
+        return x + self.reduce(self.expand(x.reshape(-1, self.dim)).relu().view(-1, self.hidden_dim))
+
+
+class Config:
+    def __init__(self, **values):
+        vars(self).update(values)
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.config = Config(hidden_size=8, intermediate_size=20, vocab_size=8, num_hidden_layers=8, input_dim=6)
+        self.dims, self.info = (8, 20), [{"module": "stem", "num_chs": 8, "reduction": 8}]
+        self.num_features = self.depth = 8
+        self.stem = nn.Linear(6, 8)
+        self.blocks = nn.ModuleList([Block(8, 20), Block(8, 20)])
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def test_integers_that_modules_keep_of_their_widths_follow(randomise):
+    model, x = randomise(Blocks()), torch.randn(3, 6)
+    student = net2net.widen(model, x, widths={"stem": 12, "blocks.0.expand": 26, "blocks.1.expand": 30})
+    assert (student.num_features, student.depth) == (12, 8)
+    assert (student.dims, student.info) == ((12, 20), [{"module": "stem", "num_chs": 12, "reduction": 8}])
+    kept = vars(student.config)
+    assert kept == {"hidden_size": 12, "intermediate_size": 20, "vocab_size": 8, "num_hidden_layers": 8, "input_dim": 6}
+    assert [(b.dim, b.hidden_dim, b.num_layers, b.kernel_size) for b in student.blocks] == [
+        (12, 26, 20, 3),
+        (12, 30, 20, 3),
+    ]
+    assert net2net.verify(model, student, x).relative < 1e-6
+    entry = net2net.history(student)[0]
+    # Two blocks grew differently: what the root keeps of them is not guessed, and named.
+    assert sorted(entry["unclear"][""]) == ["config.intermediate_size", "dims.1"]
+    again = net2net.replay(net2net.history(student), model)
+    assert vars(again.config) == vars(student.config)
+    assert (again.dims, again.info, again.num_features) == (student.dims, student.info, 12)
+    # The teacher's own are untouched, lists and objects too.
+    assert vars(model.config) == vars(Blocks().config)
+    assert (model.dims, model.info[0]["num_chs"], model.num_features) == ((8, 20), 8, 8)
+
+
+@pytest.mark.parametrize(
+    "path", ["num_features", "info.1.num_chs", "info.0", "config.missing", "forward", "config.__class__"]
+)
+def test_a_record_sets_integers_that_are_there_and_nothing_else(path):
+    (entry,) = net2net.history(net2net.widen(Blocks(), torch.randn(3, 6), widths={"stem": 12}))
+    with pytest.raises(net2net.GrowthError, match=path):
+        net2net.replay({**entry, "attributes": {"": {path: "12" if path == "num_features" else 12}}}, Blocks())
+
+
+class Counts(nn.Module):
+    """A number that equals a width and counts something else, as a second run of the forward pass shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.dim = 4
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu()) * self.dim
+
+
+def test_a_number_that_the_forward_pass_needs_as_it_is_stays_and_is_named():
+    model, x = Counts(), torch.randn(5, 3)
+    student = net2net.widen(model, x, 2)
+    assert (student.a.out_features, student.dim) == (8, 4)
+    assert net2net.history(student)[0]["unclear"] == {"": ["dim"]}
+
+
+FAMILIES = {
+    **dict.fromkeys(["test_resnet", "test_efficientnet", "test_byobnet", "mobilenetv3_small_050", "regnety_002"], 1.5),
+    **dict.fromkeys(["densenet121", "ghostnet_050", "hgnetv2_b0", "starnet_s1"], 1.5),
+    **dict.fromkeys(["test_vit", "test_convnext", "test_mambaout", "mobilevit_xxs", "levit_128s"], 2),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_timms_own_interface_works_on_a_student(name, randomise):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7).eval()
+    x = torch.randn(1, *model.default_cfg["input_size"])
+    student = net2net.widen(model, x, FAMILIES[name], verify=False)
+    assert student.num_features > model.num_features
+    features = student.forward_features(x)
+    assert student.num_features in features.shape
+    assert student.head_hidden_size > model.head_hidden_size
+    heads = student.get_classifier()
+    for head in heads if isinstance(heads, tuple) else [heads]:  # of a distilled net
+        linear = next(m for m in head.modules() if isinstance(m, nn.Linear))
+        assert linear.in_features == student.head_hidden_size
+    maps = student.forward_intermediates(x, intermediates_only=True)
+    assert [y.shape[1] for y in maps] == [info["num_chs"] for info in student.feature_info]
+    student.reset_classifier(5)  # what fine-tuning begins with
+    out = student(x)
+    assert out.shape == (1, 5)
+    out.sum().backward()

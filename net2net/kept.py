@@ -1,0 +1,224 @@
+"""Integers that modules keep of their widths, beside their tensors: `num_features`, `hidden_dim`, `feature_info`.
+
+Code that runs after a growth counts on them: timm's `reset_classifier` makes a layer of `num_features`. Which numbers
+are widths shows in the trace: one that equals the old width of channels at the module that keeps it, where all such
+channels grow to one width. Numbers that count something else are told by their names; what remains unclear is named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from net2net.spaces import Axis, Trace, length
+
+Size = Callable[[Axis], int]  # of an axis in the student
+
+# Layers of torch whose numbers are read off their weights.
+READ_OFF = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
+OWN = """
+in_channels out_channels groups in_features out_features num_features num_parameters kernel_size stride padding dilation
+output_padding _reversed_padding_repeated_twice
+"""
+OWN = frozenset(OWN.split())
+# What a number counts if one of these is in its name: not channels.
+COUNTS = """
+layer layers depth depths block blocks stage stages group groups kernel kernels stride strides patch patches img image
+images window grid resolution length len seq sequence position positions vocab class classes label labels id ids version
+step steps epoch epochs reduction ratio scale factor rate seed index indices idx pad padding dilation expansion
+cardinality height spatial max min capacity pretrained default batch beam token tokens timestep timesteps freq bins
+shift end ends start cfg cfgs
+"""
+COUNTS = frozenset(COUNTS.split())
+HEADS = frozenset({"head", "heads", "nhead"})
+# A "num", "n" or "size" is a width only with one of these.
+WIDTHS = """
+feature features channel channels chs filters hidden hiddens units planes embd embed embedding dim dims neurons width
+intermediate output outputs input inputs state model ffn mlp
+"""
+WIDTHS = frozenset(WIDTHS.split())
+DEEP = 4  # lists of dicts of an object, and no deeper
+LONG = 256  # a longer list is data
+
+
+MODULES_OWN = frozenset(vars(nn.Module()))
+CHANNELS = frozenset({"dim", "dims", "channel", "channels", "chs", "feature", "features", "width", "widths", "planes"})
+
+
+class Kept:
+    """Finds the numbers that follow, for the widths that a student is to have.
+
+    After `find`: `follow` by module and path inside it, e.g. {"": {"feature_info.0.num_chs": 96}}; `unclear` likewise
+    the paths of those for which it is not clear, because channels of that width grow differently there.
+    """
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+        known = {(module, key) for module, key, _ in trace.attributes}
+        self._candidates = [
+            (name, path, number, holder)
+            for name, module in trace.skeleton.named_modules()
+            for path, number, holder in _candidates(module)
+            if (name, path[0]) not in known
+        ]
+        self._evidence = _Evidence(trace)
+
+    def find(self, size: Size) -> None:
+        """`size` is the length of an axis in the student."""
+        self.follow: dict[str, dict[str, int]] = {}
+        self.unclear: dict[str, list[str]] = {}
+        grown = self._evidence.grown(size)
+        for name, path, number, holder in self._candidates:
+            if number not in grown:
+                continue
+            where = holder.get("module") if isinstance(holder, dict) else None
+            key = next(part for part in reversed(path) if not part.isdigit())
+            new = self._evidence.width(name, where, key, number, size)
+            if new is None:
+                self.unclear.setdefault(name, []).append(".".join(path))
+            elif new != number:
+                self.follow.setdefault(name, {})[".".join(path)] = new
+
+    def doubt(self, module: str) -> bool:
+        """Let go of the numbers that may be why a student's forward pass differs in this module: its own, or if there
+        are none, all. Whether there were any."""
+        doubted = [module] if module in self.follow else list(self.follow)
+        for name in doubted:
+            self.unclear.setdefault(name, []).extend(self.follow.pop(name))
+        return bool(doubted)
+
+
+def _candidates(module: nn.Module) -> Iterator[tuple]:
+    own = OWN if isinstance(module, READ_OFF) else frozenset()
+    seen: set[int] = set()
+    for key, value in vars(module).items():
+        if key not in MODULES_OWN and key not in own and not key.startswith("net2net_"):
+            yield from (found for found in _integers(value, (key,), seen) if _is_width(found[0]))
+
+
+def _integers(value: Any, path: tuple[str, ...], seen: set[int], holder: Any = None) -> Iterator[tuple]:
+    """(path, number, the container that it is in) of the integers in an attribute."""
+    if type(value) is int:
+        if value > 1:
+            yield path, value, holder
+        return
+    if len(path) > DEEP:
+        return
+    if type(value) in (list, tuple) and len(value) <= LONG:
+        items: Iterable = ((str(k), item) for k, item in enumerate(value))
+    elif isinstance(value, dict) and len(value) <= LONG:
+        items = ((key, item) for key, item in value.items() if isinstance(key, str))
+    elif _is_plain_object(value):
+        if id(value) in seen:  # shared by several modules, as a configuration is
+            return
+        seen.add(id(value))
+        items = vars(value).items()
+    else:
+        return
+    for key, item in items:
+        if "." not in key:
+            yield from _integers(item, (*path, key), seen, value)
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether it is an object of its own for each copy of the model, with attributes that can be set."""
+    kind = type(value)
+    if isinstance(value, (nn.Module, type)) or callable(value) or not hasattr(value, "__dict__"):
+        return False
+    return not kind.__module__.startswith(("torch", "builtins")) and not hasattr(kind, "__deepcopy__")
+
+
+def _is_width(path: tuple[str, ...]) -> bool:
+    words = [w for part in path for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)]
+    words = [word.lower() for word in words]
+    if not words or words[-1] in HEADS or (COUNTS.intersection(words) and words[-1] not in CHANNELS):
+        return False
+    if HEADS.intersection(words) and len(words) == 2 and {"dim", "size", "width"}.intersection(words):
+        return False  # the width of one head
+    if {"num", "n", "size", "sizes"}.intersection(words) and not WIDTHS.intersection(words):
+        return False
+    return not path[-2:][0].isdigit() or not path[-1].isdigit()  # a table of a constructor's arguments
+
+
+class _Evidence:
+    """The channels at each module, nearest first."""
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+        self.at: dict[str, dict[str, list[Axis]]] = {}  # by module: what it reads, makes, and other channels
+        self.given = {  # by module: the sizes of what it reads that no channels run along, e.g. of the network's input
+            name: {
+                n for v in calls if v is not None for n, axis in zip(v.tensor.shape, v.axes, strict=True) if not axis
+            }
+            for name, calls in trace.entries.items()
+        }
+        for name, axes in trace.axes.items():
+            owner = name.rpartition(".")[0]
+            for dim, axis in enumerate(axes):
+                side = "in" if (name, dim) in trace.contracted else "out" if (name, dim) in trace.outputs else "own"
+                self._note(owner, side, axis)
+        for side, values in (("in", trace.entries), ("out", trace.sites)):
+            for name, calls in values.items():
+                for value in calls:
+                    for size, axis in zip(value.tensor.shape, value.axes, strict=True) if value is not None else ():
+                        self._note(name, side, axis)
+                        if side == "in" and not axis:
+                            self.given.setdefault(name, set()).add(size)
+
+    @cached_property
+    def within(self) -> dict[str, list[Axis]]:
+        """By module: what the operations of its own forward touch."""
+        found: dict[str, dict[int, Axis]] = {}
+        for call in self.trace.calls:
+            for axes in (*(value.axes for value in call.inputs), *call.axes):
+                found.setdefault(call.module, {}).update((id(axis), axis) for axis in axes if axis)
+        return {module: list(axes.values()) for module, axes in found.items()}
+
+    def grown(self, size: Size) -> set[int]:
+        """The widths of which some channels grow."""
+        every = {id(a): a for sides in self.at.values() for axes in sides.values() for a in axes}
+        return {length(axis) for axis in every.values() if size(axis) != length(axis)}
+
+    def _note(self, module: str, side: str, axis: Axis | None) -> None:
+        if axis:
+            self.at.setdefault(module, {}).setdefault(side, []).append(axis)
+
+    def width(self, module: str, where: Any, key: str, number: int, size: Size) -> int | None:
+        """What becomes of a number: the width that all channels of that width grow to at the nearest place that has
+        any; itself where none is near; None where they differ."""
+        words = set(re.findall("[a-z]+", key.lower()))
+        side = "in" if words & {"in", "input", "inp"} else "out" if words & {"out", "output"} else None
+        if side == "in" and number in self.given.get(module, ()):
+            return number
+        for axes in self._tiers(module, where, side):
+            new = {size(axis) for axis in axes if length(axis) == number}
+            if new:
+                return new.pop() if len(new) == 1 else None
+        return None if isinstance(where, str) else number
+
+    def _tiers(self, module: str, where: Any, side: str | None) -> Iterator[list[Axis]]:
+        if isinstance(where, str) and where in self.trace.sites:
+            yield self.at.get(where, {}).get("out", [])
+            return
+        if side is not None:
+            yield self.at.get(module, {}).get(side, [])
+        yield [axis for axes in self.at.get(module, {}).values() for axis in axes]
+        yield self.within.get(module, [])
+        children = self._children(module)
+        if side is not None:
+            yield [axis for child in children for axis in self.at.get(child, {}).get(side, [])]
+        yield [axis for child in children for axes in self.at.get(child, {}).values() for axis in axes]
+        inside = f"{module}." if module else ""
+        yield [a for name, sides in self.at.items() if name.startswith(inside) for axes in sides.values() for a in axes]
+
+    def _children(self, module: str) -> list[str]:
+        """The modules that it calls; a list of modules is no module that is called."""
+        found: list[str] = []
+        for name, _ in self.trace.skeleton.get_submodule(module).named_children():
+            full = f"{module}.{name}" if module else name
+            found += [full] if full in self.trace.sites else self._children(full)
+        return found
