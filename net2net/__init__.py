@@ -5,6 +5,7 @@ random_pad     its baseline, sec 3.1
 deepen         Net2DeeperNet, sec 2.4; `Layer` says more about a layer than its kernel, `Maxout` is what some end in
 verify         is it still the same function?
 explain        what can grow in a model, and what cannot and why
+summary        what was grown in a student, what stayed, and what it costs
 history        what was done to a model
 replay         do it again from that record, elsewhere
 grow_optimizer go on with the optimizer's state
@@ -17,6 +18,7 @@ from net2net.deeper import Maxout, deepen
 from net2net.errors import GrowthError, UnsupportedOperation
 from net2net.explanation import Explanation, explain
 from net2net.optimizer import grow_optimizer
+from net2net.overview import Summary, summary
 from net2net.record import replay
 from net2net.rules import register_rule
 from net2net.sites import Layer
@@ -29,6 +31,7 @@ __all__ = [
     "GrowthError",
     "Layer",
     "Maxout",
+    "Summary",
     "UnsupportedOperation",
     "deepen",
     "explain",
@@ -40,6 +43,7 @@ __all__ = [
     "register_rule",
     "replay",
     "save_weights",
+    "summary",
     "verify",
     "widen",
 ]

@@ -20,7 +20,6 @@ import ast
 import json
 import math
 import os
-import re
 import sys
 from collections import Counter
 from importlib import metadata
@@ -34,10 +33,9 @@ import net2net
 from net2net import sources
 from net2net.certificate import Certificate
 from net2net.errors import GrowthError
+from net2net.overview import Summary, costs
 from net2net.sources import CommandError, Inputs
-from net2net.wider import matches
 
-SHOWN = 12  # rows of a list that can be long; --all shows every one
 TOLERANCE = 1e-5
 
 
@@ -58,16 +56,20 @@ def main(argv: list[str] | None = None) -> int:
         _note(str(error))
         return 2
     except GrowthError as error:
-        text = str(error)
-        for argument in ("calibration", "factor", "modules"):  # what the library calls by its own name
-            text = text.replace(f"{argument}=", f"--{argument}")
-        _note(text.replace("widths=", "--width").replace("widths names", "--width names"))
+        _note(_spelled(str(error)))
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read the table has seen enough, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _spelled(text: str) -> str:
+    """What the library says, with the options of the command line for its arguments."""
+    for argument in ("calibration", "factor", "modules"):
+        text = text.replace(f"{argument}=", f"--{argument}")
+    return text.replace("widths=", "--width").replace("widths names", "--width names")
 
 
 def _parser() -> Parser:
@@ -470,7 +472,6 @@ def _report(
     examples: torch.Tensor,
 ) -> dict[str, Any]:
     """All that the table says, as plain data."""
-    new = net2net.history(student)[len(net2net.history(teacher)) :]
     certificates: list[dict[str, Any]] = []
     for train in (False, True):
         try:
@@ -480,17 +481,20 @@ def _report(
             if not train:
                 raise
             certificates.append({"mode": "train", "failed": str(error)})  # e.g. batch norm of a single value
+    found = net2net.summary(student, examples, teacher)
     return {
         "model": asked.model,
         "weights": weights,
         "inputs": str(inputs),
         "input": list(examples.shape[1:]),
-        "parameters": [sources.parameters(teacher), sources.parameters(student)],
-        "macs": [sources.macs(teacher, examples), sources.macs(student, examples)],
+        "parameters": list(found.parameters),
+        "macs": list(found.macs),
         "certificates": certificates,
         "new_batch_norms": _new_norms(teacher, student),
-        "grew": _grew(new),
-        "stayed": _stayed(asked, teacher, examples, new[0]) if len(new) == 1 and "spaces" in new[0] else [],
+        "grew": [*found.grew, *found.inserted],
+        "stayed": [{**row, "reason": _spelled(row["reason"])} for row in found.stayed],
+        "numbers": found.numbers,
+        "unclear": found.unclear,
     }
 
 
@@ -501,65 +505,15 @@ def _new_norms(teacher: nn.Module, student: nn.Module) -> int:
     return ours - theirs
 
 
-def _grew(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for entry in entries:
-        rows += [{"made_by": _owners(s), "from": s["from"], "to": s["to"]} for s in entry.get("spaces", ())]
-        rows += [{"after": site, "layers": layers} for site, layers in entry.get("sites", {}).items()]
-    return rows
-
-
-def _owners(space: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(weight.rpartition(".")[0] for weight in space["made_by"]))
-
-
-def _stayed(
-    asked: argparse.Namespace, teacher: nn.Module, examples: torch.Tensor, entry: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The channel spaces of the teacher that are as wide as before, and why."""
-    grown = Counter((tuple(_owners(s)), s["from"]) for s in entry["spaces"])
-    rows = []
-    for space in net2net.explain(teacher, examples).spaces:
-        key = (tuple(space.made_by), space.width)
-        if grown[key]:
-            grown[key] -= 1
-            continue
-        rows.append({"made_by": space.made_by, "width": space.width, "reason": space.fixed or _not_asked(asked, space)})
-    return rows
-
-
-def _not_asked(asked: argparse.Namespace, space: Any) -> str:
-    """Why a space that can grow did not."""
-    if asked.command == "verify":
-        return "they could, and were not asked to or not far enough for a whole channel"
-    if asked.width:
-        return "not asked for"
-    patterns = [pattern.split(".") for pattern in asked.modules or ()]
-    parts = [name.split(".") for name in space.made_by]
-    if patterns and not any(matches(p[:n], pattern) for p in parts for n in range(len(p) + 1) for pattern in patterns):
-        return "outside --modules"
-    if round(space.width * asked.factor) == space.width:
-        return f"times {asked.factor:g} it is no whole channel more"
-    if space.whole:
-        return "by whole-number factors only"
-    return "the forward pass counts on its width, or needs a whole-number factor"
-
-
 def _show(asked: argparse.Namespace, report: dict[str, Any]) -> None:
     if asked.json:
         _print_json(report)
         return
-    weights, (before, after), (cost, costs) = report["weights"], report["parameters"], report["macs"]
+    weights = report["weights"]
     source = weights.get("file") or ("pretrained weights" if "pretrained" in weights else None)
     print(f"{report['model']}, {source or 'random initialisation (seed {seed})'.format(**weights)}")
     print(f"run on {report['inputs']}, {'x'.join(map(str, report['input']))} each\n")
-    rows = [("", "teacher", "student", ""), ("parameters", f"{before:,}", f"{after:,}", f"x {after / before:.2f}")]
-    if cost and costs:
-        rows.append(("MACs per example", _in_units(cost), _in_units(costs), f"x {costs / cost:.2f}"))
-    widths = [max(len(row[k]) for row in rows) for k in range(3)]
-    for name, *cells, ratio in rows:
-        numbers = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        print(f"{name.ljust(widths[0])}  {numbers}  {ratio}".rstrip())
+    print(*costs(report["parameters"], report["macs"]), sep="\n")
     print()
     for certificate in report["certificates"]:
         if "failed" in certificate:
@@ -567,7 +521,8 @@ def _show(asked: argparse.Namespace, report: dict[str, Any]) -> None:
         else:
             norms = certificate["mode"] == "train" and report["new_batch_norms"]
             print(f"{Certificate(**certificate)}" + (", exact on the whole calibration batch alone" if norms else ""))
-    _show_growth(asked, report)
+    lines = _summary(report).growth(asked.all, ": --all")
+    print(*lines, *([""] if lines else []), sep="\n", end="\n" if lines else "")
     for file in report.get("files", ()):
         print(f"wrote {file}")
     if "files" in report and not report["files"]:
@@ -576,61 +531,10 @@ def _show(asked: argparse.Namespace, report: dict[str, Any]) -> None:
         print(f"{'passed' if report['passed'] else 'FAILED'}: tolerance {report['tolerance']:g} (relative error)")
 
 
-def _show_growth(asked: argparse.Namespace, report: dict[str, Any]) -> None:
-    most = sys.maxsize if asked.all else SHOWN
-    names = sys.maxsize if asked.all else 3
-    spaces = [row for row in report["grew"] if "made_by" in row]
-    if spaces:
-        print(f"\n{_plural(len(spaces), 'channel space')} grew:")
-        cells = [(f"{r['from']} -> {r['to']}", sources.few(r["made_by"], names)) for r in spaces]
-        wide = max(len(cell) for cell, _ in cells[:most])
-        _rows([f"{cell.rjust(wide)}  {makers}" for cell, makers in cells], most)
-    deeper = [row for row in report["grew"] if "after" in row]
-    if deeper:
-        print(f"\n{_plural(sum(len(row['layers']) for row in deeper), 'layer')} inserted:")
-        places = [r["after"] if r["after"].startswith("before ") else f"after {r['after']}" for r in deeper]
-        wide = max(map(len, places[:most]))
-        _rows(
-            [f"{p.ljust(wide)}  {', '.join(map(_layer, r['layers']))}" for p, r in zip(places, deeper, strict=True)],
-            most,
-        )
-    if report["stayed"]:
-        print(f"\n{_plural(len(report['stayed']), 'channel space')} did not:")
-        by_reason: dict[str, list[str]] = {}
-        for row in report["stayed"]:  # the same reason in every block of a network is one
-            reason = row["reason"] if asked.all else re.sub(r" in module '[^']*'", "", row["reason"])
-            by_reason.setdefault(reason, []).append(sources.few(row["made_by"], names))
-        for reason, makers in by_reason.items():
-            print(f"  {len(makers):>3}  {reason}: {sources.few(makers, names)}")
-    if report["grew"] or report["stayed"]:
-        print()
-
-
-def _rows(lines: list[str], most: int) -> None:
-    for line in lines[:most]:
-        print(f"  {line}")
-    if len(lines) > most:
-        print(f"  and {len(lines) - most} more: --all")
-
-
-def _layer(layer: Any) -> str:
-    """A new layer of the record: its kernel, with what is unusual about it."""
-    if not isinstance(layer, dict):
-        return "x".join(map(str, layer))
-    if "block" in layer:
-        return "block"
-    words = ["x".join(map(str, layer["kernel"])) or "linear"]
-    words += ["dilated"] if any(d > 1 for d in layer.get("dilation", ())) else []
-    words += [word for word in ("depthwise", "maxout") if layer.get(word)]
-    return " ".join(words)
-
-
-def _plural(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _in_units(macs: int) -> str:
-    return f"{macs / 1e9:.3f} G" if macs >= 1e8 else f"{macs / 1e6:.3f} M" if macs >= 1e5 else f"{macs:,}"
+def _summary(report: dict[str, Any]) -> Summary:
+    widened, deepened = ([row for row in report["grew"] if key in row] for key in ("made_by", "after"))
+    rest = (report["parameters"], report["macs"], widened, deepened, [], report["stayed"])
+    return Summary(*rest, report["numbers"], report["unclear"])
 
 
 def _print_json(content: Any) -> None:

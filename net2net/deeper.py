@@ -19,6 +19,7 @@ from torch import nn
 from net2net import residual
 from net2net.certificate import confirm
 from net2net.errors import GrowthError
+from net2net.head import renew
 from net2net.recording import NoDropout, as_arguments, cloned, rebuilt
 from net2net.sites import Kernel, Site, choose, located, spelled
 from net2net.spaces import Trace
@@ -52,6 +53,7 @@ def deepen(
     calibration: Iterable[Any] | None = None,
     *,
     init: Callable[[nn.Module], Any] | None = None,
+    new_head: int | Mapping[str, int] | None = None,
     seed: int = 0,
     verify: bool = True,
 ) -> nn.Module:
@@ -80,7 +82,8 @@ def deepen(
                     needed if the sites have batch normalisation
     init            for new residual blocks: applied to each of their modules, as by `nn.Module.apply`, after the
                     module's own `reset_parameters` where it has one
-    seed            of the new residual blocks' weights; nothing else is random
+    new_head        as in `widen`: outputs for another number of classes
+    seed            of the new residual blocks' and the new head's weights; nothing else is random
     verify          compare both models on the example inputs and raise if the function has moved further than rounding
                     explains
 
@@ -119,10 +122,10 @@ def deepen(
             if "block" in layer:
                 residual.initialise(added[key][k], layer["block"], key, k, seed, init)
     remember(student, {"op": "deepen", "seed": seed, "sites": plan})
-    _reached(student, example_inputs, [(key, layer) for key, layers in added.items() for layer in layers])
+    grown = _reached(student, example_inputs, [(key, layer) for key, layers in added.items() for layer in layers])
     if verify:
         confirm(model, student, example_inputs)
-    return student
+    return student if new_head is None else renew(student, grown, example_inputs, new_head, seed)
 
 
 def insert(
@@ -231,21 +234,23 @@ def _identity(
     return nn.Sequential(parts)
 
 
-def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.Module]]) -> None:
-    """Refuse a student whose forward pass goes around the new layers, e.g. by reaching into the module at the site."""
+def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.Module]]) -> Trace:
+    """Refuse a student whose forward pass goes around the new layers, e.g. by reaching into the module at the site.
+    Returns its trace."""
     reason = "code outside it uses it otherwise than by calling it"
     try:
-        sites = Trace(student, example_inputs, strict=False).sites
+        trace = Trace(student, example_inputs, strict=False)
     except GrowthError as error:
         raise GrowthError(
             f"the deeper model does not run, as if {reason.replace('it', 'a site', 1)}: {error}"
         ) from error
     names = {module: name for name, module in student.named_modules()}
     for site, layer in added:
-        if len(sites.get(names[layer], [])) != 1:
+        if len(trace.sites.get(names[layer], [])) != 1:
             raise GrowthError(
                 f"cannot deepen {spelled(site)}: the forward pass does not reach the new layers ({reason})"
             )
+    return trace
 
 
 def _measure(

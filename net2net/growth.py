@@ -63,6 +63,7 @@ class Growth:
     tensors     by name of a parameter or buffer and dimension, how it follows
     attributes  numbers that modules keep beside their tensors and that grow, by module name and attribute, e.g. a
                 number of groups; inside lists, dicts and objects by a path, e.g. "feature_info.0.num_chs"
+    stayed      the channel spaces that did not grow, and why: {"made_by", "width", "reason"}; for the reader alone
     unclear     likewise those that may have to grow: channels of that width there grow differently; they stay
     held        how many channel spaces could not grow, by reason; for the reader alone
     """
@@ -80,6 +81,7 @@ class Growth:
         self.attributes = attributes
         self.held = held or {}
         self.unclear = unclear or {}
+        self.stayed: list[dict[str, Any]] = []
         self._axes: dict[Blocks, AxisMap] = {}
         self._pieces: dict[tuple[int, int] | int, AxisMap] = {}
 
@@ -182,6 +184,7 @@ class Growth:
             },
             "attributes": self.attributes,
             "held": self.held,
+            "stayed": self.stayed,
             **({"unclear": self.unclear} if self.unclear else {}),
         }
 

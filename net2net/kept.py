@@ -31,7 +31,7 @@ layer layers depth depths block blocks stage stages group groups kernel kernels 
 images window grid resolution length len seq sequence position positions vocab class classes label labels id ids version
 step steps epoch epochs reduction ratio scale factor rate seed index indices idx pad padding dilation expansion
 cardinality height spatial max min capacity pretrained default batch beam token tokens timestep timesteps freq bins
-shift end ends start cfg cfgs
+shift end ends start cfg cfgs base
 """
 COUNTS = frozenset(COUNTS.split())
 HEADS = frozenset({"head", "heads", "nhead"})
@@ -46,7 +46,7 @@ LONG = 256  # a longer list is data
 
 
 MODULES_OWN = frozenset(vars(nn.Module()))
-CHANNELS = frozenset({"dim", "dims", "channel", "channels", "chs", "feature", "features", "width", "widths", "planes"})
+CHANNELS = frozenset({"dim", "dims", "channel", "channels", "chs", "feature", "features", "planes"})
 
 
 class Kept:
@@ -98,6 +98,12 @@ def _candidates(module: nn.Module) -> Iterator[tuple]:
     for key, value in vars(module).items():
         if key not in MODULES_OWN and key not in own and not key.startswith("net2net_"):
             yield from (found for found in _integers(value, (key,), seen) if _is_width(found[0]))
+
+
+def integers(module: nn.Module) -> list[tuple[str, int]]:
+    """Every integer above 1 that a module keeps, with its path."""
+    own = (item for item in vars(module).items() if item[0] not in MODULES_OWN and not item[0].startswith("net2net_"))
+    return [(".".join(path), n) for key, value in own for path, n, _ in _integers(value, (key,), set())]
 
 
 def _integers(value: Any, path: tuple[str, ...], seen: set[int], holder: Any = None) -> Iterator[tuple]:

@@ -94,6 +94,7 @@ def grow_optimizer(
         raise GrowthError(f"grow_optimizer takes a torch.optim.Optimizer, got a {type(optimizer).__name__}")
     steps = [_Step(entry) for entry in _entries(student, growth, teacher)]
     degrees, names, new = _degrees(optimizer), _names(optimizer, teacher), dict(student.named_parameters())
+    anew: list[nn.Parameter] = []
     memo: dict[int, Any] = {}  # old tensors by identity, and what copying the optimizer is to put in their place
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -114,10 +115,15 @@ def grow_optimizer(
                     "pass teacher= or growth=history(student), so that nothing is left out"
                 )
             memo[id(parameter)] = new[name]
+            if not state:
+                anew.append(new[name])
             for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, torch.Tensor):
+                if isinstance(value, torch.Tensor) and key in state:
                     memo[id(value)] = _placed(state[key], value, parameter, new[name])
     grown = copy.deepcopy(optimizer, memo)
+    for parameter in anew:
+        grown.state.pop(parameter, None)
+        _begin(grown, parameter)
     called = {parameter: name for name, parameter in new.items()}
     for group in grown.param_groups:
         if "param_names" in group:
@@ -131,7 +137,10 @@ class _Step:
 
     def __init__(self, entry: Mapping[str, Any]):
         self.sites = list(sites(entry)) if entry["op"] == "deepen" else []
-        self.growth: Growth | None = None if entry["op"] == "deepen" else growth_of(entry)
+        self.growth: Growth | None = growth_of(entry) if "spaces" in entry else None
+        # The outputs of layers that start anew, by parameter.
+        heads = {name: head["to"] for name, head in entry.get("heads", {}).items()}
+        self.renewed = {f"{name}.{own}": n for name, n in heads.items() for own in ("weight", "bias")}
         self.padded = entry["op"] == "random_pad"
 
     def renamed(self, name: str) -> str:
@@ -147,6 +156,8 @@ class _Step:
         ]
 
     def shape(self, name: str, shape: list[int]) -> list[int]:
+        if name in self.renewed:
+            return [self.renewed[name], *shape[1:]]
         return shape if self.growth is None else self.growth.shape(name, tuple(shape))
 
     def grown(
@@ -158,7 +169,9 @@ class _Step:
         group: Mapping[str, Any],
         optimizer: torch.optim.Optimizer,
     ) -> dict[str, Any]:
-        """The state of a parameter with this name and shape, after the growth."""
+        """The state of a parameter with this name and shape, after the growth: empty for one that starts anew."""
+        if name in self.renewed:
+            return {}
         if self.growth is None or name not in self.growth.tensors:
             return state
         n, fresh = torch.ones((), dtype=torch.int64), torch.zeros((), dtype=torch.bool)
@@ -300,6 +313,12 @@ def _add(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], 
         group["params"].insert(place, new)
         if "param_names" in group:
             group["param_names"].insert(place, name)
-        if isinstance(optimizer, torch.optim.Adagrad):  # the only one that does not wait for the first gradient
-            start = torch.full_like(new, group["initial_accumulator_value"], memory_format=torch.preserve_format)
-            optimizer.state[new] = {"step": torch.tensor(0.0), "sum": start}
+        _begin(optimizer, new)
+
+
+def _begin(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+    """The state of a new parameter, of optimizers that do not wait for its first gradient."""
+    if isinstance(optimizer, torch.optim.Adagrad):
+        group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+        start = torch.full_like(parameter, group["initial_accumulator_value"], memory_format=torch.preserve_format)
+        optimizer.state[parameter] = {"step": torch.tensor(0.0), "sum": start}

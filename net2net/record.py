@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from net2net import deeper
+from net2net import deeper, head
 from net2net.errors import GrowthError
 from net2net.growth import ROLES, Growth, get_number
 from net2net.recording import cloned, tensors
@@ -25,7 +25,7 @@ from net2net.wider import disturb, history, pad, remember
 
 Record = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
-OPERATIONS = ("widen", "random_pad", "deepen")
+OPERATIONS = ("widen", "random_pad", "deepen", "new_head")
 # What data of the wrong kind makes of the code that reads it.
 WRONG_DATA = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError)
 
@@ -98,7 +98,16 @@ def _insert(entry: Mapping[str, Any], model: nn.Module, init: Any) -> nn.Module:
     return student
 
 
-_REPEAT = {"widen": _fill, "random_pad": _fill, "deepen": _insert}
+def _renew(entry: Mapping[str, Any], model: nn.Module, init: Any) -> nn.Module:
+    """What a `new_head` does once it knows the layers."""
+    if type(entry.get("seed")) is not int:
+        raise GrowthError(f"the record of a new head has seed {entry.get('seed')!r}: expected a whole number")
+    student = head.replaced(model, head.heads_of(entry, model), entry["seed"])
+    remember(student, copy.deepcopy(dict(entry)))
+    return student
+
+
+_REPEAT = {"widen": _fill, "random_pad": _fill, "deepen": _insert, "new_head": _renew}
 
 
 def entries_of(record: Record) -> list[Mapping[str, Any]]:

@@ -20,12 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from net2net.errors import GrowthError
+from net2net.overview import few
 from net2net.record import replay
-from net2net.recording import as_arguments, on_meta
 from net2net.weights import load_record, load_weights, save_weights
 
 Shape = tuple[int, ...]
@@ -192,10 +190,6 @@ def fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> Non
         raise CommandError(f"the weights in {path} do not fit the model: {'; '.join(faults)}")
 
 
-def few(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def read_record(path: Path) -> dict[str, Any]:
     """The record that belongs to a file of weights: in its own metadata, or in the .json beside it.
 
@@ -317,19 +311,3 @@ def calibration_batches(files: list[Path], size: int, device: torch.device) -> I
         if not images.is_floating_point():
             raise CommandError(f"{file} has {images.dtype}: expected images as the model takes them, normalised floats")
         yield from images.to(device).split(size)
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def macs(model: nn.Module, inputs: Any) -> int | None:
-    """Multiply-accumulates of one example in evaluation mode; None for a model that does not run on the meta device."""
-    one = pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t[:1], device="meta"), inputs)
-    args, kwargs = as_arguments(one)
-    try:
-        with FlopCounterMode(display=False) as counter:
-            on_meta(model).eval()(*args, **kwargs)
-    except Exception:
-        return None
-    return counter.get_total_flops() // 2

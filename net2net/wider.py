@@ -43,6 +43,7 @@ def widen(
     modules: str | Sequence[str] | None = None,
     noise: float = 0.05,
     exact: bool = True,
+    new_head: int | Mapping[str, int] | None = None,
     seed: int = 0,
     verify: bool = True,
 ) -> nn.Module:
@@ -65,6 +66,8 @@ def widen(
     exact           put the noise on the weights that read the copies, in amounts that cancel over the copies of each
                     channel: the function is preserved to rounding. False: on the weights that make the copies (never
                     the first), which moves the function, as in the paper
+    new_head        for another number of classes: replace the layer that makes the outputs by one with so many of
+                    them, initialised anew and trainable; all below it stays. A dict says it by layer, e.g. {"fc": 10}
     seed            of the maps and the noise. Each layer's draw depends on the seed and its name only.
     verify          compare both models on the example inputs (without noise that is not exact), and raise if the
                     function has moved further than rounding explains
@@ -88,6 +91,10 @@ def widen(
     if verify and exact:
         confirm(model, student, example_inputs, train=unseen)
     remember(student, entry)
+    if new_head is not None:
+        from net2net.head import renew  # which imports this module
+
+        student = renew(student, trace, example_inputs, new_head, seed)
     return student
 
 
@@ -194,10 +201,33 @@ def settle(
             noted = growth.noting(kept.follow, kept.unclear)
             conflict = _conflict(noted.emptied(trace.skeleton), example_inputs, trace, maps)
             if conflict is None:
+                noted.stayed = _stayed(trace, maps, factor, modules)
                 return noted
             if not kept.doubt(conflict.call.module):
                 break
         _hold(trace, maps, conflict)
+
+
+def _stayed(
+    trace: Trace, maps: Maps, factor: float | None, modules: str | Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """The channel spaces that do not grow, and why."""
+    patterns = [modules] if isinstance(modules, str) else modules
+
+    def why(space: Space, weights: list[str]) -> str:
+        if factor is None:
+            return "not asked for"
+        if patterns is not None and not any(_inside(owner(w), pattern) for w in weights for pattern in patterns):
+            return "outside modules="
+        if round(space.width * factor) == space.width:
+            return f"times {factor:g} it is no whole channel more"
+        return "by whole-number factors only"
+
+    return [
+        {"made_by": weights, "width": space.width, "reason": space.fixed or why(space, weights)}
+        for space, weights in trace.producers().items()
+        if space not in maps
+    ]
 
 
 def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]]) -> Growth:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from torchvision.models import resnet18
 
 import net2net
 from net2net import __main__ as cli
-from net2net import sources
+from net2net import overview, sources
 
 ROOT = Path(__file__).parents[1]
 SHAPE = ("--input", "3x8x8")
@@ -114,15 +113,8 @@ def test_what_did_not_grow_and_why(run, weights):
     assert stayed[1]["reason"] == "they are the network's output"
 
 
-def test_of_two_spaces_from_one_layer_one_can_stay(monkeypatch):
-    spaces = [SimpleNamespace(width=8, made_by=["qkv"], fixed=fixed) for fixed in (None, "as heads")]
-    monkeypatch.setattr(net2net, "explain", lambda *args: SimpleNamespace(spaces=spaces))
-    entry = {"spaces": [{"made_by": ["qkv.weight", "qkv.bias"], "from": 8, "to": 12}]}
-    assert cli._stayed(None, None, None, entry) == [{"made_by": ["qkv"], "width": 8, "reason": "as heads"}]
-
-
 def test_long_lists_are_cut_and_shown_by_all(run, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "SHOWN", 1)
+    monkeypatch.setattr(overview, "SHOWN", 1)
     common = ("widen", SMALL, *SHAPE, "--factor", 2)
     assert "  6 -> 12  0\n  and 1 more: --all\n" in run(*common)[1]
     assert "  6 -> 12  0\n  8 -> 16  3.0\n\n" in run(*common, "--all")[1]
@@ -446,13 +438,13 @@ def test_input_sizes_of_torchvision():
 
 
 def test_macs_are_the_published_ones():
-    assert sources.macs(resnet18(), torch.empty(2, 3, 224, 224)) == 1_814_073_344
+    assert overview.macs(resnet18(), torch.empty(2, 3, 224, 224)) == 1_814_073_344
 
     class Branch(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    assert sources.macs(Branch(), torch.ones(2, 3)) is None  # nothing to branch on without data
+    assert overview.macs(Branch(), torch.ones(2, 3)) is None  # nothing to branch on without data
 
 
 def test_values_of_model_arguments():

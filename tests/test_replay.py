@@ -184,7 +184,7 @@ def changed(record, change):
             lambda e: e["tensors"].update(absent=[[0, "makes", [[0, 1]]]]),
             "grows 'absent', which this Sequential does not",
         ),
-        (lambda e: e["attributes"].update({"0": {"forward": 5}}), "sets 0.forward from"),
+        (lambda e: e["attributes"].update({"0": {"forward": 5}}), "sets 0.forward, which this Sequential"),
         (lambda e: e["attributes"].update({"0": {"absent": 5}}), "sets 0.absent, which this Sequential"),
         (lambda e: e["attributes"].update({"0": {"groups": "2"}}), "expected whole numbers"),
         (lambda e: e.update(noise=-1.0), "noise -1.0"),

@@ -1,0 +1,225 @@
+"""What was grown in a student, and what stayed and why: its record as a table."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from net2net.errors import GrowthError
+from net2net.record import entries_of, growth_of, sites
+from net2net.recording import as_arguments, on_meta
+from net2net.wider import history
+
+SHOWN = 12  # rows of a list that can be long
+
+
+class Summary(NamedTuple):
+    """What a record says of a student. Printed, it is a table.
+
+    parameters  before and after
+    macs        multiply-accumulates of one example before and after; None where they are not known
+    grew        {"made_by": modules, "from", "to"} for each channel space that was widened
+    inserted    {"after": site, "layers"} for each site that was deepened
+    heads       {"module", "from", "to"} for each new classifier
+    stayed      {"made_by", "width", "reason"} for each channel space that the last widening left as it was
+    numbers     integers that modules keep of their widths and that follow, by module and attribute
+    unclear     integers that may have to follow, where it is not clear: they are as in the teacher
+    """
+
+    parameters: tuple[int, int]
+    macs: tuple[int | None, int | None]
+    grew: list[dict[str, Any]]
+    inserted: list[dict[str, Any]]
+    heads: list[dict[str, Any]]
+    stayed: list[dict[str, Any]]
+    numbers: dict[str, dict[str, Any]]
+    unclear: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self, every: bool = False) -> str:
+        """The table; `every`: all rows, however many."""
+        return "\n".join([*costs(self.parameters, self.macs), *self.growth(every)]).rstrip()
+
+    def growth(self, every: bool = False, hint: str = "") -> list[str]:
+        """Its lines on what grew and what did not; `hint` says how to see all rows."""
+        most, names = (sys.maxsize, sys.maxsize) if every else (SHOWN, 3)
+        lines: list[str] = []
+        if self.grew:
+            lines += ["", f"{plural(len(self.grew), 'channel space')} grew:"]
+            cells = [(f"{r['from']} -> {r['to']}", few(r["made_by"], names)) for r in self.grew]
+            wide = max(len(cell) for cell, _ in cells[:most])
+            lines += _rows([f"{cell.rjust(wide)}  {makers}" for cell, makers in cells], most, hint)
+        if self.inserted:
+            lines += ["", f"{plural(sum(len(row['layers']) for row in self.inserted), 'layer')} inserted:"]
+            places = [r["after"] if r["after"].startswith("before ") else f"after {r['after']}" for r in self.inserted]
+            wide = max(map(len, places[:most]))
+            layers = [", ".join(map(_layer, r["layers"])) for r in self.inserted]
+            lines += _rows([f"{p.ljust(wide)}  {its}" for p, its in zip(places, layers, strict=True)], most, hint)
+        for row in self.heads:
+            lines += ["", f"new head: {row['module']}, {row['from']} -> {row['to']} outputs, initialised anew"]
+        if self.stayed:
+            lines += ["", f"{plural(len(self.stayed), 'channel space')} did not:"]
+            by_reason: dict[str, list[str]] = {}
+            for row in self.stayed:  # the same reason in every block of a network is one
+                reason = row["reason"] if every else re.sub(r" in module '[^']*'", "", row["reason"])
+                by_reason.setdefault(reason, []).append(few(row["made_by"], names))
+            lines += [f"  {len(makers):>3}  {reason}: {few(makers, names)}" for reason, makers in by_reason.items()]
+        kept = [_at(module, key) for module, values in self.numbers.items() for key in values]
+        if kept:
+            lines += ["", f"{plural(len(kept), 'number')} of modules follow: {few(kept, names)}"]
+        unclear = [_at(module, key) for module, keys in self.unclear.items() for key in keys]
+        if unclear:
+            lines += ["", f"as before, because it is not clear what they follow: {few(unclear, names)}"]
+        return lines
+
+
+def summary(student: nn.Module, example_inputs: Any = None, teacher: nn.Module | None = None) -> Summary:
+    """What was grown in a student, what stayed and why, and what it costs. Printed, it is a table.
+
+        print(net2net.summary(student, images, teacher))
+
+    student         from `widen`, `random_pad`, `deepen`, `replay`, or several of them in a row
+    example_inputs  for the multiply-accumulates of one example; without, they are left out
+    teacher         for its own multiply-accumulates; where it was grown itself, only what came after counts
+
+    Raises `GrowthError` for a model that was not grown.
+    """
+    entries = entries_of(history(student))
+    done = history(teacher) if teacher is not None else []
+    if not entries or entries[: len(done)] != done or len(entries) == len(done):
+        whose = "the student has no growth on record" if not entries else "the student's history is not the teacher's"
+        raise GrowthError(f"{whose}: pass a model that net2net returned" + (", and its teacher" if done else ""))
+    new = entries[len(done) :]
+    after = {name: tuple(p.shape) for name, p in student.named_parameters()}
+    cost = [None if example_inputs is None or m is None else macs(m, example_inputs) for m in (teacher, student)]
+    widened = [entry for entry in new if "spaces" in entry]
+    stayed = _stayed(widened[-1]) if widened else []
+    return Summary(
+        (_size(before(new, after)), _size(after)),
+        (cost[0], cost[1]),
+        [{"made_by": owners(s["made_by"]), "from": s["from"], "to": s["to"]} for e in widened for s in e["spaces"]],
+        [{"after": site, "layers": layers} for e in new for site, layers in e.get("sites", {}).items()],
+        [{"module": name, **head} for e in new for name, head in e.get("heads", {}).items()],
+        stayed,
+        _merged(new, "attributes"),
+        _merged(new, "unclear"),
+    )
+
+
+def _stayed(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if "stayed" in entry:
+        return [{"made_by": owners(s["made_by"]), "width": s["width"], "reason": s["reason"]} for s in entry["stayed"]]
+    return []
+
+
+def _merged(entries: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for entry in entries:
+        for module, values in entry.get(key, {}).items():
+            known = found.get(module)
+            found[module] = values if known is None else {**known, **values} if isinstance(values, dict) else values
+    return found
+
+
+def before(entries: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a teacher's parameters, from those of its student and the record between them."""
+    found = {name: list(shape) for name, shape in shapes.items()}
+    for entry in reversed(entries):
+        if entry["op"] == "deepen":
+            for site in reversed(list(sites(entry))):
+                own = {f"{site.name}.{k}." for k in range(site.length) if k != site.place}
+                found = {name: shape for name, shape in found.items() if not name.startswith(tuple(own))}
+                inner = f"{site.name}.{site.place}."
+                found = {
+                    f"{site.name}.{n.removeprefix(inner)}" if n.startswith(inner) else n: s for n, s in found.items()
+                }
+        elif entry["op"] == "new_head":
+            for module, head in entry["heads"].items():
+                for name in (f"{module}.weight", f"{module}.bias"):
+                    if name in found:
+                        found[name][0] = head["from"]
+        else:
+            growth = growth_of(entry)
+            for name, dims in growth.tensors.items():
+                for dim, how in dims.items() if name in found else ():
+                    found[name][dim] = sum(
+                        b if isinstance(b, int) else growth.spaces[b[0]].width * b[1] for b in how.blocks
+                    )
+    return {name: tuple(shape) for name, shape in found.items()}
+
+
+def _size(shapes: Mapping[str, Sequence[int]]) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes.values())
+
+
+def macs(model: nn.Module, inputs: Any) -> int | None:
+    """Multiply-accumulates of one example in evaluation mode; None for a model that does not run on the meta device."""
+    one = pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t[:1], device="meta"), inputs)
+    args, kwargs = as_arguments(one)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            on_meta(model).eval()(*args, **kwargs)
+    except Exception:
+        return None
+    return counter.get_total_flops() // 2
+
+
+def costs(parameters: Sequence[int], macs: Sequence[int | None]) -> list[str]:
+    """Parameters and multiply-accumulates of teacher and student, as lines."""
+    (old, new), (cost, costs) = parameters, macs
+    rows = [("", "teacher", "student", ""), ("parameters", f"{old:,}", f"{new:,}", f"x {new / max(old, 1):.2f}")]
+    if costs:
+        known = (_in_units(cost), _in_units(costs), f"x {costs / cost:.2f}") if cost else ("", _in_units(costs), "")
+        rows.append(("MACs per example", *known))
+    widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    lines = []
+    for name, *cells, ratio in rows:
+        numbers = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append(f"{name.ljust(widths[0])}  {numbers}  {ratio}".rstrip())
+    return lines
+
+
+def owners(weights: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(weight.rpartition(".")[0] for weight in weights))
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _at(module: str, key: str) -> str:
+    return f"{module}.{key}" if module else key
+
+
+def _rows(lines: list[str], most: int, hint: str) -> list[str]:
+    rest = [f"  and {len(lines) - most} more{hint}"] if len(lines) > most else []
+    return [f"  {line}" for line in lines[:most]] + rest
+
+
+def _layer(layer: Any) -> str:
+    """A new layer of the record: its kernel, with what is unusual about it."""
+    if not isinstance(layer, dict):
+        return "x".join(map(str, layer))
+    if "block" in layer:
+        return "block"
+    words = ["x".join(map(str, layer["kernel"])) or "linear"]
+    words += ["dilated"] if any(d > 1 for d in layer.get("dilation", ())) else []
+    words += [word for word in ("depthwise", "maxout") if layer.get(word)]
+    return " ".join(words)
+
+
+def _in_units(macs: int) -> str:
+    return f"{macs / 1e9:.3f} G" if macs >= 1e8 else f"{macs / 1e6:.3f} M" if macs >= 1e5 else f"{macs:,}"
