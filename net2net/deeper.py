@@ -9,12 +9,14 @@ identity are in `net2net.residual`.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from net2net import residual
 from net2net.certificate import confirm
@@ -23,7 +25,7 @@ from net2net.head import renew
 from net2net.recording import NoDropout, as_arguments, cloned, rebuilt
 from net2net.sites import Kernel, Site, choose, located, spelled
 from net2net.spaces import Trace
-from net2net.wider import remember
+from net2net.wider import remember, whole
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -44,6 +46,20 @@ class Maxout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"pieces={self.pieces}"
+
+
+class Onward(nn.Sequential):
+    """A module that is called with more than one argument, and what was inserted beside it: those of its own kind get
+    what it was called with after the first, too."""
+
+    def __init__(self, modules: Iterable[nn.Module], takes_all: Iterable[bool]):
+        super().__init__(*modules)
+        self.takes_all = tuple(takes_all)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        for module, all_of_it in zip(self, self.takes_all, strict=True):
+            x = module(x, *args, **kwargs) if all_of_it else module(x)
+        return x
 
 
 def deepen(
@@ -78,8 +94,9 @@ def deepen(
                     layer, too, with the identity in every piece. "before m" is for what `m` reads, where no module of
                     its own returns it: `self.m(F.relu(…))`, or one ReLU module that is called several times. Dropout
                     (of ReLU), max pooling and changes of shape may lie in between.
-    calibration     batches of training inputs, each as `example_inputs`, to measure the batch-norm statistics on;
-                    needed if the sites have batch normalisation
+    calibration     batches of training inputs, to measure the batch-norm statistics on; needed if the sites have batch
+                    normalisation. Each is as `example_inputs`, and may have more behind, e.g. the labels of a
+                    `DataLoader`; it is put where the model is
     init            for new residual blocks: applied to each of their modules, as by `nn.Module.apply`, after the
                     module's own `reset_parameters` where it has one
     new_head        as in `widen`: outputs for another number of classes
@@ -103,6 +120,9 @@ def deepen(
     needed. An optimizer of the old model does not know the new parameters: see `grow_optimizer`, or build a new one.
     Raises `GrowthError` for a site that cannot be deepened, with the reason.
     """
+    if init is not None and not callable(init):
+        raise GrowthError(f"init= is a {type(init).__name__}: expected a function that initialises a module")
+    seed = whole(seed, "seed=")
     trace = Trace(model, example_inputs, strict=False)
     plan = {key: Site(trace, key, layers).plan for key, layers in choose(trace, sites).items()}
     normalised = [key for key, layers in plan.items() if any(layer.get("norm") for layer in layers)]
@@ -112,9 +132,9 @@ def deepen(
             raise GrowthError(
                 f"the site {normalised[0]!r} has batch normalisation: pass calibration=, batches of training inputs"
             )
-        if isinstance(calibration, (torch.Tensor, Mapping)):
+        if isinstance(calibration, (torch.Tensor, Mapping, str)) or not isinstance(calibration, Iterable):
             raise GrowthError(f"calibration= is one {type(calibration).__name__}: pass batches, e.g. [batch]")
-        moments = _measure(model, normalised, calibration)
+        moments = _measure(model, normalised, calibration, example_inputs)
     student = cloned(model)
     added = insert(student, plan, moments)
     for key, layers in plan.items():
@@ -168,12 +188,21 @@ def insert(
             layer.train(old.training)
             if layout is not None:
                 layer.to(memory_format=layout)
-        grown = nn.Sequential(*new, old) if before else nn.Sequential(old, *new)
+        parts, alike = [old, *new], [True, *("block" in layer for layer in layers)]
+        if before:
+            parts, alike = [*new, old], [*alike[1:], True]
+        grown = Onward(parts, alike) if _takes_more(old) else nn.Sequential(*parts)
         grown.training = old.training  # and what is inside `old` keeps its own
         for parent, own in places:
             parent._modules[own] = grown
         added[key] = new
     return added
+
+
+def _takes_more(module: nn.Module) -> bool:
+    """Whether it may be called with more than one argument."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    return len(parameters) > 1 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters)
 
 
 def _again(block: nn.Module) -> nn.Module:
@@ -253,8 +282,30 @@ def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.
     return trace
 
 
+def _taken(batch: Any, example_inputs: Any, number: int) -> Any:
+    """What the model is given of a batch: what is in the place of the example inputs; labels may follow."""
+    wanted = example_inputs if isinstance(example_inputs, (tuple, list, dict)) else (example_inputs,)
+    if isinstance(wanted, dict):
+        missing = [key for key in wanted if key not in batch] if isinstance(batch, Mapping) else list(wanted)
+        if missing:
+            found = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise GrowthError(
+                f"batch {number} of calibration= has no {missing[0]!r}, which the example inputs have; it has {found}"
+            )
+        return {key: batch[key] for key in wanted}
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    first = parts[0] if parts else None
+    if len(parts) < len(wanted) or isinstance(first, torch.Tensor) != isinstance(wanted[0], torch.Tensor):
+        found = f"{len(parts)} of them" if isinstance(first, torch.Tensor) else f"a {type(batch).__name__}"
+        raise GrowthError(
+            f"batch {number} of calibration= is not as the example inputs, {len(wanted)} argument"
+            f"{'s' if len(wanted) > 1 else ''} of the model: it is {found}"
+        )
+    return parts[: len(wanted)]
+
+
 def _measure(
-    model: nn.Module, keys: list[str], calibration: Iterable[Any]
+    model: nn.Module, keys: list[str], calibration: Iterable[Any], example_inputs: Any
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Mean and (biased) variance per channel at some sites, over all batches, in float64.
 
@@ -292,8 +343,16 @@ def _measure(
     batches = 0
     with torch.no_grad(), NoDropout():
         for batch in calibration:
-            args, kwargs = as_arguments(batch)
-            model(*args, **kwargs)
+            args, kwargs = as_arguments(_taken(batch, example_inputs, batches))
+            device = next((p.device for p in model.parameters()), None)
+            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t, to=device: t.to(to), (args, kwargs))
+            try:
+                model(*args, **kwargs)
+            except Exception as error:
+                said = next(iter(str(error).splitlines()), "")
+                raise GrowthError(
+                    f"the model does not run on batch {batches} of calibration=: {type(error).__name__}: {said}"
+                ) from error
             batches += 1
     if not batches:
         raise GrowthError("calibration= has no batches: pass at least one batch of training inputs")

@@ -45,11 +45,34 @@ DEGREES: dict[tuple[str, str], dict[str, int]] = {
     ("timm", "AdamWLegacy"): _ADAM,
     ("timm", "NAdamW"): _ADAM,
     ("timm", "Lion"): {"exp_avg": 1},
+    ("timm", "Lamb"): _ADAM,
+    ("timm", "AdamP"): _ADAM,
+    ("timm", "NAdamLegacy"): _ADAM,
+    ("timm", "RAdamLegacy"): _ADAM,
+    ("timm", "AdaBelief"): {"exp_avg": 1, "exp_avg_var": 2, "max_exp_avg_var": 2},
+    ("timm", "Adan"): {"exp_avg": 1, "exp_avg_diff": 1, "exp_avg_sq": 2, "neg_pre_grad": 1},
+    # These keep a mean of gradients that are normalised already.
+    ("timm", "Adopt"): {"exp_avg": 0, "exp_avg_sq": 2},
+    ("timm", "LaProp"): {"exp_avg": 0, "exp_avg_sq": 2},
+    ("timm", "SGDP"): {"momentum": 1},
+    ("timm", "Muon"): {"momentum_buffer": 1, **_ADAM},  # Adam's for what is no matrix
 }
+# Weights that are copied from the parameters where they are not there.
+COPIES = ("lookahead_slow_buff",)
 # Updates, i.e. gradients over the root of their own second moment: what is kept of them, to which power.
 UPDATES = {"momentum_buffer": 1, "acc_delta": 2}
 # What divides an update, or is a step size: it must not be zero where there is no history.
-SIZES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "step_size", "acc_delta")
+SIZES = (
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "exp_avg_var",
+    "max_exp_avg_var",
+    "square_avg",
+    "sum",
+    "exp_inf",
+    "step_size",
+    "acc_delta",
+)
 
 
 @torch.no_grad()
@@ -87,11 +110,18 @@ def grow_optimizer(
 
     Hooks and learning-rate schedulers stay with the old optimizer: build a scheduler for the new one. Raises
     `GrowthError` if the record does not lead from the optimizer's parameters to the student's, or if the optimizer
-    keeps something that has no known rule (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop
-    and Muon have, and timm's RMSpropTF, SGDW, NAdamW and Lion); what only deepens needs no rule.
+    keeps something that has no known rule; what only deepens needs none. These have rules: torch's SGD, Adam, AdamW,
+    NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop and Muon; timm's SGDW, SGDP, RMSpropTF, AdamWLegacy, NAdamW,
+    NAdamLegacy, RAdamLegacy, AdamP, AdaBelief, Adan, Adopt, LaProp, Lamb, Lion and Muon, and Lookahead around any
+    of these, whose slow weights begin again at the student's. Of other wrappers pass what they wrap.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise GrowthError(f"grow_optimizer takes a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+        wraps = next((k for k in ("optimizer", "_optimizer", "optim") if hasattr(optimizer, k)), None)
+        cure = f": pass its {wraps!r}, and wrap the result again" if wraps else ""
+        raise GrowthError(f"grow_optimizer takes a torch.optim.Optimizer, got a {type(optimizer).__name__}{cure}")
+    for key, inner in vars(optimizer).items():
+        if isinstance(inner, torch.optim.Optimizer):
+            return _wrapped(optimizer, key, grow_optimizer(inner, student, growth, teacher=teacher))
     steps = [_Step(entry) for entry in _entries(student, growth, teacher)]
     degrees, names, new = _degrees(optimizer), _names(optimizer, teacher), dict(student.named_parameters())
     anew: list[nn.Parameter] = []
@@ -130,6 +160,19 @@ def grow_optimizer(
             group["param_names"] = [called[parameter] for parameter in group["params"]]
     _add(grown, new, steps)
     return grown
+
+
+def _wrapped(optimizer: torch.optim.Optimizer, key: str, inner: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """timm's Lookahead around a grown optimizer."""
+    kind = type(optimizer)
+    if kind.__module__.partition(".")[0] != "timm" or kind.__name__ != "Lookahead":
+        raise GrowthError(f"{kind.__name__} wraps another optimizer: pass its {key!r}, and wrap the result again")
+    group = optimizer.param_groups[0]
+    wrapped = kind(inner, alpha=group["lookahead_alpha"], k=group["lookahead_k"])
+    for state in inner.state.values():
+        for copied in COPIES:
+            state.pop(copied, None)
+    return wrapped
 
 
 class _Step:
@@ -181,10 +224,21 @@ class _Step:
             if self.growth.tensors[name][dim].role != "sums":
                 n = n * axis.copies.view(along(dim, len(shape)))
         copied = dict(state)
-        kept = [key for key, value in state.items() if value is not None and not _is_number(value, shape)]
+        kept = [
+            key
+            for key, value in state.items()
+            if value is not None and key not in COPIES and not _is_number(value, shape)
+        ]
+        if state.get("use_muon") and "exp_avg_sq" in kept:  # AdaMuon's, of what it has made orthogonal
+            degrees = {}
         for key in kept:
             value = state[key]
-            if key not in degrees or not isinstance(value, torch.Tensor) or list(value.shape) != shape:
+            if isinstance(value, torch.Tensor) and list(value.shape) != shape:
+                raise GrowthError(
+                    f"{type(optimizer).__name__} keeps {key!r} of {name!r} as {tuple(value.shape)}, not entry by entry "
+                    f"(the parameter is {tuple(shape)}): start a new optimizer for the student"
+                )
+            if key not in degrees or not isinstance(value, torch.Tensor):
                 raise GrowthError(
                     f"{type(optimizer).__name__} keeps {key!r} of {name!r}, and how it grows is not known: "
                     "start a new optimizer for the student"

@@ -403,6 +403,8 @@ def uncollected() -> Iterator[None]:
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer once, by name."""
+    if not isinstance(model, nn.Module):
+        raise GrowthError(f"expected a torch.nn.Module, got a {type(model).__name__}")
     yield from model.named_parameters()
     yield from model.named_buffers()
 

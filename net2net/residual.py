@@ -226,7 +226,7 @@ def initialise(
                 owner = type(fresh.get_submodule(own.rpartition(".")[0])).__name__
                 raise GrowthError(
                     f"nothing initialises {own!r} of the new block after {site!r}: {owner} has no reset_parameters() "
-                    "that does; pass init=, a function that initialises a module"
+                    "that does; pass init=, which initialises a module (transformers' model._init_weights)"
                 )
         block.load_state_dict(fresh.state_dict())
     clear(block, zero)

@@ -247,6 +247,10 @@ def _count(call: Call) -> int:
 
 
 def choose(trace: Trace, sites: Mapping[str, Sequence[Kernel]]) -> dict[str, Sequence[Kernel]]:
+    if not isinstance(sites, Mapping) or not all(isinstance(key, str) for key in sites):
+        raise GrowthError(
+            f"sites= is {sites!r}: expected a dict of module names and lists of kernels, e.g. {{'layer1.*': [3]}}"
+        )
     if not sites:
         raise GrowthError("sites= is empty: name at least one module, e.g. {'layer1.*': [3]}")
     names = [name for name, _ in trace.skeleton.named_modules() if name]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from math import inf
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -77,9 +78,11 @@ def widen(
     `UnsupportedOperation` for an operation through which the channels cannot be followed.
     """
 
-    if not 0 <= noise < inf:
-        raise GrowthError(f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise}")
-    exact = bool(exact and noise)
+    if not isinstance(noise, Real) or not 0 <= noise < inf:
+        raise GrowthError(
+            f"noise is a fraction of each filter's standard deviation: expected a number of at least 0, got {noise!r}"
+        )
+    exact, noise, seed = bool(exact and noise), float(noise), whole(seed, "seed=")
     trace, growth = _plan(model, example_inputs, factor, widths, modules, seed)
     entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **growth.record()}
     student = growth.copied(model)
@@ -130,6 +133,9 @@ def random_pad(
     The other arguments, the result and the errors are those of `widen`.
     """
 
+    if init is not None and not callable(init):
+        raise GrowthError(f"init= is a {type(init).__name__}: expected a function that initialises a module")
+    seed = whole(seed, "seed=")
     _, growth = _plan(model, example_inputs, factor, widths, modules, seed)
     student = growth.copied(model)
     pad(student, growth, init, seed)
@@ -365,11 +371,19 @@ def _targets(
     if widths is not None:
         if modules is not None:
             raise GrowthError("modules= restricts factor=; widths= names its modules itself")
+        if not isinstance(widths, Mapping):
+            raise GrowthError(
+                f"widths= is {widths!r}: expected a dict of layers and widths, e.g. {{'layer1.conv1': 96}}"
+            )
         return _named_targets(trace, widths)
+    if not isinstance(factor, Real):
+        raise GrowthError(f"factor= is {factor!r}: expected a number, e.g. 1.5")
     if not 1 <= factor < inf:
         raise GrowthError(f"factor must be at least 1 and finite, got {factor}: this package only grows models")
     patterns = [modules] if isinstance(modules, str) else modules
     if patterns is not None:
+        if not isinstance(patterns, Sequence) or not all(isinstance(each, str) for each in patterns):
+            raise GrowthError(f"modules= is {modules!r}: expected a pattern or a list of them, e.g. 'layer1.*'")
         names = [name for name, _ in trace.skeleton.named_modules()]
         for pattern in patterns:
             if not any(_inside(name, pattern) for name in names):
@@ -516,6 +530,12 @@ def _spread(filters: torch.Tensor) -> torch.Tensor:
 
 def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def whole(number: Any, name: str) -> int:
+    if not isinstance(number, Integral) or isinstance(number, bool):
+        raise GrowthError(f"{name} is {number!r}: expected a whole number")
+    return int(number)
 
 
 def _reset(module: nn.Module) -> None:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import torchvision
 from nets import Net, conv
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from net2net import GrowthError, deepen, history, verify, widen
+from net2net import GrowthError, deepen, history, random_pad, replay, verify, widen
 from net2net.inception_bn import inception_bn
 
 PAIR = [(3, 1), (1, 3)]
@@ -417,3 +418,167 @@ def test_refuses_channels_without_a_batch_dimension():
         deepen(model, torch.zeros(2, 3), {"1": [3]})
     with pytest.raises(GrowthError, match=r"shape \(2, 5, 4\), channels along dimension 2"):
         deepen(model, torch.zeros(2, 5, 3), {"1": [1]})
+
+
+def labelled(x):
+    return DataLoader(TensorDataset(x, torch.arange(len(x))), 2)
+
+
+class Pair(nn.Module):
+    """Takes two arguments, as those of a pair of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = layer(3, 4), conv(4, 2)
+
+    def forward(self, x, y=None, scale=1.0):
+        return self.last(self.first(x if y is None else x + y)) * scale
+
+
+def test_batches_of_a_data_loader_have_labels_behind(randomise):
+    teacher, x = randomise(normalised()).double(), images(3, 5, 6, batch=6)
+    student = deepen(teacher, x[:2], {"0": [3]}, labelled(x))
+    again = deepen(teacher, x[:2], {"0": [3]}, [x[:2], x[2:4], x[4:]])
+    assert same(weights(student), weights(again))
+    teacher = randomise(Pair()).double()
+    pairs = DataLoader(TensorDataset(x, x.flip(0), torch.arange(6)), 3)
+    student = deepen(teacher, (x, x), {"first": [3]}, pairs)  # two arguments, and labels behind
+    again = deepen(teacher, (x, x), {"first": [3]}, [(x[:3], x.flip(0)[:3]), (x[3:], x.flip(0)[3:])])
+    assert same(weights(student), weights(again))
+    named = [{"x": x, "y": x, "labels": torch.arange(6)}]
+    student = deepen(teacher, {"x": x, "y": x}, {"first": [3]}, named)
+    assert same(weights(student), weights(deepen(teacher, (x, x), {"first": [3]}, [[x, x]])))
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([{"image": images(3, 5, 6)}], "batch 0 of calibration= is not as the example inputs, 1 argument"),
+        ([images(3, 5, 6), "text"], "batch 1 of calibration= is not as the example inputs"),
+        ([images(2, 5, 6)], "does not run on batch 0 of calibration=: RuntimeError"),
+        ([images(3, 5, 6).float()], "does not run on batch 0 of calibration=: RuntimeError"),
+        (5, "calibration= is one int: pass batches"),
+        ("images.npy", "calibration= is one str: pass batches"),
+    ],
+    ids=str,
+)
+def test_batches_that_are_none(batches, message):
+    with pytest.raises(GrowthError, match=message):
+        deepen(normalised().double(), images(3, 5, 6), {"0": [3]}, batches)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "batch", "message"),
+    [
+        ({"x": images(3, 4, 4)}, {"y": images(3, 4, 4)}, "has no 'x', which the example inputs have; it has y"),
+        ({"x": images(3, 4, 4)}, images(3, 4, 4), "has no 'x', which the example inputs have; it has a Tensor"),
+        ((images(3, 4, 4),) * 2, images(3, 4, 4), "the example inputs, 2 arguments of the model: it is 1 of them"),
+    ],
+)
+def test_batches_that_are_not_as_the_example_inputs(inputs, batch, message):
+    with pytest.raises(GrowthError, match=message):
+        deepen(Pair().double(), inputs, {"first": [3]}, [batch])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x: widen(m, x, "1.5"), "factor= is '1.5': expected a number"),
+        (lambda m, x: widen(m, x, [2]), r"factor= is \[2\]: expected a number"),
+        (lambda m, x: widen(m, x, 2, modules=3), "modules= is 3: expected a pattern"),
+        (lambda m, x: widen(m, x, widths=["0"]), r"widths= is \['0'\]: expected a dict of layers"),
+        (lambda m, x: widen(m, x, 2, noise="0.1"), "noise is a fraction of .* got '0.1'"),
+        (lambda m, x: widen(m, x, 2, seed=0.5), "seed= is 0.5: expected a whole number"),
+        (lambda m, x: widen("resnet18", x, 2), "expected a torch.nn.Module, got a str"),
+        (lambda m, x: deepen(m, x, ["0"], [x]), r"sites= is \['0'\]: expected a dict of module names"),
+        (lambda m, x: deepen(m, x, {0: [3]}, [x]), "sites= is .*: expected a dict of module names"),
+        (lambda m, x: deepen(m, x, {"0": [3]}, [x], init="he"), "init= is a str: expected a function"),
+        (lambda m, x: deepen(m, x, {"0": [3]}, [x], seed=None), "seed= is None: expected a whole number"),
+        (lambda m, x: deepen(None, x, {"0": [3]}, [x]), "expected a torch.nn.Module, got a NoneType"),
+        (lambda m, x: random_pad(m, x, 2, init=3), "init= is a int: expected a function"),
+    ],
+)
+def test_arguments_of_the_wrong_type(call, message):
+    with pytest.raises(GrowthError, match=message):
+        call(normalised().double(), images(3, 5, 6))
+
+
+class Attending(nn.Module):
+    """A transformer's layer, called with a mask and a keyword besides, and a parameter that nothing initialises."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.norm, self.inner, self.out = nn.LayerNorm(dim), nn.Linear(dim, 12), nn.Linear(12, dim)
+        self.shift = nn.Parameter(torch.randn(12))
+
+    def forward(self, x, mask, scale=1.0):
+        return x + self.out(torch.tanh(self.inner(self.norm(x)) * scale + self.shift) * mask)
+
+
+class Attended(nn.Module):
+    def __init__(self, dim=8):
+        super().__init__()
+        self.stem, self.layers = nn.Linear(3, dim), nn.ModuleList([Attending(dim), Attending(dim)])
+
+    def forward(self, x):
+        mask, x = (x[..., :1] > 0).to(x.dtype), self.stem(x)
+        for k, layer in enumerate(self.layers):
+            x = layer(x, mask, scale=k + 1.0)
+        return x
+
+    def _init_weights(self, module):
+        if isinstance(module, Attending):
+            nn.init.normal_(module.shift, std=0.02)
+
+
+def test_a_block_that_is_called_with_more_than_one_argument(randomise):
+    teacher, x = randomise(Attended()).double(), images(5, 3)
+    with pytest.raises(GrowthError, match=r"nothing initialises 'shift' .*pass init=, .*transformers"):
+        deepen(teacher, x, {"layers.1": ["block"]})
+    student = deepen(teacher, x, {"layers.*": ["block", "block"]}, init=teacher._init_weights)
+    certify(teacher, student, x)
+    block = student.layers[1][2]
+    assert 0 < block.shift.abs().max() < 0.2
+    student(x).sum().backward()
+    # Its layers see the mask and the keyword: the zeros at their ends get gradients from them.
+    assert block.out.weight.grad.abs().max() > 0
+    again = deepen(
+        deepen(teacher, x, {"layers.0": ["block"]}, init=teacher._init_weights),
+        x,
+        {"layers.1": ["block"]},
+        init=teacher._init_weights,
+    )
+    certify(teacher, again, x)
+    rebuilt = replay(json.dumps(history(student)), teacher)
+    rebuilt.load_state_dict(student.state_dict())
+    assert torch.equal(rebuilt(x), student(x))
+    # With the last layers of the new blocks trained, mask and scale count.
+    with torch.no_grad():
+        block.out.weight.normal_()
+    h = student.stem(x)
+    mask = torch.ones(5, 1).double()
+    assert not torch.equal(student.layers[1](h, mask, scale=2.0), student.layers[1](h, mask, scale=3.0))
+    assert not torch.equal(student.layers[1](h, mask), student.layers[1](h, mask * 0))
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act, self.a, self.b = Scaled(), conv(3, 4), conv(4, 2)
+
+    def forward(self, x):
+        return self.b(self.act(self.a(x), x.mean()))
+
+
+class Scaled(nn.Module):
+    def forward(self, x, by):
+        return F.relu(x * by)
+
+
+def test_a_layer_after_a_module_that_is_called_with_more_than_one_argument(randomise):
+    teacher, x = randomise(Gated()).double(), images(3, 4, 4)
+    certify(teacher, deepen(teacher, x, {"act": [3, (1, 3)]}), x)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
+    net = Net(lambda m, x: m.layer(x, src_key_padding_mask=torch.zeros(x.shape[:2], dtype=torch.bool)), layer=encoder)
+    teacher, x = randomise(net).double(), images(5, 8)
+    certify(teacher, deepen(teacher, x, {"layer": ["block"]}), x)
