@@ -25,6 +25,8 @@ from net2net.sites import Layer
 from net2net.weights import load_record, load_weights, save_weights
 from net2net.wider import history, random_pad, widen
 
+__version__ = "0.2.0"
+
 __all__ = [
     "Certificate",
     "Explanation",

@@ -5,15 +5,19 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import net2net
 
 ROOT = Path(__file__).parents[1]
 OURS = {"net2net", "training", "train", "replicate", "figures", "bench", "examples", "tests"}
@@ -100,16 +104,41 @@ def test_the_wheel_holds_only_the_library(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    tops = {name.split("/")[0].split("-")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert tops == {"net2net"}  # the package, and net2net-<version>.dist-info
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"net2net"}  # and net2net-<version>.dist-info
+    assert "net2net/py.typed" in names
 
 
-def test_the_editable_install_finds_the_checkout(tmp_path):
-    names = ["figures", "net2net", "replicate", "train", "training"]
-    code = f"from importlib.util import find_spec\nfor name in {names}: print(find_spec(name).origin)"
-    found = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True).splitlines()
-    parts = [Path(x).resolve().relative_to(ROOT.resolve()).parts[0] for x in found]
-    assert parts == ["figures", "net2net", "replicate", "train.py", "training"]
+def test_the_wheel_of_the_sdist_works_without_the_checkout(tmp_path):
+    """Built from the sdist alone, and imported from where it is unpacked, with torch and safetensors beside it."""
+    hatchling = [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path), "--target"]
+    subprocess.run([*hatchling, "sdist"], cwd=ROOT, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as tar:
+        tar.extractall(tmp_path, filter="data")
+    source = tmp_path / sdist.name.removesuffix(".tar.gz")
+    subprocess.run([*hatchling, "wheel"], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    packages = Path(torch.__file__).parents[1]
+    code = f"""
+import sys
+sys.path[:] = [p for p in sys.path if {str(ROOT)!r} not in p or "site-packages" in p]
+sys.path.insert(0, {str(tmp_path / "site")!r})
+import torch, net2net
+student = net2net.widen(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)),
+                        torch.randn(3, 4), factor=2)
+print(net2net.__file__, net2net.__version__, student[0].out_features)
+"""
+    environment = {**ENV, "PYTHONPATH": str(packages)}
+    ran = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    place, version, width = ran.stdout.split()
+    assert Path(place).is_relative_to(tmp_path)
+    assert (version, width) == (net2net.__version__, "16")
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
 
 
 def imports(package):
