@@ -69,6 +69,9 @@ def _spelled(text: str) -> str:
     """What the library says, with the options of the command line for its arguments."""
     for argument in ("calibration", "factor", "modules"):
         text = text.replace(f"{argument}=", f"--{argument}")
+    text = text.replace("choose one by key=", "choose one by --weights-key").replace(
+        "key= takes", "--weights-key takes"
+    )
     return text.replace("widths=", "--width").replace("widths names", "--width names")
 
 
@@ -125,9 +128,15 @@ def _parser() -> Parser:
             "--weights",
             type=Path,
             metavar="FILE",
-            help="a .safetensors or .pt file; a student's too. Without: random initialisation by --seed",
+            help="a .safetensors or .pt file, a student's too, or a folder of shards. Without: random initialisation "
+            "by --seed",
         )
         source.add_argument("--pretrained", action="store_true", help="its published weights; may download them")
+        group.add_argument(
+            "--weights-key",
+            metavar="KEY",
+            help="which state dict in that file, e.g. ema or state_dict_ema, or how its names begin, e.g. model",
+        )
         group = made.add_argument_group("what it is run on")
         group.add_argument(
             "--input",
@@ -389,15 +398,20 @@ def _teacher(asked: argparse.Namespace) -> tuple[Inputs, nn.Module, dict[str, An
         raise CommandError(f"there is no device {asked.device!r}: PyTorch finds {torch.cuda.device_count()} of them")
     if asked.input and asked.inputs_from:
         raise CommandError("--inputs-from has examples of a shape of their own: leave out --input")
+    if asked.weights_key is not None and asked.weights is None:
+        raise CommandError("--weights-key says which weights of a file: give --weights, too")
     inputs = Inputs(asked.input, asked.batch, asked.inputs_from, asked.seed, asked.model)
     arguments = _once(asked.model_arg, "--model-arg")
     loaded = sources.load(
         asked.model,
         arguments,
         weights=asked.weights,
+        key=asked.weights_key,
         pretrained=asked.pretrained,
         seed=asked.seed,
     )
+    for note in loaded.notes:
+        _note(_spelled(note))
     model = loaded.model.to(device).eval()
     return inputs, model, loaded.weights, inputs.of(model)
 

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -24,7 +25,7 @@ from torch import nn
 from net2net.errors import GrowthError
 from net2net.overview import few
 from net2net.record import replay
-from net2net.weights import load_record, load_weights, save_weights
+from net2net.weights import load_record, load_weights, save_weights, shards
 
 Shape = tuple[int, ...]
 
@@ -135,28 +136,42 @@ def _factory(source: str, name: str, pretrained: bool) -> Callable[..., Any]:
 
 
 class Loaded(NamedTuple):
-    """A model, and where its weights are from as plain data: {"file", "sha256"}, {"pretrained": true} or {"seed"}."""
+    """A model, and where its weights are from as plain data: {"file", "sha256"}, {"pretrained": true} or {"seed"}; and
+    what was chosen on the way."""
 
     model: nn.Module
     weights: dict[str, Any]
+    notes: list[str]
 
 
-def load(spec: str, arguments: Mapping[str, Any], *, weights: Path | None, pretrained: bool, seed: int) -> Loaded:
+def load(
+    spec: str, arguments: Mapping[str, Any], *, weights: Path | None, key: str | None, pretrained: bool, seed: int
+) -> Loaded:
     """A model with its weights. Those of a student of this package come with its record, which is replayed first."""
     if weights is None:
         model = build(spec, arguments, pretrained=pretrained, seed=seed)
-        return Loaded(model, {"pretrained": True} if pretrained else {"seed": seed})
-    state = read_weights(weights)
+        return Loaded(model, {"pretrained": True} if pretrained else {"seed": seed}, [])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = read_weights(weights, key)
+    notes = [str(warning.message) for warning in caught if warning.category is UserWarning]
     model = build(spec, arguments, seed=seed)
     if history := read_record(weights)["history"]:
         model = regrow(history, model, weights)
-    fill(model, state, weights)
-    return Loaded(model, {"file": weights.name, "sha256": _sha256(weights)})
+    notes += fill(model, state, weights)
+    found = {"file": weights.resolve().name, "sha256": _sha256(weights)}
+    return Loaded(model, found if key is None else {**found, "key": key}, notes)
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in shards(path):
+        with part.open("rb") as file:
+            each = hashlib.file_digest(file, "sha256")
+        if part == path:
+            return each.hexdigest()
+        digest.update(each.digest())
+    return digest.hexdigest()
 
 
 def regrow(history: list[Any], teacher: nn.Module, path: Path) -> nn.Module:
@@ -165,20 +180,33 @@ def regrow(history: list[Any], teacher: nn.Module, path: Path) -> nn.Module:
         return replay(history, teacher)
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
+def read_weights(path: Path, key: str | None = None) -> dict[str, Any]:
+    if not path.exists():
         raise CommandError(f"there is no file {path}")
     with attempt(f"cannot read the weights in {path}"):
-        return load_weights(path)
+        return load_weights(path, key)
 
 
-def fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Load weights, all of them, or say which do not fit."""
-    own = model.state_dict()
+def fill(model: nn.Module, state: Mapping[str, Any], path: Path) -> list[str]:
+    """Load weights, all of them, or say which do not fit. Names can have a beginning that the model's do not have, as
+    in a checkpoint of Lightning; what was taken and what was left out is returned as notes."""
+    own, notes = model.state_dict(), []
+    if own and not own.keys() <= state.keys():
+        first = next(iter(own))
+        beginnings = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
+        fitting = [p for p in beginnings if all(p + name in state for name in own)]
+        if len(fitting) > 1:
+            names = " or ".join(p.removesuffix(".") for p in fitting)
+            raise CommandError(f"{path} fits the model more than once: --weights-key {names} takes one")
+        if fitting:
+            left = [name for name in state if not name.startswith(fitting[0])]
+            notes = [f"took what is called {fitting[0]}* in {path}" + (f", without {few(left)}" if left else "")]
+            state = {k.removeprefix(fitting[0]): v for k, v in state.items() if k.startswith(fitting[0])}
     shapes = [
-        f"{key} has shape {list(state[key].shape)}, the model's {list(tensor.shape)}"
-        for key, tensor in own.items()
-        if key in state and state[key].shape != tensor.shape
+        f"{key} has shape {list(state[key].shape)}, the model's {list(value.shape)}"
+        for key, value in own.items()
+        if isinstance(value, torch.Tensor) and isinstance(state.get(key), torch.Tensor)
+        if state[key].shape != value.shape
     ]
     faults = [few(shapes, 2)] if shapes else []
     if not shapes:
@@ -188,6 +216,7 @@ def fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> Non
         faults += [f"the model has no {few(unexpected)}"] if unexpected else []
     if faults:
         raise CommandError(f"the weights in {path} do not fit the model: {'; '.join(faults)}")
+    return notes
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -196,13 +225,17 @@ def read_record(path: Path) -> dict[str, Any]:
     A dict with `history`, as of `net2net.history`, empty where there is none; and what `write_student` put beside it.
     """
     record: dict[str, Any] = {"history": []}
+    if path.is_dir() or path.suffix == ".json":
+        return record
     beside = path.with_suffix(".json")
     if beside.is_file():
         with attempt(f"cannot read {beside}"):
             content = json.loads(beside.read_text())
         if isinstance(content, list):
             content = {"history": content}
-        if isinstance(content, dict) and isinstance(content.get("history"), list):
+        history = content.get("history") if isinstance(content, dict) else None
+        # Another file of that name can be anybody's, e.g. of the names of classes.
+        if isinstance(history, list) and all(isinstance(entry, dict) and "op" in entry for entry in history):
             record = content
     with suppress(GrowthError):  # weights without a record
         inside = load_record(path)

@@ -6,8 +6,9 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from net2net.wider import history
 KEY = "net2net"  # of the record in a file's metadata
 ZIPPED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 INSIDE = ("state_dict", "model_state_dict", "model", "module")
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and AveragedModel, and of torch.compile
 
 
 def save_weights(path: str | os.PathLike[str], student: nn.Module) -> None:
@@ -58,17 +59,28 @@ def save_weights(path: str | os.PathLike[str], student: nn.Module) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def load_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Any]:
     """The tensors of a file by name, for `load_state_dict`. Nothing in the file is run.
 
-    path  .safetensors, or .pt, .pth, .bin, .ckpt, .tar as by `torch.save`
+    path  .safetensors, or .pt, .pth, .bin, .ckpt, .tar as by `torch.save`; or a folder of shards, or its *.index.json
+    key   which state dict of several, e.g. "ema" or "state_dict_ema"; or the beginning of the names, e.g. "model"
 
-    A state dict is found under the usual keys of a checkpoint ("state_dict", "model_state_dict", "model", "module"),
-    and loses the prefixes of DistributedDataParallel ("module.") and torch.compile ("_orig_mod.") if all its names have
-    them; what `save_weights` wrote is taken as it is. Tensors are on the CPU. Raises `GrowthError` for a file that
-    holds more than tensors and plain data, holds no state dict, or is damaged; `FileNotFoundError` if there is none.
+    Without `key` a state dict is found under the usual ones of a checkpoint ("state_dict", "model_state_dict", "model",
+    "module"), or where there is no other; a warning names what is beside it. It loses the prefixes of
+    DistributedDataParallel and AveragedModel ("module.") and torch.compile ("_orig_mod.") if all its names have them;
+    what `save_weights` wrote is taken as it is. Tensors are on the CPU. Raises `GrowthError` for a file that holds more
+    than tensors and plain data, holds no state dict, or is damaged; `FileNotFoundError` if there is none.
     """
     path = Path(path)
+    files = shards(path)
+    if files != [path]:
+        weights: dict[str, Any] = {}
+        for file in files:
+            part = load_weights(file)
+            if again := weights.keys() & part.keys():
+                raise GrowthError(f"{path}: two files have {sorted(again)[0]!r}; give one of them")
+            weights.update(part)
+        return _under(weights, key, path) if key is not None else weights
     if path.suffix == ".safetensors":
         with _opened(path) as file:
             metadata = file.metadata() or {}
@@ -77,8 +89,36 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         weights.update(
             {name: weights[kept] for name, kept in metadata.items() if kept in weights and name not in weights}
         )
+        if key is not None:
+            return _under(weights, key, path)
         return weights if KEY in metadata else _bare(weights)
-    return _bare(_state_dict(_unpickled(path), path))
+    return _bare(_state_dict(_unpickled(path), path, key))
+
+
+def shards(path: Path) -> list[Path]:
+    """The files of weights that a path stands for: itself, or those that an index lists, or those in a folder."""
+    index = path if path.name.endswith(".index.json") else None
+    if path.is_dir():
+        indices = sorted(path.glob("*.index.json"))
+        if len(indices) > 1:
+            raise GrowthError(f"{path} has several indices, {', '.join(i.name for i in indices)}: give one of them")
+        index = indices[0] if indices else None
+        if index is None:
+            # The same weights are often there in both formats.
+            for suffix in (".safetensors", *ZIPPED):
+                if files := sorted(path.glob(f"*{suffix}")):
+                    return files
+            raise GrowthError(f"{path} has no file of weights: expected .safetensors, {', '.join(ZIPPED)}")
+    if index is None:
+        return [path]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [index.parent / name for name in names if Path(name).name == name]
+        if len(files) != len(names) or not files:
+            raise ValueError("'weight_map' has to name files beside it")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GrowthError(f"{index} is not an index of shards ({type(error).__name__}: {_first_line(error)})") from None
+    return files
 
 
 def load_record(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -115,11 +155,11 @@ def _unpickled(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about the pickle's protocol, of files that are refused then
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wants = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), None)
-        why = wants.strip() if wants else _first_line(error)
+        wants = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?) `?([\w.]+\.\w+)", str(error))
         raise GrowthError(
-            f"{path} holds more than tensors and plain data, which is read by running code in it; nothing was run "
-            f"({why[:200]}): ask for its state dict, best as safetensors"
+            f"{path} holds more than tensors and plain data ({wants[1] if wants else _first_line(error)[:200]}), which "
+            "is read by running code in it; nothing was run. If you trust it, save its state dict alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt')"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         if isinstance(error, OSError) and error.filename is not None:  # missing, not allowed: not for what is in it
@@ -127,19 +167,56 @@ def _unpickled(path: Path) -> Any:
         raise GrowthError(f"{path} is damaged or was not written by torch.save ({_first_line(error)[:200]})") from None
 
 
-def _state_dict(saved: Any, path: Path) -> dict[str, torch.Tensor]:
-    inside = saved
-    while isinstance(inside, Mapping):
-        if inside and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in inside.items()):
-            return dict(inside)
-        inside = next((inside[key] for key in INSIDE if isinstance(inside.get(key), Mapping)), None)
-    held = f"the keys {', '.join(map(repr, list(saved)[:8]))}" if isinstance(saved, Mapping) else type(saved).__name__
-    raise GrowthError(f"{path} holds no state dict: expected names and tensors, or those under {INSIDE}; found {held}")
+def _state_dict(saved: Any, path: Path, key: str | None) -> dict[str, Any]:
+    found = dict(_state_dicts(saved))
+    if not found:
+        held = (
+            f"the keys {', '.join(map(repr, list(saved)[:8]))}" if isinstance(saved, Mapping) else type(saved).__name__
+        )
+        raise GrowthError(f"{path} holds no state dict: expected names and tensors; found {held}")
+    if key in found:
+        return found[key]
+    usual = [k for k in found if not k or all(part in INSIDE for part in k.split("."))]
+    chosen = min(usual, key=lambda k: [INSIDE.index(part) for part in k.split(".") if part], default=None)
+    if chosen is None and len(found) == 1:
+        (chosen,) = found
+    if key is not None:
+        return _under(found[chosen or next(iter(found))], key, path, list(found))
+    if chosen is None:
+        raise GrowthError(f"{path} holds several state dicts: choose one by key=, {' or '.join(map(repr, found))}")
+    if others := [repr(k) for k in found if k != chosen]:
+        warnings.warn(f"took {chosen!r} of {path}; key= takes {' or '.join(others)}", stacklevel=3)
+    return found[chosen]
 
 
-def _bare(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    while prefix := next((p for p in PREFIXES if weights and all(name.startswith(p) for name in weights)), None):
-        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+def _state_dicts(saved: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Those inside a checkpoint, by their keys; an optimizer's or a generator's state is none."""
+    if not isinstance(saved, Mapping) or not all(isinstance(name, str) for name in saved):
+        return
+    tensors = [value for value in saved.values() if isinstance(value, torch.Tensor)]
+    rest = [name for name, value in saved.items() if not isinstance(value, torch.Tensor)]
+    if any(t.is_floating_point() for t in tensors) and all(name.endswith("_extra_state") for name in rest):
+        yield ".".join(at), dict(saved)
+    elif len(at) < 3:
+        for name, value in saved.items():
+            if "optim" not in name:
+                yield from _state_dicts(value, (*at, name))
+
+
+def _under(weights: dict[str, Any], key: str, path: Path, found: Sequence[str] = ()) -> dict[str, Any]:
+    """The tensors whose names begin with a key, without it."""
+    prefix = f"{key}."
+    under = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    if not under:
+        names = [k for k in found if k] or list(dict.fromkeys(name.partition(".")[0] for name in weights))
+        raise GrowthError(f"{path} has no {key!r}: expected one of {', '.join(map(repr, names[:8]))}")
+    return under
+
+
+def _bare(weights: dict[str, Any]) -> dict[str, Any]:
+    counted = {name: value for name, value in weights.items() if name != "n_averaged"}  # AveragedModel's own
+    while prefix := next((p for p in PREFIXES if counted and all(name.startswith(p) for name in counted)), None):
+        weights = counted = {name.removeprefix(prefix): tensor for name, tensor in counted.items()}
     return weights
 
 
