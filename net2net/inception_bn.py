@@ -18,6 +18,7 @@ convolution of each path carries the stride; in a vertical-horizontal pair each 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -180,7 +181,8 @@ class InceptionBN(nn.Module):
     multiple of `multiple_of`: tensor cores work in eights, and are slower on other numbers. `extra_pairs` adds that
     many vertical-horizontal pairs after every pair (sec 3.3). Parts: `stem`, `inception.<module>.<path>`, `classifier`;
     a pair that was followed by extra pairs is `nn.Sequential(layer, *extra)`, which is also what `net2net.deepen` makes
-    of it, so that a grown network and one built deep have the same parameter names.
+    of it, so that a grown network and one built deep have the same parameter names. `init` is applied to every module;
+    None leaves PyTorch's own initialisation.
 
     Input [N, in_channels, H, W], output logits [N, num_classes].
     """
@@ -195,6 +197,7 @@ class InceptionBN(nn.Module):
         in_channels: int | None = None,
         bn_momentum: float = 0.1,
         multiple_of: int = 1,
+        init: Callable[[nn.Module], None] | None = init_weights,
     ):
         super().__init__()
         if width <= 0:
@@ -262,7 +265,8 @@ class InceptionBN(nn.Module):
         self.inception = nn.Sequential(modules)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, num_classes)
-        self.apply(init_weights)
+        if init is not None:
+            self.apply(init)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.inception(self.stem(x))

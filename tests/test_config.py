@@ -86,10 +86,11 @@ def test_what_the_method_of_growth_does_not_read_is_no_part_of_the_record(method
 
 def test_a_key_that_an_older_record_lacks_stands_for_how_it_was_then():
     now = laptop("standard")
-    older = {key: value for key, value in now.items() if key != "model.multiple_of"}
+    older = {key: value for key, value in now.items() if key not in ("model.multiple_of", "model.init")}
     assert differences(now, older) == []
     assert config_id(now) == config_id(older)
     assert differences(laptop("standard", "model.multiple_of=8"), older) == ["model.multiple_of"]
+    assert differences(laptop("standard", "model.init=pytorch"), older) == ["model.init"]
 
 
 @pytest.mark.parametrize("scale", ["gpu", "imagenet"])

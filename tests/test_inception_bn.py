@@ -2,13 +2,17 @@
 
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from net2net.inception_bn import TABLES, ConvBNReLU, InceptionBN, inception_bn, init_weights
+from training import network
+from training.config import load
 
+ROOT = Path(__file__).resolve().parents[1]
 NARROW = 0.3**0.5
 
 
@@ -232,3 +236,13 @@ def test_starts_from_he_initialisation():
     assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.05)
     layer = ConvBNReLU(4, 400, (1, 3)).apply(init_weights)
     assert layer.conv.weight.std().item() == pytest.approx((2 / 12) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(("init", "spread"), [("he", (2 / 9) ** 0.5), ("pytorch", (1 / 9 / 3) ** 0.5)])
+def test_the_random_initialisation_is_the_configs(init, spread):
+    """Standard deviation times the root of the fan-in's channels: He's is sqrt(2), PyTorch's 1 / sqrt(3)."""
+    config = load(ROOT / "configs" / "laptop" / "standard.yaml", [f"model.init={init}"])
+    torch.manual_seed(0)
+    weight = network.build(config.model, config.data).stem[2].conv.weight
+    assert weight.shape[1:] == (16, 3, 3)
+    assert weight.std().item() * 16**0.5 == pytest.approx(spread, rel=0.05)

@@ -26,6 +26,7 @@ class Model(Section):
     width: float = Field(gt=0)  # scales the channels inside the Inception modules only
     extra_pairs: int = Field(ge=0)  # vertical-horizontal pairs added after every pair
     multiple_of: int = Field(1, gt=0)  # what the scaled channels are rounded to; tensor cores like eights
+    init: Literal["he", "pytorch"] = "he"  # the random initialisation, of new nets and of what random pad adds
     bn_momentum: float = Field(gt=0, le=1)
 
 
@@ -201,7 +202,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 # Keys that there once were not, and the value that stands for how it was then.
-ADDED = {"model.multiple_of": 1}
+ADDED = {"model.multiple_of": 1, "model.init": "he"}
 
 
 def effective(flat: dict[str, Any]) -> dict[str, Any]:

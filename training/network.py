@@ -6,9 +6,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from net2net.inception_bn import InceptionBN, inception_bn
+from net2net.inception_bn import InceptionBN, inception_bn, init_weights
 from training.config import Config, ImageNetData, MemoryData, Model
 from training.prediction import Prediction
+
+INITIALISATIONS = {"he": init_weights, "pytorch": None}  # None: each module's own
 
 
 def build(model: Model, data: MemoryData | ImageNetData) -> InceptionBN:
@@ -20,6 +22,7 @@ def build(model: Model, data: MemoryData | ImageNetData) -> InceptionBN:
         in_channels=data.channels,
         bn_momentum=model.bn_momentum,
         multiple_of=model.multiple_of,
+        init=INITIALISATIONS[model.init],
     )
 
 

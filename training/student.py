@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 import net2net
-from net2net.inception_bn import InceptionBN, init_weights
+from net2net.inception_bn import InceptionBN
 from training.config import Config, ImageNetData, MemoryData
 from training.config import Model as ModelConfig
 from training.data import Data
 from training.errors import CheckpointError
 from training.lease import dead, describe, owner
-from training.network import build
+from training.network import INITIALISATIONS, build
 from training.optim import make_optimizer
 from training.runfolder import load_checkpoint
 
@@ -90,7 +90,9 @@ def grow(
             if isinstance(module, nn.Conv2d) and name.startswith("inception.")
         }
         if growth.method == "random_pad":
-            return net2net.random_pad(teacher, batch, widths=widths, init=init_weights, seed=config.seed)
+            return net2net.random_pad(
+                teacher, batch, widths=widths, init=INITIALISATIONS[config.model.init], seed=config.seed
+            )
         return net2net.widen(
             teacher, batch, widths=widths, noise=noise, exact=growth.exact and noise > 0, seed=config.seed
         )
