@@ -5,9 +5,9 @@
     python train.py configs/laptop/wider.yaml --seed 3 --set optimizer.lr_scale=0.5 --out runs/laptop/try/seed3
     torchrun --standalone --nproc-per-node 8 train.py configs/imagenet/wider.yaml       # eight GPUs, the same steps
 
-Reads a config, writes metrics.csv, run.json and checkpoint.pt into runs/<scale>/<arm>/seed<k>/. Ctrl-C, SIGTERM or
-SIGUSR1 saves and stops; the same command goes on from there, on any number of processes, and ends as if it had never
-stopped: bit for bit for one process on the same CPU, but for rounding elsewhere.
+Reads a config, writes metrics.csv, run.json and checkpoint.pt into runs/<scale>/<arm>/seed<k>/. Ctrl-C, SIGTERM,
+SIGUSR1 or SIGHUP saves and stops; the same command goes on from there, on any number of processes, and ends as if it
+had never stopped: bit for bit for one process on the same CPU, but for rounding elsewhere.
 All arms run through this one loop; they differ in their config, and in what their first weights are.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from training.config import Config, load
 from training.data import open_data
 from training.errors import FailedOnAnotherRank, Stopped, UserError
+from training.output import unbreakable_output
 from training.progress import Progress
 from training.runfolder import RunFolder
 from training.session import Session, StopSignals
@@ -56,6 +57,8 @@ def train(config: Config, session: Session, run: RunFolder, teacher: Path | None
                 if session.stop_requested():
                     trainer.save()
                     raise Stopped(trainer.step)
+                if trainer.save_requested():
+                    trainer.save()
                 trainer.update(batches)
                 progress.stepped(trainer.step)
         trainer.finish()
@@ -63,10 +66,11 @@ def train(config: Config, session: Session, run: RunFolder, teacher: Path | None
 
 def run_to_the_end(config: Config, folder: Path, stop: Callable[[], bool]) -> None:
     """Train in `folder`, unless that is done; raise `Stopped` or a `UserError`, noted in run.json."""
-    with Session(stop) as session, RunFolder(folder, config, session) as run:
+    teacher = teacher_of(config, folder)
+    with Session(config.training.device, stop) as session, RunFolder(folder, config, session) as run:
         if not run.finished:
             try:
-                train(config, session, run, teacher_of(config, folder))
+                train(config, session, run, teacher)
             except Stopped:
                 session.drain()
                 raise
@@ -95,7 +99,7 @@ def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: F
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/<scale>/<arm>/seed<k>)")
     arguments = parser.parse_args(argv)
 
-    with StopSignals(orphaned) as stop:
+    with unbreakable_output(), StopSignals(orphaned) as stop:
         try:
             overrides = arguments.set + ([f"seed={arguments.seed}"] if arguments.seed is not None else [])
             config = load(arguments.config, overrides)

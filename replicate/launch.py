@@ -10,7 +10,7 @@ from pathlib import Path
 from replicate import price
 from replicate.runner import CONFIGS, Runner, Stage, gpus_here, plan
 from replicate.slurm import SlurmError, describe, launch, load_site
-from training.config import ConfigError
+from training.errors import ConfigError
 
 LOCAL = ("jobs", "processes")
 SITE = ("partition", "account", "constraint", "gpus", "nodes", "minutes")

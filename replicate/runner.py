@@ -24,7 +24,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.config import OPERATIONAL, Config, ConfigError, differences, flatten, load
+from training.config import OPERATIONAL, Config, differences, flatten, load
+from training.errors import ConfigError
+from training.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -87,10 +89,7 @@ class Stage:
     def note(self, **facts: Any) -> None:
         """Who runs the stage, in job.json, for `replicate status`; what train.py knows is in run.json."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "job.json"
-        temporary = path.with_name(f".job.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(facts) + "\n")
-        temporary.replace(path)
+        write_atomic(self.folder / "job.json", json.dumps(facts).encode() + b"\n")
 
     def noted(self) -> dict[str, Any]:
         return read_json(self.folder / "job.json")
@@ -208,7 +207,7 @@ def torchrun(
     arguments: list[str], processes: int, nodes: int = 1, rank: str = "0", address: str = "", port: str = ""
 ) -> list[str]:
     """The command that trains a stage with so many processes on each node; `rank` is this node's."""
-    where = ["--standalone"]
+    where = ["--standalone", "--local-addr=127.0.0.1"]  # else a host name that does not resolve is waited for
     if nodes > 1:
         where = [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
     run = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={processes}"]

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from replicate import fig4, fig5, fig6
 from replicate.runner import CONFIGS, Stage, plan, read_json
 from replicate.slurm import Queued, SlurmError, queue
-from training.config import ConfigError, differences, flatten
+from training.config import differences, flatten
+from training.errors import ConfigError
 
 FIGURES = {"4": fig4.ARMS, "5": fig5.ARMS, "6": fig6.ARMS}
 ALIVE_SECONDS = 120  # a training writes its progress every second or so, except in an evaluation

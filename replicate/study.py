@@ -19,7 +19,8 @@ from pathlib import Path
 from replicate import fig4, fig5, fig6
 from replicate.launch import with_seconds
 from replicate.runner import CONFIGS, Runner, Stage
-from training.config import ConfigError, load
+from training.config import load
+from training.errors import ConfigError
 
 FIGURES = tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))
 LONG = tuple(arm for arm in FIGURES if arm != "random_pad")  # no claim about its final accuracy

@@ -267,6 +267,48 @@ def asked_at_once(rank):
     trainer.evaluate = evaluate
 
 
+# ---- saving between evaluations
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_checkpoints_by_time_change_nothing(whole, tmp_path, world):
+    often = ("training.save_minutes=1e-9", "training.keep=9")
+    patch = partial(before_step, who=0, step=5, action=die)
+    job = Job("standard", tmp_path / "run", *FAST, *often, world=world, patches=(patch,))
+    assert job.wait()[0] == -signal.SIGKILL
+    assert state(job.out)["step"] == 5  # of two processes each second step, as they agree a step later: 1, 3, 5
+    assert (job.out / "checkpoint-00000003.pt").exists()
+    out = finish("standard", tmp_path / "undisturbed", *FAST, *often, world=world)
+    assert same(ending(out), whole[world])
+    if world == 1:  # of two, going on averages their statistics once more
+        resumed(job.out, whole, *often)
+
+
+# ---- what is told to whoever watches
+
+
+@pytest.mark.parametrize("stream", ["full", "closed", "gone"])
+def test_output_that_cannot_be_written_is_no_reason_to_stop(whole, tmp_path, stream):
+    job = Job("standard", tmp_path / "run", *FAST, patches=(partial(broken_stdout, stream=stream),))
+    assert job.wait() == [0]
+    assert same(ending(job.out), whole[1])
+    said = sentences(job)[0]
+    assert said.count("cannot write to stdout") == (stream != "closed"), said
+
+
+def broken_stdout(rank, stream):
+    if stream == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    elif stream == "closed":
+        os.close(1)
+        sys.stdout = None
+    else:
+        reading, writing = os.pipe()
+        os.dup2(writing, 1)
+        os.close(writing)
+        os.close(reading)
+
+
 # ---- a process fails alone, or all do
 
 
@@ -510,6 +552,29 @@ def test_what_passes_is_tried_again_and_what_does_not_is_told(tmp_path, monkeypa
         failing(errno.ENOSPC, 1)
     assert len(calls) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_can_be_written_to(tmp_path, monkeypatch, number):
+    def fsync(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_atomic(tmp_path / "file", b"content", durable=True)
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_a_folder_that_can_be_written_and_not_read(tmp_path, monkeypatch):
+    real = os.open
+
+    def opened(path, *arguments, **options):
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+    files.write_atomic(tmp_path / "file", b"content", durable=True)
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 # ---- two jobs in one folder

@@ -326,6 +326,7 @@ def test_the_command_is_understood_by_torchrun():
 
     one = parse_args(torchrun(["a.yaml", "--seed", "1"], 4)[3:])
     assert (one.nproc_per_node, one.standalone, one.signals_to_handle) == ("4", True, STOP.name)
+    assert one.local_addr == "127.0.0.1"  # a host name that does not resolve would be waited for
     assert one.training_script_args == ["a.yaml", "--seed", "1"]
     two = parse_args(torchrun(["a.yaml"], 4, 2, "1", "node7", "20001")[3:])
     assert (two.nnodes, two.node_rank, two.master_addr, two.master_port) == ("2", 1, "node7", 20001)

@@ -1,6 +1,7 @@
 """train.py end to end on generated images: what it writes, that a resume is exact, and what is said when it fails."""
 
 import contextlib
+import errno
 import itertools
 import json
 import multiprocessing
@@ -26,6 +27,7 @@ from training.network import build, training_flops
 from training.optim import learning_rate, make_optimizer
 from training.session import Session, StopSignals
 from training.step import TrainStep
+from training.student import teacher_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -200,6 +202,39 @@ def test_a_carried_optimizer_begins_with_what_the_teachers_remembers(runs, arm):
     assert call(arm, fresh) == 0
     assert torch.load(fresh / "step0.pt", weights_only=True)["optimizer"]["state"] == {}
     assert not same(final_state(folder)["model"], final_state(fresh)["model"])
+
+
+def test_a_new_head_for_another_number_of_classes(runs, tmp_path, capsys):
+    """Or, where it is asked for, for other classes of the same number."""
+    saved = torch.load(runs / "teacher_narrow" / "seed0" / "checkpoint.pt", weights_only=True)
+    for weights in (saved["model"], saved["ema"]):
+        for name in ("classifier.weight", "classifier.bias"):
+            weights[name] = weights[name][:7].clone()
+    torch.save(saved, tmp_path / "seven.pt")
+    seven, plain = (f"growth.teacher={tmp_path / 'seven.pt'}", "growth.noise=0.0"), ("growth.noise=0.0",)
+    error = refused("wider", tmp_path / "refused", capsys, *seven)
+    assert "seven.pt tells 7 classes apart, and the data have 10: growth.new_head=true gives" in error
+
+    def grown(name, *overrides):
+        folder = runs / name / "seed0"
+        assert call("wider", folder, *overrides) == 0
+        record = json.loads((folder / "run.json").read_text())["growth"]
+        return record, torch.load(folder / "step0.pt", weights_only=True)
+
+    record, other = grown("wider_seven", *seven, "growth.new_head=true")
+    assert record["history"][-1]["op"] == "new_head"
+    assert record["history"][-1]["heads"] == {"classifier": {"from": 7, "to": 10}}
+    assert all(one["relative"] < 1e-5 for one in record["error"])  # of the growth, before the classifier is exchanged
+    record, same_head = grown("wider_same_head", *plain, "growth.optimizer=carried")
+    assert [entry["op"] for entry in record["history"]] == ["widen"]
+    record, new_head = grown("wider_new_head", *plain, "growth.optimizer=carried", "growth.new_head=true")
+    assert [entry["op"] for entry in record["history"]] == ["widen", "new_head"]
+    for name, tensor in same_head["model"].items():
+        for found in (other, new_head):
+            assert torch.equal(found["model"][name], tensor) == (not name.startswith("classifier")), name
+            assert found["model"][name].shape == tensor.shape
+    # The teacher's optimizer has nothing to say of a classifier that it never saw.
+    assert len(same_head["optimizer"]["state"]) - len(new_head["optimizer"]["state"]) == 2
 
 
 def test_a_continued_teacher_is_the_teacher(runs):
@@ -432,7 +467,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(runs, tmp_pat
     assert json.loads((out / "run.json").read_text())["growth"]["history"]  # written by the first, killed process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path, number):
     process = start("standard", tmp_path / "run", *LONG)
     while not (tmp_path / "run" / "metrics.csv").exists():
@@ -464,6 +499,40 @@ def refused(arm, out, capsys, *overrides):
 def test_the_teacher_is_missing(tmp_path, capsys):
     error = refused("wider", tmp_path / "wider" / "seed0", capsys)
     assert "teacher_narrow/seed0/checkpoint.pt does not exist: train it first" in error
+
+
+def test_the_teacher_is_the_run_itself(tmp_path, capsys):
+    for teacher in ("wider", tmp_path / "x" / ".." / "wider" / "seed0" / "checkpoint.pt"):
+        error = refused("wider", tmp_path / "wider" / "seed0", capsys, f"growth.teacher={teacher}")
+        assert f"growth.teacher: '{teacher}' is this run itself" in error
+        assert not (tmp_path / "wider").exists()
+
+
+def test_a_dot_in_an_arm_s_name_makes_no_path_of_it(tmp_path):
+    def teacher(name):
+        return teacher_of(load(config_file("wider"), [f"growth.teacher={name}"]), tmp_path / "wider" / "seed0")
+
+    assert teacher("teacher_v1.5") == tmp_path / "teacher_v1.5" / "seed0" / "checkpoint.pt"
+    assert teacher("here.pt") == Path("here.pt")
+    assert teacher("there/v1.5") == Path("there/v1.5")
+
+
+def test_the_teacher_saw_images_of_another_kind(runs, tmp_path, capsys):
+    saved = torch.load(runs / "teacher_narrow" / "seed0" / "checkpoint.pt", weights_only=True)
+    first = next(iter(saved["model"]))
+    for weights in (saved["model"], saved["ema"]):
+        weights[first] = weights[first].repeat(1, 3, 1, 1)
+    torch.save(saved, tmp_path / "color.pt")
+    error = refused("wider", tmp_path / "out", capsys, f"growth.teacher={tmp_path / 'color.pt'}")
+    assert "color.pt was trained on other images" in error
+    assert first in error
+
+
+def test_a_seed_too_large_for_what_is_drawn_from_it(tmp_path, capsys):
+    error = refused("standard", tmp_path / "run", capsys, "seed=20261127082555")
+    assert "seed" in error
+    assert "less than 4294967296, got 20261127082555" in error
+    assert open_data(load(config_file("standard"), [f"seed={2**32 - 1}"]), CPU).first(2).shape[0] == 2
 
 
 def test_the_teacher_is_truncated_or_no_checkpoint(runs, tmp_path, capsys):
@@ -532,6 +601,58 @@ def test_the_run_s_own_checkpoint_is_truncated(runs, tmp_path, capsys):
     (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK\x03\x04")
     assert "cannot be read, it is truncated" in refused("standard", tmp_path / "run", capsys)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"config": null}', '{"config": {}, "data": 1}', '{"config": {}, "status": "finished"}'],
+)
+def test_run_json_is_no_run_s_manifest(tmp_path, capsys, content):
+    (tmp_path / "run.json").write_text(content)
+    assert f"{tmp_path / 'run.json'} is not a run's manifest" in refused("standard", tmp_path, capsys)
+
+
+def test_a_finished_run_of_somebody_else_can_be_looked_at(runs, capsys, monkeypatch):
+    """Its folder may be read and not written; an unfinished one is refused."""
+    real = os.open
+
+    def no_lock(path, *arguments, **options):
+        if Path(path).name == "lock":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", no_lock)
+    folder = runs / "standard" / "seed0"
+    assert call("standard", folder) == 0
+    assert f"{folder} is finished" in capsys.readouterr().out
+    before = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(json.dumps({**json.loads(before), "status": "running"}))
+    try:
+        assert f"cannot write into {folder}: Permission denied" in refused("standard", folder, capsys)
+    finally:
+        (folder / "run.json").write_text(before)
+
+
+def test_a_run_s_files_are_its_group_s_where_the_folder_and_the_umask_say_so(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        os.chown(folder, -1, 4321)
+    folder.chmod(0o2775)
+    before = os.umask(0o002)
+    try:
+        config = load(config_file("standard"))
+        with runfolder.RunFolder(folder, config, Session()) as run:
+            run.start("0" * 64, {})
+            run.save({"step": 0, "rows": []})
+            run.write_progress(0, 1.0)
+            found = {path.name: path.stat() for path in folder.iterdir()}
+    finally:
+        os.umask(before)
+    assert found.keys() == {"lock", "run.json", "metrics.csv", "checkpoint.pt", "progress.json"}
+    for name, status in found.items():
+        assert status.st_mode & 0o777 == 0o664, name
+        assert status.st_gid == folder.stat().st_gid, name
 
 
 def test_the_output_cannot_be_written(tmp_path, capsys):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -46,6 +47,16 @@ class Statistics:
             torch._foreach_copy_(self.buffers, self.sums)
         else:
             torch._foreach_copy_(self.buffers, self.before)
+
+    @contextlib.contextmanager
+    def synced(self, models: list[nn.Module]) -> Iterator[None]:
+        """`sync` for a moment: each rank goes on with its own, which rounding would else have changed."""
+        buffers = [buffer for model in models for buffer in _statistics_of(model)]
+        before = [buffer.clone() for buffer in buffers] if self.session.world > 1 else []
+        self.sync(models)
+        yield
+        if before:
+            torch._foreach_copy_(buffers, before)
 
     @torch.no_grad()
     def sync(self, models: Iterable[nn.Module]) -> None:

@@ -37,6 +37,7 @@ class Growth(Section):
     exact: bool  # net2wider: the noise goes on the weights that read the copies, in amounts that cancel
     optimizer: Literal["fresh", "carried"]  # carried: the teacher's optimizer state, grown along
     calibration_images: int = Field(gt=1)  # net2deeper: the batch that the batch-norm statistics are measured on
+    new_head: bool = False  # a classifier of random weights, for another number of classes than the teacher's
 
 
 class TeacherPrediction(Section):
@@ -114,6 +115,8 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"]  # of the forward and backward pass; the weights are float32
     compile: bool  # torch.compile of the training pass
     keep: int = Field(gt=0)  # so many checkpoints, the newest ones, beside a student's first
+    save_minutes: float | None = Field(gt=0)  # a checkpoint whenever the last one is older; null: at evaluations only
+    device: Literal["auto", "cuda", "cpu"]  # auto: a GPU where there is one, or where the scheduler granted one
 
     @property
     def chunk(self) -> int:
@@ -126,7 +129,7 @@ class Wandb(Section):
 
 
 class Config(Section):
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)  # all that is random is drawn from numbers made of it, which have 64 bits
     figures: list[Literal["fig4", "fig5", "fig6"]]  # of which it is a curve; for grouping in Weights & Biases
     model: Model
     growth: Growth | None
@@ -151,7 +154,10 @@ class Config(Section):
 
 
 # What may differ between two calls that train the same run.
-OPERATIONAL = ("figures", "data.root", "data.workers", "training.keep", "wandb.mode", "wandb.project")
+OPERATIONAL = (
+    *("figures", "data.root", "data.workers", "training.keep", "training.save_minutes", "training.device"),
+    *("wandb.mode", "wandb.project"),
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -202,7 +208,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 # Keys that there once were not, and the value that stands for how it was then.
-ADDED = {"model.multiple_of": 1, "model.init": "he"}
+ADDED = {"model.multiple_of": 1, "model.init": "he", "growth.new_head": False}
 
 
 def effective(flat: dict[str, Any]) -> dict[str, Any]:

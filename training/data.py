@@ -17,7 +17,8 @@ import torch
 from torchvision.transforms.v2 import functional as transforms
 
 from training import fashion_mnist
-from training.config import Config, ConfigError, ImageNetData, MemoryData
+from training.config import Config, ImageNetData, MemoryData
+from training.errors import ConfigError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 T = TypeVar("T")

@@ -35,7 +35,7 @@ class Lease:
 
     def __init__(self, folder: Path, patience: float | None = None):
         self.path = folder / "lock"
-        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
         try:
             self._take(PATIENCE if patience is None else patience)
         except BaseException:

@@ -13,12 +13,13 @@ from training.prediction import Prediction
 INITIALISATIONS = {"he": init_weights, "pytorch": None}  # None: each module's own
 
 
-def build(model: Model, data: MemoryData | ImageNetData) -> InceptionBN:
+def build(model: Model, data: MemoryData | ImageNetData, classes: int | None = None) -> InceptionBN:
+    """`classes`: where they are not the data's."""
     return inception_bn(
         model.name,
         width=model.width,
         extra_pairs=model.extra_pairs,
-        num_classes=data.classes,
+        num_classes=classes or data.classes,
         in_channels=data.channels,
         bn_momentum=model.bn_momentum,
         multiple_of=model.multiple_of,

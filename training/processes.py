@@ -22,7 +22,7 @@ from tqdm import tqdm
 from training.errors import DataError
 
 # What asks a job to stop goes to all its processes; the one that saves must not lose its workers to it.
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def context() -> BaseContext:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import functools
 import hashlib
 import io
@@ -76,6 +77,10 @@ class RunFolder:
                 f"{taken} is training in {self.folder}: wait for it, or choose another folder with --out"
             ) from None
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                manifest = self._read_manifest()
+                if manifest.get("status") == "finished":  # somebody else's: to look at it takes no lock
+                    return manifest
             raise RunError(
                 f"cannot write into {self.folder}: {error.strerror}; choose another folder with --out"
             ) from None
@@ -93,12 +98,13 @@ class RunFolder:
             return {}
         try:
             manifest = json.loads(patiently(path.read_text))
-            theirs = manifest["config"]
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{path} is not a run's manifest: move {self.folder} away, or choose --out") from None
-        mine = flatten(self.config)
+        except ValueError:
+            manifest = None
+        if not _is_manifest(manifest):
+            raise RunError(f"{path} is not a run's manifest: move {self.folder} away, or choose --out")
+        theirs, mine = manifest["config"], flatten(self.config)
         if changed := differences(mine, theirs):
             listed = ", ".join(f"{k} ({theirs.get(k)!r} there, {mine.get(k)!r} now)" for k in changed)
             raise RunError(
@@ -281,6 +287,17 @@ def config_id(config: dict[str, Any]) -> str:
     """A short name for a flat config, but for the keys that may change between two calls of one run."""
     kept = {key: value for key, value in effective(config).items() if key not in OPERATIONAL}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_manifest(content: Any) -> bool:
+    """Whether this is what `start` and `note` write, as far as it is read here."""
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        return False
+    if "data" in content and not (
+        isinstance(content["data"], dict) and isinstance(content["data"].get("fingerprint"), str)
+    ):
+        return False
+    return content.get("status") != "finished" or isinstance(content.get("result"), dict)
 
 
 def _counts(data: dict[str, Any]) -> str:

@@ -20,11 +20,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+from training.device import choose_device
 from training.errors import FailedOnAnotherRank, RunError, UserError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for the main one, which grows the student, lists the data
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignals:
@@ -38,9 +39,11 @@ class StopSignals:
         self.received: list[int] = []
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+        # nohup has SIGHUP ignored: the terminal may go, the run is to stay.
+        heard = [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         # Whoever started us may have blocked them, and that is inherited.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -65,25 +68,23 @@ class StopSignals:
 class Session:
     """This rank among those of the run: its device, what the ranks tell each other, and whether to stop."""
 
-    def __init__(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """`stop` tells whether this rank has been asked to stop."""
+    def __init__(self, device: str = "auto", stop: Callable[[], bool] = lambda: False) -> None:
+        """`device` is `training.device` of the config; `stop` tells whether this rank has been asked to stop."""
         self.stop = stop
         self.rank, self.world, self.local_rank, self.local_world = (
-            int(os.environ.get(name, default))
+            _from_environment(name, default)
             for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
         )
-        self.cuda = torch.cuda.is_available()
-        if self.cuda and self.local_rank >= torch.cuda.device_count():
-            raise RunError(
-                f"process {self.local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}: "
-                "start at most one process per GPU (torchrun --nproc-per-node)"
-            )
-        self.device = torch.device("cuda", self.local_rank) if self.cuda else torch.device("cpu")
+        for rank, world, name in ((self.rank, self.world, ""), (self.local_rank, self.local_world, "LOCAL_")):
+            if rank >= world:
+                raise RunError(f"{name}RANK is {rank} and {name}WORLD_SIZE {world}: ranks are counted from 0")
+        self.device = choose_device(device, self.local_rank)
+        self.cuda = self.device.type == "cuda"
         if self.cuda:
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = True  # all forward passes of a run have the same shape
         self._store: dist.Store | None = None
-        self._vote: tuple[torch.Tensor, dist.Work] | None = None
+        self._votes: dict[str, tuple[torch.Tensor, dist.Work]] = {}  # under way, by what they are about
         self._on_main = False
 
     def __enter__(self) -> Session:
@@ -165,27 +166,28 @@ class Session:
         """Whether any rank is to stop; all ranks get the same answer at the same step."""
         return self.any_rank(self.stop())
 
-    def any_rank(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool, topic: str = "stop") -> bool:
         """Whether any rank's flag was set in the call before this one; all ranks get the same answer.
 
         Nobody waits: the votes of one call travel while the next mini-batch is computed.
         """
         if self.world == 1:
             return flag
-        decided = self._await_vote()
+        decided = self._await_vote(topic)
         if not decided:
             vote = torch.tensor(int(flag))
-            self._vote = vote, dist.all_reduce(vote, dist.ReduceOp.MAX, async_op=True)
+            self._votes[topic] = vote, dist.all_reduce(vote, dist.ReduceOp.MAX, async_op=True)
         return decided
 
     def drain(self) -> None:
-        """Take in the vote that is still on its way, before ranks part."""
-        self._await_vote()
+        """Take in the votes that are still on their way, before ranks part."""
+        for topic in list(self._votes):
+            self._await_vote(topic)
 
-    def _await_vote(self) -> bool:
-        if self._vote is None:
+    def _await_vote(self, topic: str) -> bool:
+        if topic not in self._votes:
             return False
-        (vote, work), self._vote = self._vote, None
+        vote, work = self._votes.pop(topic)
         work.wait()
         return bool(vote)
 
@@ -221,6 +223,14 @@ class Session:
                 if self._store.check([f"ended/{rank}"]):
                     errors.append(f"process {rank}: {self._store.get(f'ended/{rank}').decode()}")
         return errors
+
+
+def _from_environment(name: str, default: int) -> int:
+    """One of the variables that torchrun sets; an empty one counts as not set."""
+    text = os.environ.get(name, "").strip() or str(default)
+    if not text.isdecimal():
+        raise RunError(f"the environment says {name}={text}: expected a whole number, as torchrun sets it; or unset it")
+    return int(text)
 
 
 def lost_contact(error: RuntimeError) -> bool:

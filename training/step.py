@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.batchnorm import Statistics
 from training.config import Config
 from training.data import Batch, Order
+from training.errors import RunError
 from training.optim import learning_rate, make_optimizer
 from training.prediction import Prediction
 from training.session import Session
@@ -120,12 +122,14 @@ class TrainStep:
         self.statistics.sync(self.models)
 
     def state_dict(self) -> dict[str, Any]:
-        self.sync()
+        """For a checkpoint. Taking it changes nothing of what this rank goes on with, whenever it is taken."""
+        with self.statistics.synced(self.models):
+            weights = [copy.deepcopy(model.state_dict()) for model in self.models]
         losses, cross_entropies, correct = self.totals()
         return {
-            "model": self.model.state_dict(),
+            "model": weights[0],
             "predictors": self.prediction.predictors.state_dict() if self.prediction else None,
-            "ema": self.ema.module.state_dict() if self.ema else None,
+            "ema": weights[1] if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "losses": losses,
             "cross_entropies": cross_entropies,
@@ -146,3 +150,22 @@ class TrainStep:
             self.cross_entropies.copy_(state.get("cross_entropies", state["losses"]))
             self.correct.copy_(state["correct"])
         torch.set_rng_state(state["rng"])
+
+
+@contextlib.contextmanager
+def failures_explained(config: Config) -> Iterator[None]:
+    """One sentence for what a machine lacks: a compiler, or memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}): train on more GPUs, or on ones with more memory"
+        ) from None
+    except RuntimeError as error:
+        if not (config.training.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RunError(
+            f"training.compile: torch.compile failed: {lines[0] if lines else type(error).__name__}; it needs a C++ "
+            "compiler (g++, or the one that CXX names). --set training.compile=false trains without, as another run"
+        ) from None

@@ -15,13 +15,14 @@ from net2net.inception_bn import InceptionBN
 from training.config import Config, ImageNetData, MemoryData
 from training.config import Model as ModelConfig
 from training.data import Data
-from training.errors import CheckpointError
+from training.errors import CheckpointError, ConfigError
 from training.lease import dead, describe, owner
 from training.network import INITIALISATIONS, build
 from training.optim import make_optimizer
 from training.runfolder import load_checkpoint
 
 PAIR = ((3, 1), (1, 3))
+HEAD = "classifier"  # of the networks here
 
 
 def teacher_of(config: Config, folder: Path) -> Path | None:
@@ -29,13 +30,24 @@ def teacher_of(config: Config, folder: Path) -> Path | None:
     if config.teacher is None:
         return None
     name = Path(config.teacher)
-    if name.suffix or len(name.parts) > 1:
-        return name
-    return folder.parent.parent / name / f"seed{config.seed}" / "checkpoint.pt"
+    if len(name.parts) > 1 or name.suffix in (".pt", ".pth"):
+        path = name
+    else:
+        path = folder.parent.parent / name / f"seed{config.seed}" / "checkpoint.pt"
+    if path.resolve() == (folder / "checkpoint.pt").resolve():
+        key = "growth.teacher" if config.growth else "teacher_prediction.teacher"
+        raise ConfigError(
+            f"{key}: {config.teacher!r} is this run itself, {path}: name the arm that it is to start from, or the path "
+            "of another checkpoint"
+        )
+    return path
 
 
 def load_teacher(checkpoint: Path, data: MemoryData | ImageNetData) -> tuple[InceptionBN, ModelConfig, dict[str, Any]]:
-    """The finished teacher in a checkpoint, by its averaged weights; its architecture; and all that is in there."""
+    """The finished teacher in a checkpoint, by its averaged weights; its architecture; and all that is in there.
+
+    It has the classes that it was trained on, whatever those of `data` are.
+    """
     trainer = owner(checkpoint.with_name("lock"))
     busy = None if trainer is None or dead(trainer) else f"{describe(trainer)} is training it: run this one after it"
     try:
@@ -51,8 +63,15 @@ def load_teacher(checkpoint: Path, data: MemoryData | ImageNetData) -> tuple[Inc
             + (busy or "train it to its end first")
         )
     was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
-    teacher = build(was, data)
-    teacher.load_state_dict(saved["ema"] or saved["model"])
+    weights = saved["ema"] or saved["model"]
+    teacher = build(was, data, classes=len(weights[f"{HEAD}.bias"]))
+    for name, tensor in teacher.state_dict().items():
+        if weights[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"the teacher {checkpoint} was trained on other images: its {name} has shape "
+                f"{list(weights[name].shape)}, for images of {data.channels} channels it would be {list(tensor.shape)}"
+            )
+    teacher.load_state_dict(weights)
     return teacher, was, saved
 
 
@@ -60,20 +79,24 @@ OptimizerState = dict[str, dict[str, Any]]  # by name of the parameter
 
 
 def grow(
-    config: Config,
-    reference: nn.Module,
-    checkpoint: Path,
-    data: Data,
+    config: Config, reference: nn.Module, checkpoint: Path, data: Data
 ) -> tuple[nn.Module, OptimizerState, dict[str, Any]]:
     """The student grown from the teacher in `checkpoint`, its optimizer's state, and the record for `run.json`.
 
     `reference` is the student's architecture, as built for training from scratch: it says how wide each layer becomes,
     and the student must come out with exactly its parameters. The record holds the teacher's checksum, what was done,
     and the certificates: of the growth as it was (with its noise), and without noise, where it has to be exact. The
-    optimizer's state is empty unless `growth.optimizer` is "carried".
+    optimizer's state is empty unless `growth.optimizer` is "carried". With `growth.new_head` the classifier has
+    random weights and the classes of the data: the certificates are of what is below it.
     """
     growth = config.growth
     teacher, was, saved = load_teacher(checkpoint, config.data)
+    classes = teacher.get_submodule(HEAD).out_features, config.data.classes
+    if classes[0] != classes[1] and not growth.new_head:
+        raise CheckpointError(
+            f"the teacher {checkpoint} tells {classes[0]} classes apart, and the data have {classes[1]}: "
+            "growth.new_head=true gives the student a classifier of random weights"
+        )
     batch = data.first(growth.calibration_images).cpu()
     carry = growth.optimizer == "carried"
 
@@ -99,19 +122,24 @@ def grow(
 
     try:
         grown = student(growth.noise)
-        _same_architecture(grown, reference)
-        carried = _carried(make_optimizer(config, teacher), saved["optimizer"], teacher, grown) if carry else {}
+        # What is certified has the teacher's classifier; what is trained may have a new one, which the history tells.
+        trained = grown
+        if growth.new_head:
+            heads = {HEAD: dict(zip(("from", "to"), classes, strict=True))}
+            trained = net2net.replay({"op": "new_head", "seed": config.seed, "heads": heads}, grown)
+        _same_architecture(trained, reference)
+        carried = _carried(make_optimizer(config, teacher), saved["optimizer"], teacher, trained) if carry else {}
     except net2net.GrowthError as error:
         raise CheckpointError(f"the teacher {checkpoint} cannot be grown into this model: {error}") from None
     record = {
         **facts_of(checkpoint, saved),
         "method": growth.method,
-        "history": net2net.history(grown),
+        "history": net2net.history(trained),
         "error": _certificates(teacher, grown, batch),
     }
     if growth.method == "net2wider":
         record["error_without_noise"] = _certificates(teacher, student(0.0), batch)
-    return grown, carried, record
+    return trained, carried, record
 
 
 def _carried(

@@ -19,7 +19,7 @@ from training.optim import learning_rate
 from training.prediction import Prediction
 from training.runfolder import RunFolder
 from training.session import Session
-from training.step import TrainStep
+from training.step import TrainStep, failures_explained
 from training.student import OptimizerState, facts_of, grow, load_teacher
 
 
@@ -76,7 +76,7 @@ class Trainer:
         """The model has its weights: make what trains it. `seconds` of training have gone into it already."""
         self.model.to(self.session.device, memory_format=torch.channels_last)
         self.train_step = TrainStep(self.config, self.model, self.session, self.data.order, self.prediction)
-        self._began = time.monotonic() - seconds
+        self._began, self._saved_at = time.monotonic() - seconds, time.monotonic()
 
     def _prediction(self) -> Prediction:
         """The model with its predictions of a teacher's layers (sec 2.1): the same teacher whenever the run goes on."""
@@ -107,8 +107,17 @@ class Trainer:
         evaluated = bool(self.rows) and self.rows[-1]["step"] == self.step
         return not evaluated and (self.step % self.config.training.eval_every == 0 or self.done)
 
+    def save_requested(self) -> bool:
+        """Whether to save between two evaluations, by the main rank's clock; all ranks get the same answer."""
+        minutes = self.config.training.save_minutes
+        if minutes is None:
+            return False
+        waited = time.monotonic() - self._saved_at
+        return self.session.any_rank(self.session.is_main and waited >= 60 * minutes, "save")
+
     def update(self, batches: Iterator[Batch]) -> None:
-        self.train_step(self.step, batches)
+        with failures_explained(self.config):
+            self.train_step(self.step, batches)
         self.step += 1
 
     def evaluate(self) -> dict[str, Any]:
@@ -133,7 +142,7 @@ class Trainer:
         self._check_finite()
         state = self.train_step.state_dict()
         self.run.save({**state, "step": self.step, "rows": self.rows, "wall_s": self.seconds})
-        self.saved = self.step
+        self.saved, self._saved_at = self.step, time.monotonic()
 
     def finish(self) -> None:
         """Note the result, of all validation images there are: what a final accuracy is worth."""

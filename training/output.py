@@ -1,0 +1,61 @@
+"""Lines for whoever watches: where they cannot be written, the training goes on without them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+
+@contextlib.contextmanager
+def unbreakable_output() -> Iterator[None]:
+    """No line of output is worth failing for: the disk may be full, the pipe closed, the terminal gone."""
+    _open_closed_descriptors()
+    with open(os.devnull, "w") as nowhere:
+        out = _Unbreakable(sys.stdout or nowhere, "stdout")
+        err = _Unbreakable(sys.stderr or nowhere, "stderr")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+            out.flush()
+
+
+class _Unbreakable:
+    """A text stream that drops what it cannot write, and says so once."""
+
+    def __init__(self, stream: TextIO, name: str):
+        self._stream, self._name = stream, name
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self, error: Exception) -> None:
+        # To nowhere from now on, with what is buffered: it would fail again, at the latest when Python ends.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if self._name != "stderr":
+            why = getattr(error, "strerror", None) or error
+            print(f"train.py: cannot write to {self._name}: {why}; the run goes on without it", file=sys.stderr)
+
+
+def _open_closed_descriptors() -> None:
+    """Where stdin, stdout or stderr is closed, open it to nowhere: else the next file that is opened becomes it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
