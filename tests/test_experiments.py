@@ -1,0 +1,98 @@
+"""The data of experiments/: read without torch, complete, and by a reader that takes YAML at its word."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jobs import ROOT
+
+import experiments
+from experiments.reading import YamlError, parse, read
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("-2.5E+4", -2.5e4),
+        (".5", 0.5),
+        ("12", 12),
+        ("-0", 0),
+        ("1:30", "1:30"),
+        ("24:00:00", "24:00:00"),
+        ("on", "on"),
+        ("no", "no"),
+        ("true", True),
+        ("2026-11-27", "2026-11-27"),
+        ("1_000", "1_000"),
+        ("0x1f", "0x1f"),
+        ("~", None),
+        ("", None),
+        ("'0100'", "0100"),
+        ("4pairs", "4pairs"),
+        ("{a: &x [1], b: *x}", {"a": [1], "b": [1]}),
+    ],
+)
+def test_yaml_means_what_it_says(text, value):
+    found = parse(text, "here")
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"steps: 0100", "could be octal: write 100"),
+        (b"steps: -007", "could be octal: write 7"),
+        (b"a: 1\nb: 2\na: 3", "line 3: not valid YAML: the key 'a' is given twice"),
+        (b"a: {b: 1, b: 2}", "'b' is given twice"),
+        (b"a: &a {b: 1}\nc: {<<: *a}", "merge keys (<<) are not read here"),
+        (b"# J\xf6rg\na: 1", "line 1: the byte 0xf6 is not UTF-8"),
+        ("a: 1".encode("utf-16"), "is not UTF-8"),
+        (b"a: &a {b: *a}", "*a contains itself"),
+        (b"[a, b]: 1", "a key has to be a word or a number"),
+        (b"a: " + b"[" * 3000, "nested too deeply"),
+        (b"- 1", "expected keys and values, got list"),
+        (b"a: [1", "not valid YAML"),
+        (b"a: \x00", "not valid YAML"),
+        (b"a: !!python/name:os.system", "not valid YAML"),
+    ],
+)
+def test_what_could_mean_two_things_or_nothing_is_an_error(tmp_path, content, words):
+    file = tmp_path / "file.yaml"
+    file.write_bytes(content)
+    with pytest.raises(YamlError) as error:
+        read(file)
+    assert words in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    (tmp_path / "file.yaml").write_bytes(b"\xef\xbb\xbfa: 1")
+    assert read(tmp_path / "file.yaml") == {"a": 1}
+
+
+def test_every_arm_that_is_drawn_or_run_has_a_look_of_its_own():
+    looks = experiments.looks()
+    assert len({(look.colour, str(look.line), look.marker) for look in looks.values()}) == len(looks)
+    assert {arm for part in experiments.study().values() for arm in part.arms} <= looks.keys()
+
+
+def test_an_arm_without_a_look_and_a_key_of_no_meaning_are_named(tmp_path):
+    text = (Path(experiments.__file__).parent / "figures.yaml").read_text()
+    for old, new, words in (
+        ("students: [wider]", "students: [widr]", "fig4: there is no entry in arms: for widr"),
+        ("label: random pad", "lable: random pad", "random_pad: got an unexpected keyword argument 'lable'"),
+        ("    scratch: deeper_random_init\n", "", "fig5: missing 1 required positional argument: 'scratch'"),
+    ):
+        file = tmp_path / f"{new[:5].strip()}.yaml"
+        file.write_text(text.replace(old, new))
+        with pytest.raises(YamlError) as error:
+            experiments.figures(file)
+        assert words in str(error.value)
+
+
+def test_they_are_read_without_torch():
+    code = "import sys, experiments; experiments.figures(), experiments.study(); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
