@@ -80,7 +80,7 @@ def widen(
 
     if not isinstance(noise, Real) or not 0 <= noise < inf:
         raise GrowthError(
-            f"noise is a fraction of each filter's standard deviation: expected a number of at least 0, got {noise!r}"
+            f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise!r}"
         )
     exact, noise, seed = bool(exact and noise), float(noise), whole(seed, "seed=")
     trace, growth = _plan(model, example_inputs, factor, widths, modules, seed)

@@ -1,6 +1,7 @@
 """examples/: they run, on generated images, and show what they say they show."""
 
 import copy
+import gzip
 import importlib.util
 import json
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
+from torchvision.models import resnet18
 
-from training import data, fashion_mnist
+import net2net
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,10 +23,18 @@ def example(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("grow_timm", ROOT / "examples" / "grow_timm.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(fashion_mnist, "ensure", lambda root: root / "FashionMNIST" / "raw")
-    monkeypatch.setattr(fashion_mnist, "load", lambda root, train: data._generated(2_000 if train else 200, 2 - train))
     monkeypatch.setattr(module, "BATCH", 16)
     monkeypatch.chdir(tmp_path)
+    raw = Path("data/FashionMNIST/raw")
+    raw.mkdir(parents=True)
+    patterns = torch.rand(10, 28, 28, generator=torch.Generator().manual_seed(0))
+    for seed, (part, n) in enumerate({"train": 2_000, "t10k": 200}.items()):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(10, (n,), generator=generator)
+        images = 255 * (0.4 * patterns[labels] + 0.6 * torch.rand(n, 28, 28, generator=generator))
+        for name, header, numbers in (("images-idx3", 16, images), ("labels-idx1", 8, labels)):
+            with gzip.open(raw / f"{part}-{name}-ubyte.gz", "wb") as file:
+                file.write(bytes(header) + numbers.to(torch.uint8).numpy().tobytes())
     return module
 
 
@@ -74,7 +85,8 @@ def test_the_net_from_scratch_is_initialised_as_timm_does_it(example, randomise,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [(["--model", "resnet_of_mine"], "resnet_of_mine"), (["--steps", "1"], "1")]
+    ("arguments", "named"),
+    [(["--model", "resnet_of_mine"], "resnet_of_mine"), (["--steps", "1"], "1"), (["--data", "nowhere"], "nowhere")],
 )
 def test_what_it_cannot_do_is_refused_in_one_sentence(example, capsys, arguments, named):
     with pytest.raises(SystemExit) as refused:
@@ -84,3 +96,28 @@ def test_what_it_cannot_do_is_refused_in_one_sentence(example, capsys, arguments
     assert output.out == ""
     assert output.err.count("\n") == 1
     assert named in output.err
+
+
+def test_a_resnet_is_widened_for_the_images_of_a_folder(tmp_path, capsys, randomise):
+    """With torch and torchvision alone, weights from a file, and two classes of drawn images."""
+    spec = importlib.util.spec_from_file_location("widen_resnet", ROOT / "examples" / "widen_resnet.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for label, colour in {"red": (200, 30, 30), "blue": (30, 30, 200)}.items():
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for k in range(3):
+            Image.new("RGB", (40, 40), tuple(c + 5 * k for c in colour)).save(tmp_path / "images" / label / f"{k}.png")
+    torch.save({"model": randomise(resnet18()).state_dict()}, tmp_path / "r18.pth")
+    options = ["--weights", str(tmp_path / "r18.pth"), "--size", "32", "--epochs", "1", "--batch", "6"]
+    out = tmp_path / "wide.safetensors"
+    module.main([str(tmp_path / "images"), *options, "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "64 -> 96  layer1.0.conv1" in printed
+    assert "new head: fc, 1000 -> 2 outputs" in printed
+    student = net2net.replay(net2net.load_record(out), resnet18())
+    student.load_state_dict(net2net.load_weights(out))
+    assert student(torch.randn(1, 3, 32, 32).expand(2, -1, -1, -1)).shape == (2, 2)
+    with pytest.raises(SystemExit) as refused:
+        module.main([str(tmp_path / "none"), *options])
+    assert refused.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
