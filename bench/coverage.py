@@ -3,6 +3,7 @@
     python bench/coverage.py                        # all of them, into results/coverage.csv; hours on two cores
     python bench/coverage.py --match 'resnet*' --out coverage_resnet.csv
     python bench/coverage.py --summary              # the totals of what is there
+    python bench/coverage.py --match 'test_*' --interface 2    # reset_classifier, forward_intermediates on students
 
 One row per model and factor, written as it comes; what has its row is skipped, so that calling it again goes on, with a
 larger `--max-params` to the numbers of larger models.
@@ -184,6 +185,33 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
     }
 
 
+def interface(name: str, factor: float) -> str:
+    """Whether what timm's users do next works on a student: "works", or what does not."""
+    import torch
+
+    import net2net
+
+    model = build(name, "cpu").eval()
+    x = torch.randn(1, *inputs(model, name)[:2][-1])
+    try:
+        student = net2net.widen(model, x, factor, verify=False)
+    except net2net.GrowthError as error:
+        return f"refused: {' '.join(str(error).split())[:120]}"
+    try:
+        with torch.no_grad():
+            student.forward_features(x)
+            if hasattr(student, "forward_intermediates"):
+                maps = student.forward_intermediates(x, intermediates_only=True)
+                wide, said = [m.shape[1] for m in maps], [info["num_chs"] for info in student.feature_info]
+                if wide != said and len(wide) == len(said):
+                    return f"feature_info says {said} of {wide}"
+            student.reset_classifier(7)
+            shape = tuple(student(x).shape)
+    except Exception as error:  # whatever a model's own code raises is the finding
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return "works" if shape == (1, 7) else f"the new head returns {shape}"
+
+
 def table(path: Path) -> list[dict[str, str]]:
     """The rows of a table, sorted; of a model and factor that was measured again, the last."""
     with path.open() as file:
@@ -224,7 +252,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-params", type=float, default=100, help="no numbers for larger models (millions)")
     parser.add_argument("--timeout", type=float, default=300, help="seconds a model may take")
     parser.add_argument("--summary", action="store_true", help="print the totals of --out, run nothing")
+    parser.add_argument("--interface", type=float, metavar="FACTOR", help="try timm's own methods on students instead")
     arguments = parser.parse_args(argv)
+    if arguments.interface:
+        found: dict[str, int] = {}
+        for name in fnmatch.filter((n.partition(":")[2] for n in names() if n.startswith("timm:")), arguments.match):
+            outcome = interface(f"timm:{name}", arguments.interface)
+            found[outcome.partition(":")[0]] = found.get(outcome.partition(":")[0], 0) + 1
+            print(f"{name}: {outcome}", flush=True)
+        print(found)
+        return 0
     if arguments.summary:
         print(summary(arguments.out))
         return 0

@@ -37,6 +37,14 @@ def test_coverage_measures_a_model_and_says_why_another_was_not_tried(monkeypatc
     assert "no_such_model" in broken[0]["reason"]
 
 
+def test_coverage_tries_what_users_of_timm_do_next(capsys, monkeypatch):
+    coverage = script("coverage")
+    assert coverage.main(["--match", "test_byobnet", "--interface", "1.5"]) == 0
+    assert capsys.readouterr().out == "test_byobnet: works\n{'works': 1}\n"
+    monkeypatch.setattr("net2net.growth.Growth.noting", lambda growth, numbers, unclear: growth)  # nothing follows
+    assert coverage.interface("timm:test_byobnet", 1.5).startswith("feature_info says")
+
+
 def test_a_student_that_moved_would_count_as_such():
     coverage = script("coverage")
     row = {"error_eval": "1e-7", "error_train": "2e-5", "dtype": "float32"}
