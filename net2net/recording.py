@@ -427,6 +427,8 @@ def rebuilt(model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor])
             tagged.append((tensor, new))
         memo[id(tensor)] = new
     copied = _copied(model, memo)
+    if "net2net_history" in vars(model):  # which a copy of a class's own making can leave out, as fx.GraphModule's does
+        copied.net2net_history = copy.deepcopy(model.net2net_history)
     for tensor, new in tagged:  # attributes of a parameter, e.g. for an optimizer's groups; `copy.deepcopy` loses them
         vars(new).update(copy.deepcopy(vars(tensor), memo))
     return copied

@@ -1,6 +1,7 @@
 """What a student takes over from its teacher besides its function: how its tensors lie in memory and what users noted
 on them, hooks, modes, and the integers that modules keep of their widths."""
 
+import copy
 import warnings
 
 import pytest
@@ -132,6 +133,32 @@ def test_hooks_of_parameters_are_named(grow):
 def test_a_model_whose_parameters_have_no_shape_yet():
     with pytest.raises(net2net.GrowthError, match=r"'0\.weight' has no shape yet: run the model once"):
         net2net.widen(nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 2)), torch.randn(2, 3), 2)
+
+
+class Own(nn.Sequential):
+    """Copies itself in a way of its own, and not all of it."""
+
+    def __deepcopy__(self, memo):
+        new = Own(*copy.deepcopy(list(self), memo))
+        memo[id(self)] = new
+        return new.train(self.training)
+
+
+@pytest.mark.parametrize("kind", [torch.fx.symbolic_trace, lambda model: Own(*model)])
+def test_the_record_survives_copies_of_a_classs_own_making(kind):
+    model, x = kind(small()), IMAGES
+    once = net2net.widen(model, x, 1.5)
+    twice = net2net.widen(once, x, 1.5, seed=1)
+    assert [entry["op"] for entry in net2net.history(twice)] == ["widen", "widen"]
+    again = net2net.replay(net2net.history(twice), model)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), twice.parameters(), strict=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(x).sum().backward()
+    optimizer.step()
+    grown = net2net.grow_optimizer(optimizer, twice, teacher=model)
+    assert {id(p) for p in grown.param_groups[0]["params"]} == {id(p) for p in twice.parameters()}
+    padded = net2net.random_pad(twice, x, 1.5)
+    assert len(net2net.history(padded)) == 3
 
 
 class Block(nn.Module):
