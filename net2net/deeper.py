@@ -22,9 +22,9 @@ from net2net import residual
 from net2net.certificate import confirm
 from net2net.errors import GrowthError
 from net2net.head import renew
-from net2net.recording import NoDropout, as_arguments, cloned, rebuilt
+from net2net.recording import NoDropout, as_arguments, cloned, rebuilt, uncollected, unwrapped
 from net2net.sites import Kernel, Site, choose, located, spelled
-from net2net.spaces import Trace
+from net2net.trace import Trace, traced
 from net2net.wider import remember, whole
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -62,6 +62,7 @@ class Onward(nn.Sequential):
         return x
 
 
+@uncollected()
 def deepen(
     model: nn.Module,
     example_inputs: Any,
@@ -122,8 +123,8 @@ def deepen(
     """
     if init is not None and not callable(init):
         raise GrowthError(f"init= is a {type(init).__name__}: expected a function that initialises a module")
-    seed = whole(seed, "seed=")
-    trace = Trace(model, example_inputs, strict=False)
+    seed, model = whole(seed, "seed="), unwrapped(model)
+    trace = traced(model, example_inputs, name_unknown=False)
     plan = {key: Site(trace, key, layers).plan for key, layers in choose(trace, sites).items()}
     normalised = [key for key, layers in plan.items() if any(layer.get("norm") for layer in layers)]
     moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -142,7 +143,8 @@ def deepen(
             if "block" in layer:
                 residual.initialise(added[key][k], layer["block"], key, k, seed, init)
     remember(student, {"op": "deepen", "seed": seed, "sites": plan})
-    grown = _reached(student, example_inputs, [(key, layer) for key, layers in added.items() for layer in layers])
+    new = [(key, layer) for key, layers in added.items() for layer in layers]
+    grown = _reached(student, example_inputs, new, trace.real)
     if verify:
         confirm(model, student, example_inputs)
     return student if new_head is None else renew(student, grown, example_inputs, new_head, seed)
@@ -263,12 +265,12 @@ def _identity(
     return nn.Sequential(parts)
 
 
-def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.Module]]) -> Trace:
+def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.Module]], real: bool) -> Trace:
     """Refuse a student whose forward pass goes around the new layers, e.g. by reaching into the module at the site.
     Returns its trace."""
     reason = "code outside it uses it otherwise than by calling it"
     try:
-        trace = Trace(student, example_inputs, strict=False)
+        trace = Trace(student, example_inputs, strict=False, real=real)
     except GrowthError as error:
         raise GrowthError(
             f"the deeper model does not run, as if {reason.replace('it', 'a site', 1)}: {error}"

@@ -4,8 +4,6 @@
 class GrowthError(ValueError):
     """The model cannot be grown as asked."""
 
-    calls: tuple = ()  # the operations of the forward pass that were followed before it
-
 
 class UnsupportedOperation(GrowthError):
     """The forward pass uses an operation through which the channels cannot be followed."""

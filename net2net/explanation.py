@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from net2net.errors import GrowthError
+from net2net.recording import place, unwrapped
 from net2net.residual import works
 from net2net.sites import BEFORE, IDEMPOTENT, Site
-from net2net.spaces import Trace, resolve
+from net2net.spaces import resolve
+from net2net.trace import Trace, traced
 from net2net.wider import owner, settle
 
 
@@ -25,10 +28,12 @@ class SpaceRow(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """The channel spaces of a model in the order of its forward pass, and the sites that `deepen` takes."""
+    """The channel spaces of a model in the order of its forward pass, the sites that `deepen` takes, and the operations
+    that no rule covers, by name with the modules that call them: what these read and make stays as it is."""
 
     spaces: list[SpaceRow]
     sites: dict[str, str]
+    unknown: dict[str, list[str]] = {}  # noqa: RUF012  a named tuple's defaults are shared, and nobody changes it
 
     def __str__(self) -> str:
         rows = [("width", "made by", "read by", "widen")]
@@ -38,6 +43,12 @@ class Explanation(NamedTuple):
         ]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
+        if self.unknown:
+            lines += [
+                "",
+                "no rule covers:",
+                *(f"  {name}  in {_few(map(place, at))}" for name, at in self.unknown.items()),
+            ]
         lines += ["", "deepen after:", *(f"  {name}  {what}" for name, what in self.sites.items())]
         return "\n".join(
             lines
@@ -49,7 +60,7 @@ class Explanation(NamedTuple):
         )
 
 
-def explain(model: nn.Module, example_inputs: Any) -> Explanation:
+def explain(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> Explanation:
     """What can grow in a model. Printed, it is a table.
 
     The channel spaces (who makes them, who reads them, how wide, whether they can grow or why not), and the sites at
@@ -58,9 +69,10 @@ def explain(model: nn.Module, example_inputs: Any) -> Explanation:
     model           any `nn.Module`; it is left untouched
     example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
 
-    Raises `GrowthError` as `widen` does, for an operation through which the channels cannot be followed.
+    strict          raise `UnsupportedOperation` for an operation that no rule covers, as `widen` does
     """
-    trace = Trace(model, example_inputs)
+    model = unwrapped(model)
+    trace = traced(model, example_inputs, strict=strict)
     with suppress(GrowthError):  # nothing can grow: the reasons are in the trace all the same
         settle(trace, example_inputs, 2)
     readers: dict[Any, list[str]] = {}
@@ -79,7 +91,7 @@ def explain(model: nn.Module, example_inputs: Any) -> Explanation:
         )
         for space, weights in trace.producers().items()
     ]
-    return Explanation(spaces, deepenable(trace))
+    return Explanation(spaces, deepenable(trace), trace.unknown)
 
 
 def deepenable(trace: Trace) -> dict[str, str]:
@@ -109,5 +121,6 @@ def _site(trace: Trace, key: str) -> Site | None:
         return None
 
 
-def _few(names: list[str]) -> str:
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

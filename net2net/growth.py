@@ -7,14 +7,14 @@ holds all that is needed to do the same to another copy of the teacher (`Growth.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from net2net.errors import GrowthError
-from net2net.recording import rebuilt, warn_of_hooks
+from net2net.recording import local, rebuilt, warn_of_hooks
 
 # Along one dimension of a tensor: (k, repeat) for the channels of the k-th space in order, each repeated `repeat` times
 # in a row, or a number of positions that stay as they are.
@@ -54,6 +54,8 @@ class Along(NamedTuple):
 
 
 ROLES = ("makes", "sums", "follows")
+# What data of the wrong kind makes of the code that reads it.
+WRONG_DATA = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError)
 
 
 class Growth:
@@ -66,6 +68,7 @@ class Growth:
     stayed      the channel spaces that did not grow, and why: {"made_by", "width", "reason"}; for the reader alone
     unclear     likewise those that may have to grow: channels of that width there grow differently; they stay
     held        how many channel spaces could not grow, by reason; for the reader alone
+    unknown     operations that no rule covers, with the modules that call them; for the reader alone
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Growth:
         attributes: dict[str, dict[str, Any]],
         held: dict[str, int] | None = None,
         unclear: dict[str, list[str]] | None = None,
+        unknown: dict[str, list[str]] | None = None,
     ):
         self.spaces = spaces
         self.tensors = tensors
@@ -82,6 +86,7 @@ class Growth:
         self.held = held or {}
         self.unclear = unclear or {}
         self.stayed: list[dict[str, Any]] = []
+        self.unknown = unknown or {}
         self._axes: dict[Blocks, AxisMap] = {}
         self._pieces: dict[tuple[int, int] | int, AxisMap] = {}
 
@@ -130,9 +135,13 @@ class Growth:
         warn_of_hooks(model)
         return self._noted(rebuilt(model, make))
 
-    def emptied(self, skeleton: nn.Module) -> nn.Module:
-        """The same without data, of a model on the meta device."""
-        return self._noted(rebuilt(skeleton, lambda name, t: empty_like(t, self.shape(name, tuple(t.shape)))))
+    def emptied(self, model: nn.Module) -> nn.Module:
+        """The same on the meta device, without data."""
+
+        def make(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            return empty_like(tensor, self.shape(name, tuple(tensor.shape)), "meta")
+
+        return local(self._noted(rebuilt(model, make)))
 
     def noting(self, numbers: dict[str, dict[str, Any]], unclear: dict[str, list[str]]) -> Growth:
         """The same with more attributes."""
@@ -140,7 +149,7 @@ class Growth:
             name: {**self.attributes.get(name, {}), **numbers.get(name, {})}
             for name in dict.fromkeys([*self.attributes, *numbers])
         }
-        return Growth(self.spaces, self.tensors, attributes, self.held, dict(unclear))
+        return Growth(self.spaces, self.tensors, attributes, self.held, dict(unclear), self.unknown)
 
     def _noted(self, student: nn.Module) -> nn.Module:
         for module in student.modules():
@@ -186,6 +195,7 @@ class Growth:
             "held": self.held,
             "stayed": self.stayed,
             **({"unclear": self.unclear} if self.unclear else {}),
+            **({"unknown": self.unknown} if self.unknown else {}),
         }
 
     @classmethod
@@ -210,7 +220,44 @@ class Growth:
             raise GrowthError(
                 f"this is not a record of net2net.widen or random_pad ({type(error).__name__}: {error})"
             ) from error
-        return cls(spaces, tensors, attributes, dict(record.get("held", {})), dict(record.get("unclear", {})))
+        notes = (dict(record.get(key, {})) for key in ("held", "unclear", "unknown"))
+        return cls(spaces, tensors, attributes, *notes)
+
+
+def growth_of(entry: Mapping[str, Any], widest: int | None = None) -> Growth:
+    """The growth that an entry of `widen` or `random_pad` describes, with all its numbers in range.
+
+    A width is expected not to exceed `widest`: it can come from a file, and a list of that length will be made.
+    """
+    try:
+        if widest is not None and any(not 0 < space["from"] <= widest for space in entry["spaces"]):
+            raise GrowthError(
+                f"the record widens from {[space['from'] for space in entry['spaces']]} channels, and the model's "
+                f"longest dimension has {widest}: is it the model that was grown?"
+            )
+        growth = Growth.of(dict(entry))
+        for space, said in zip(growth.spaces, entry["spaces"], strict=True):
+            if len(space.g) and not 0 <= int(space.g.min()) <= int(space.g.max()) < space.width:
+                raise ValueError(f"a copy of a channel that is none of {space.width}")
+            if said["to"] != len(space.g):
+                raise ValueError(f"{len(space.g)} channels where it says {said['to']!r}")
+        for name, dims in growth.tensors.items():
+            for dim, how in dims.items():
+                numbers = [n for b in how.blocks for n in ([b] if isinstance(b, int) else b)]
+                if type(dim) is not int or dim < 0 or how.role not in ROLES or any(type(n) is not int for n in numbers):
+                    raise ValueError(f"{name} along {dim!r} as {how.role!r}")
+                for block in how.blocks:
+                    if not (
+                        block > 0 if isinstance(block, int) else 0 <= block[0] < len(growth.spaces) and block[1] > 0
+                    ):
+                        raise ValueError(f"{name} along {dim} by {block}")
+    except GrowthError:
+        raise
+    except WRONG_DATA as error:
+        raise GrowthError(
+            f"this is not a record of net2net.widen or random_pad ({type(error).__name__}: {error})"
+        ) from error
+    return growth
 
 
 def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
@@ -237,7 +284,7 @@ def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
     return new
 
 
-def empty_like(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+def empty_like(tensor: torch.Tensor, shape: Sequence[int], device: torch.device | str | None = None) -> torch.Tensor:
     """An empty tensor of another shape, its dimensions in the same order in memory, e.g. channels last."""
     natural = list(range(tensor.ndim))
     orders = [natural]
@@ -245,7 +292,9 @@ def empty_like(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         orders.append([0, *natural[2:], 1])  # by the strides themselves: a kernel of size 1 is contiguous in both
     orders.append(sorted(natural, key=lambda dim: -tensor.stride(dim)))
     order = next((each for each in orders if _strides(tensor.shape, each) == tensor.stride()), orders[-1])
-    return tensor.new_empty(shape) if order is natural else tensor.new_empty_strided(shape, _strides(shape, order))
+    if order is natural:
+        return tensor.new_empty(shape, device=device)
+    return tensor.new_empty_strided(shape, _strides(shape, order), device=device)
 
 
 def _strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
@@ -262,6 +311,8 @@ def _note_widths(module: nn.Module) -> None:
     layers = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
     weight = module.weight if isinstance(module, layers) else None
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group per channel
+            module.groups = weight.shape[0]
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.modules.conv._ConvNd):
         if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group per channel

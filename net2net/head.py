@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 from net2net.errors import GrowthError
 from net2net.growth import _note_widths, empty_like, set_number
 from net2net.kept import integers
-from net2net.recording import Recording, on_meta, rebuilt
-from net2net.spaces import Axis, Trace, resolve
+from net2net.recording import Recording, cloned, local, on_meta, rebuilt
+from net2net.spaces import Axis, resolve
+from net2net.trace import Trace
 from net2net.wider import _generator, owner, remember
 
 CLASSES = {"class", "classes", "label", "labels", "outputs", "output", "out"}
@@ -117,7 +118,8 @@ def _check(student: nn.Module, example_inputs: Any, trace: Trace, heads: Mapping
     """Refuse a student whose outputs differ from its teacher's otherwise than in their number."""
     sizes = {head["from"]: head["to"] for head in heads.values()}
     try:
-        returned = Recording(on_meta(student)).run(example_inputs)[-1]
+        made = local(cloned(student)) if trace.real else on_meta(student)
+        returned = Recording(made, trace.real).run(example_inputs)[-1]
     except GrowthError as error:
         raise GrowthError(f"new_head: the model counts on the number of its outputs: {error}") from error
     for old, new in zip(trace.calls[-1].shapes, returned.shapes, strict=True):

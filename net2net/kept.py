@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from net2net.spaces import Axis, Trace, length
+from net2net.spaces import Axis, length
+from net2net.trace import Trace
 
 Size = Callable[[Axis], int]  # of an axis in the student
 
@@ -61,7 +62,7 @@ class Kept:
         known = {(module, key) for module, key, _ in trace.attributes}
         self._candidates = [
             (name, path, number, holder)
-            for name, module in trace.skeleton.named_modules()
+            for name, module in trace.model.named_modules()
             for path, number, holder in _candidates(module)
             if (name, path[0]) not in known
         ]

@@ -18,7 +18,7 @@ from torch import nn
 
 from net2net import deeper, head
 from net2net.errors import GrowthError
-from net2net.growth import ROLES, Growth, get_number
+from net2net.growth import WRONG_DATA, Growth, get_number, growth_of
 from net2net.recording import cloned, tensors
 from net2net.sites import located
 from net2net.wider import disturb, history, pad, remember
@@ -26,8 +26,6 @@ from net2net.wider import disturb, history, pad, remember
 Record = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 OPERATIONS = ("widen", "random_pad", "deepen", "new_head")
-# What data of the wrong kind makes of the code that reads it.
-WRONG_DATA = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError)
 
 
 def replay(record: Record, teacher: nn.Module, *, init: Callable[[nn.Module], None] | None = None) -> nn.Module:
@@ -130,42 +128,6 @@ def entries_of(record: Record) -> list[Mapping[str, Any]]:
                 f"the record has an entry whose 'op' is {entry.get('op')!r}: this version knows {', '.join(OPERATIONS)}"
             )
     return list(entries)
-
-
-def growth_of(entry: Mapping[str, Any], widest: int | None = None) -> Growth:
-    """The growth that an entry of `widen` or `random_pad` describes, with all its numbers in range.
-
-    A width is expected not to exceed `widest`: it can come from a file, and a list of that length will be made.
-    """
-    try:
-        if widest is not None and any(not 0 < space["from"] <= widest for space in entry["spaces"]):
-            raise GrowthError(
-                f"the record widens from {[space['from'] for space in entry['spaces']]} channels, and the model's "
-                f"longest dimension has {widest}: is it the model that was grown?"
-            )
-        growth = Growth.of(dict(entry))
-        for space, said in zip(growth.spaces, entry["spaces"], strict=True):
-            if len(space.g) and not 0 <= int(space.g.min()) <= int(space.g.max()) < space.width:
-                raise ValueError(f"a copy of a channel that is none of {space.width}")
-            if said["to"] != len(space.g):
-                raise ValueError(f"{len(space.g)} channels where it says {said['to']!r}")
-        for name, dims in growth.tensors.items():
-            for dim, how in dims.items():
-                numbers = [n for b in how.blocks for n in ([b] if isinstance(b, int) else b)]
-                if type(dim) is not int or dim < 0 or how.role not in ROLES or any(type(n) is not int for n in numbers):
-                    raise ValueError(f"{name} along {dim!r} as {how.role!r}")
-                for block in how.blocks:
-                    if not (
-                        block > 0 if isinstance(block, int) else 0 <= block[0] < len(growth.spaces) and block[1] > 0
-                    ):
-                        raise ValueError(f"{name} along {dim} by {block}")
-    except GrowthError:
-        raise
-    except WRONG_DATA as error:
-        raise GrowthError(
-            f"this is not a record of net2net.widen or random_pad ({type(error).__name__}: {error})"
-        ) from error
-    return growth
 
 
 def misfit(growth: Growth, name: str, shape: Sequence[int]) -> str | None:

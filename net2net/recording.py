@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import gc
+import random
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from enum import Enum
 from numbers import Number
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -23,16 +27,17 @@ from net2net.errors import GrowthError, UnsupportedOperation
 # Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
 SIZED = """
 new_empty new_zeros new_ones view reshape reshape_as view_as unflatten split split_with_sizes chunk narrow
-expand __getitem__
+expand broadcast_to repeat tile __getitem__
 """
 SIZED = frozenset(SIZED.split())
 # Arguments that grow with the model in other operations: where they are, by position and keyword.
 GROWING = {
-    **{f"conv{n}d": (6, "groups") for n in (1, 2, 3)},
-    "layer_norm": (1, "normalized_shape"),
-    "rms_norm": (1, "normalized_shape"),
-    "group_norm": (1, "num_groups"),
-    "new_full": (1, "size"),
+    **{f"{kind}{n}d": {6: "groups"} for kind in ("conv", "conv_transpose") for n in (1, 2, 3)},
+    "layer_norm": {1: "normalized_shape"},
+    "rms_norm": {1: "normalized_shape"},
+    "group_norm": {1: "num_groups"},
+    "new_full": {1: "size"},
+    "multi_head_attention_forward": {3: "embed_dim_to_check", 4: "num_heads"},
 }
 
 
@@ -76,14 +81,17 @@ class Call:
 
 
 class Recording(TorchFunctionMode):
-    """What a model does in one forward pass: `calls`, operation by operation. `skeleton`: it, on the meta device.
+    """What a model does in one forward pass: `calls`, operation by operation. `skeleton`: it, on the meta device; with
+    `real` a copy of it that is run for real, where the meta device cannot follow: code that looks at numbers.
 
     After `run`, `calls` ends with a call named "return", whose arguments are the model's outputs.
     """
 
-    def __init__(self, skeleton: nn.Module):
+    def __init__(self, skeleton: nn.Module, real: bool = False):
         super().__init__()
         self.skeleton = skeleton
+        self.real = real
+        self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.names: dict[int, str] = {}
         for name, tensor in tensors(skeleton):
             self.names.setdefault(id(tensor), name)
@@ -99,10 +107,8 @@ class Recording(TorchFunctionMode):
         return self._stack[-1] if self._stack else ""
 
     def run(self, example_inputs: Any, training: bool = False) -> list[Call]:
-        """Run the skeleton; `GrowthError`, with the calls until then, where that fails."""
-        args, kwargs = as_arguments(
-            pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), example_inputs)
-        )
+        """Run the skeleton; `GrowthError` where that fails, with `calls` until then."""
+        args, kwargs = as_arguments(self._own(example_inputs))
         self._stack.clear()
         self._sources.clear()
         self.calls = []
@@ -117,25 +123,28 @@ class Recording(TorchFunctionMode):
         ]
         try:
             self.skeleton.train(training)
-            with torch.no_grad(), self:
+            devices = {p.device for p in self.skeleton.parameters()} if self.real else ()
+            with torch.no_grad(), seeded(devices), followed_functions(), self:
                 output = self.skeleton(*args, **kwargs)
             self._return(output)
-        except GrowthError as error:
-            error.calls = tuple(self.calls)
+        except GrowthError:
             raise
         except Exception as error:
             where = place(self.module) + (" in training mode" if training else "")
-            said = next((line for line in str(error).splitlines() if line.strip()), "")[:300]
-            failure = GrowthError(
-                f"the forward pass on the meta device failed in {where}: {type(error).__name__}: {said} (check the "
-                "example inputs; a branch that depends on data cannot be followed; constant tensors must be buffers)"
-            )
-            failure.calls = tuple(self.calls)
-            raise failure from error
+            raise GrowthError(
+                f"the forward pass{'' if self.real else ' on the meta device'} failed in {where}: "
+                f"{type(error).__name__}: {first_line(error)} (check the example inputs)"
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()
         return self.calls
+
+    def _own(self, example_inputs: Any) -> Any:
+        if not self.real:
+            return pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), example_inputs)
+        device = next((p.device for p in self.skeleton.parameters()), torch.device("cpu"))
+        return pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), own_copy(example_inputs))
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         self._stack.append(self.modules.get(id(module), self.module))
@@ -145,15 +154,9 @@ class Recording(TorchFunctionMode):
 
     def _return(self, output: Any) -> None:
         call = Call("return", (output,), {}, "")
-        for leaf in pytree.tree_leaves(output):
-            if isinstance(leaf, torch.Tensor):
-                call.shapes.append(tuple(leaf.shape))
-                call.sources.append(self._source(leaf))
-            elif not isinstance(leaf, (int, float, complex, str, type(None))):
-                raise GrowthError(
-                    f"the model returns a {type(leaf).__name__}, in which its output tensors cannot be found: return "
-                    "tensors, or tuples, lists and dicts of them"
-                )
+        for _, tensor in output_tensors(output):
+            call.shapes.append(tuple(tensor.shape))
+            call.sources.append(self._source(tensor))
         if not call.shapes:
             raise GrowthError("the model returns no tensor: there is no function to preserve")
         self.calls.append(call)
@@ -166,32 +169,32 @@ class Recording(TorchFunctionMode):
         name = function_name(func)
         given: list[torch.Tensor] = []
         numbers: list[Any] = []
-        hidden = GROWING.get(name, (-1, ""))
+        hidden = GROWING.get(name, {})
         for k, value in enumerate(args):
-            if k != hidden[0]:
+            if k not in hidden:
                 _gather(value, given, numbers)
         for key, value in kwargs.items():
-            if key != hidden[1]:
+            if key not in hidden.values():
                 _gather(value, given, numbers)
         if not given:
-            with torch.device("meta"):
+            with nullcontext() if self.real else torch.device("meta"):
                 out = func(*args, **kwargs)
         results: list[torch.Tensor] = []
         call = Call(name, args, kwargs, self.module, numbers=numbers)
         if given:
-            foreign = not given[0].is_meta and id(given[0]) not in self._sources
-            if foreign and func.__name__.endswith("_") and not name.startswith("__"):
+            foreign = id(given[0]) not in self._sources and id(given[0]) not in self.names
+            if foreign and not given[0].is_meta and func.__name__.endswith("_") and not func.__name__.endswith("__"):
                 raise GrowthError(f"{call.where} changes a tensor that is none of the model's parameters or buffers")
             self.before(call, given)  # operations in place change what is known of their argument
-            out = _shortcut(name, func, args, kwargs)
-            if out is None:
-                out = func(*args, **kwargs)
+            out = self._run(name, func, args, kwargs, given)
         if isinstance(out, torch.Tensor):
             results.append(out)
         elif isinstance(out, (tuple, list)):
             _gather(out, results, [])
         call.out = out
         if not results:
+            if given and not _is_about(name):
+                self.revealed(call)
             if name in ("__setitem__", "__set__"):
                 call.counts = _counts(call)
                 call.sources = [self._source(t) for t in given]
@@ -209,6 +212,28 @@ class Recording(TorchFunctionMode):
                 self._sources[id(tensor)] = (at, k)
         return out
 
+    def _run(self, name: str, func: Callable, args: tuple, kwargs: dict, given: list[torch.Tensor]) -> Any:
+        if self.real:  # what dropout draws would depend on the widths, and all that is drawn after it
+            return args[0].clone() if "dropout" in name and args else func(*args, **kwargs)
+        out = _shortcut(name, func, args, kwargs)
+        if out is not None:
+            return out
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError):
+            if all(t.is_meta for t in given):
+                raise
+        # Constants that are no buffers, e.g. kept from an earlier pass, have been left where they are.
+        args, kwargs = pytree.tree_map_only(torch.Tensor, self._twin, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _twin(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta or not tensor.ndim:
+            return tensor
+        if id(tensor) not in self._twins:
+            self._twins[id(tensor)] = tensor, torch.empty_like(tensor, device="meta")
+        return self._twins[id(tensor)][1]
+
     def input(self, tensor: torch.Tensor) -> None:
         """Called with each tensor that the model is given."""
 
@@ -217,6 +242,9 @@ class Recording(TorchFunctionMode):
 
     def after(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> None:
         """Called after each operation that makes tensors."""
+
+    def revealed(self, call: Call) -> None:
+        """Called after each operation that makes something else of a tensor's numbers, e.g. `item`."""
 
     def overwritten(self, call: Call) -> None:
         """Called when a part of a tensor was overwritten."""
@@ -349,6 +377,48 @@ def _counts(call: Call) -> list[int]:
     return []
 
 
+# What is asked of a tensor without looking at its numbers.
+ABOUT = """
+shape size dim ndim ndimension numel nelement dtype device layout stride storage_offset data_ptr element_size itemsize
+nbytes requires_grad grad grad_fn get_device names output_nr retains_grad dim_order __len__ __hash__ __repr__ __format__
+__setitem__ __set__ __deepcopy__ result_type can_cast is_floating_point is_complex is_contiguous is_tensor is_leaf
+is_meta is_cuda is_cpu is_sparse is_quantized is_inference is_same_size is_signed is_conj is_neg is_pinned is_shared
+is_mkldnn is_nested is_mps is_xpu is_sparse_csr is_storage register_hook untyped_storage broadcast_shapes
+"""
+ABOUT = frozenset(ABOUT.split())
+
+
+def _is_about(name: str) -> bool:
+    return name in ABOUT or (name.startswith("_") and not name.startswith("__"))
+
+
+class _Context:
+    """What a custom autograd function is given in a forward pass of which there is no backward pass."""
+
+    needs_input_grad = (False,) * 64
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    save_for_backward = save_for_forward = mark_dirty = mark_non_differentiable = set_materialize_grads = _nothing
+
+
+def _followed(cls: type, *args: Any, **kwargs: Any) -> Any:
+    defined = cls.setup_context is not torch.autograd.Function.setup_context
+    return cls.forward(*args, **kwargs) if defined else cls.forward(_Context(), *args, **kwargs)
+
+
+@contextmanager
+def followed_functions() -> Iterator[None]:
+    """Run what custom autograd functions do forward as any other code: autograd would hide it."""
+    before = torch.autograd.Function.__dict__["apply"]
+    torch.autograd.Function.apply = classmethod(_followed)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = before
+
+
 def place(module: str) -> str:
     return f"module {module!r}" if module else "the model's own forward"
 
@@ -370,6 +440,57 @@ def function_name(func: Callable) -> str:
     return name
 
 
+class Detached(TorchFunctionMode):
+    """Copies tensors by their values alone, wherever `copy.deepcopy` meets one: those with a gradient history, which it
+    refuses, and views, whose whole storage it would copy."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if (
+            func is not torch.Tensor.__deepcopy__
+            or isinstance(args[0], nn.Parameter)
+            or args[0].layout != torch.strided
+        ):
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args[0], args[1]
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
+        return memo[id(tensor)]
+
+
+def own_copy(inputs: Any) -> Any:
+    """Inputs for one pass of a model, which may change them: a tensor that comes twice is one again."""
+    with Detached(), torch.no_grad():
+        return copy.deepcopy(inputs)
+
+
+@contextmanager
+def seeded(devices: Iterable[torch.device]) -> Iterator[None]:
+    """The same random numbers each time; the caller's streams, of the CPU and of these devices, go on as they were."""
+    state, python = torch.default_generator.get_state(), random.getstate()
+    others = {device: torch.get_device_module(device) for device in devices if device.type not in ("cpu", "meta")}
+    states = {device: _stream(module.get_rng_state, device) for device, module in others.items()}
+    try:
+        random.seed(0)
+        torch.default_generator.manual_seed(0)
+        for device, module in others.items():
+            generators = getattr(module, "default_generators", None)  # `manual_seed_all` would reach the others
+            if generators:
+                generators[device.index or 0].manual_seed(0)
+            else:
+                module.manual_seed(0)
+        yield
+    finally:
+        random.setstate(python)
+        torch.default_generator.set_state(state)
+        for device, module in others.items():
+            _stream(module.set_rng_state, device, states[device])
+
+
+def _stream(access: Callable, device: torch.device, *state: torch.Tensor) -> Any:
+    """Read or set the state of a device's random numbers; where there is only one such device, it is not named."""
+    return access(*state) if device.type == "mps" else access(*state, device)
+
+
 class NoDropout(TorchFunctionMode):
     """Switches every dropout off, in modules and in calls of `functional.dropout`, whatever mode the model is in."""
 
@@ -389,13 +510,99 @@ def as_arguments(example_inputs: Any) -> tuple[tuple, dict]:
     return (example_inputs,), {}
 
 
+# What an output may hold beside tensors.
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type, Enum)
+
+
+def output_tensors(output: Any, name: str = "output") -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in what a model returns, with its place: in lists, dicts, dataclasses, and the fields of objects."""
+    seen: set[int] = set()
+
+    def visit(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+        if isinstance(value, torch.Tensor):
+            yield name, value
+            return
+        if isinstance(value, (*_PLAIN, FunctionType, MethodType)) or id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            inner = [(f"{name}[{key!r}]", each) for key, each in value.items()]
+        elif isinstance(value, (tuple, list, set, frozenset, deque)):
+            inner = [(f"{name}[{k}]", each) for k, each in enumerate(value)]
+        else:
+            slots = (key for kind in type(value).__mro__ for key in getattr(kind, "__slots__", ()))
+            keys = [*getattr(value, "__dict__", ()), *(key for key in slots if hasattr(value, key))]
+            if not keys and not hasattr(value, "__dict__"):
+                raise GrowthError(
+                    f"the model returns a {type(value).__name__} ({name}), in which tensors cannot be found: return "
+                    "tensors, or lists, dicts and objects that have them in their fields"
+                )
+            inner = [(f"{name}.{key}", getattr(value, key)) for key in keys]
+        for place, each in inner:
+            yield from visit(each, place)
+
+    return visit(output, name)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside what torch.compile, DistributedDataParallel, DataParallel or AveragedModel make of it.
+
+    `GrowthError` with the cure for what has lost its modules' code: TorchScript and torch.export.
+    """
+    if not isinstance(model, nn.Module):
+        raise GrowthError(f"expected a torch.nn.Module, got a {type(model).__name__}")
+    while "_orig_mod" in model._modules or isinstance(model, WRAPPERS):
+        model = model._modules.get("_orig_mod") or model._modules["module"]
+    for name, module in model.named_modules():
+        what = name and f" (in {place(name)})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise GrowthError(f"TorchScript{what} has its shapes compiled in: grow the model before torch.jit does it")
+        if isinstance(module, torch.fx.GraphModule) and any(
+            isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+        ):
+            raise GrowthError(
+                f"an exported program{what} has its shapes compiled in: grow the model before torch.export"
+            )
+        if name and "_orig_mod" in module._modules:
+            raise GrowthError(
+                f"{place(name)} is compiled by torch.compile: grow the model first, then compile its part"
+            )
+    return model
+
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
+
+class _LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm of what one process has, whatever its number of dimensions."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        pass
+
+
+def local(model: nn.Module) -> nn.Module:
+    """The model with its synchronised batch norms made local, in place: on one process they compute the same."""
+    for module in model.modules():
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = _LocalBatchNorm
+    return model
+
+
+def first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "")[:300]
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Pauses the garbage collector: tracing makes many small objects, and looking through all of them takes longer."""
+    """Pauses the garbage collector: tracing makes many small objects, and looking through all of them takes longer.
+
+    Outside `torch.inference_mode`, too: what is made in it cannot be trained.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with torch.inference_mode(False):
+            yield
     finally:
         if was:
             gc.enable()
@@ -426,18 +633,23 @@ def rebuilt(model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor])
         if vars(tensor):
             tagged.append((tensor, new))
         memo[id(tensor)] = new
-    copied = _copied(model, memo)
-    if "net2net_history" in vars(model):  # which a copy of a class's own making can leave out, as fx.GraphModule's does
+    with Detached():
+        copied = _copied(model, memo)
+    if "net2net_history" in vars(model) and "net2net_history" not in vars(copied):  # as torch.fx copies itself
         copied.net2net_history = copy.deepcopy(model.net2net_history)
     for tensor, new in tagged:  # attributes of a parameter, e.g. for an optimizer's groups; `copy.deepcopy` loses them
         vars(new).update(copy.deepcopy(vars(tensor), memo))
     return copied
 
 
+def cloned_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
+
+
 def cloned(model: nn.Module) -> nn.Module:
     """A copy of the model with the same numbers; see `rebuilt`."""
     warn_of_hooks(model)
-    return rebuilt(model, lambda name, tensor: tensor.detach().clone())
+    return rebuilt(model, cloned_tensor)
 
 
 def warn_of_hooks(model: nn.Module) -> None:
@@ -452,7 +664,7 @@ def warn_of_hooks(model: nn.Module) -> None:
         )
 
 
-_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_CONSTANT = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -472,16 +684,14 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for key, value in module.__dict__.items():
         if key == "_compiled_call_impl":
             continue
-        if isinstance(value, _PLAIN):
+        if isinstance(value, _CONSTANT):
             state[key] = value
         elif key == "_modules":
             state[key] = {name: child if child is None else _copied(child, memo) for name, child in value.items()}
         elif type(value) in (dict, set, list, OrderedDict) and not value:
             state[key] = type(value)()
-        elif type(value) in (tuple, list) and all(isinstance(each, _PLAIN) for each in value):
+        elif type(value) in (tuple, list) and all(isinstance(each, _CONSTANT) for each in value):
             state[key] = type(value)(value)
-        elif isinstance(value, torch.Tensor) and not value.is_leaf and id(value) not in memo:
-            state[key] = value.detach().clone()  # made from others by a hook before the forward pass, as in pruning
         else:
             state[key] = copy.deepcopy(value, memo)
     return new
@@ -489,4 +699,4 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of the model without its data: every parameter and buffer is an empty tensor on the meta device."""
-    return rebuilt(model, lambda name, tensor: torch.empty_like(tensor, device="meta"))
+    return local(rebuilt(model, lambda name, tensor: torch.empty_like(tensor, device="meta")))

@@ -16,7 +16,7 @@ from torch import nn
 
 from net2net.errors import GrowthError
 from net2net.recording import Call
-from net2net.spaces import Trace, Value
+from net2net.trace import Trace, Value
 from net2net.wider import _generator
 
 # Where operations take their weight and bias: position and keyword, None for no bias.

@@ -13,11 +13,12 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import zip_longest
-from math import inf
+from math import inf, isclose
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -26,10 +27,11 @@ from torch import nn
 
 from net2net.certificate import confirm
 from net2net.errors import GrowthError
-from net2net.growth import Along, AxisMap, Channels, Growth, along, get_tensor
+from net2net.growth import Along, AxisMap, Channels, Growth, along, get_tensor, growth_of
 from net2net.kept import Kept
-from net2net.recording import SIZED, Call, Recording, place, tensors, uncollected
-from net2net.spaces import Axis, Space, Trace, fix, resolve
+from net2net.recording import SIZED, Call, Recording, local, place, tensors, uncollected, unwrapped
+from net2net.spaces import Axis, Space, fix, resolve
+from net2net.trace import Trace, traced
 
 Maps = dict[Space, torch.Tensor]
 
@@ -47,6 +49,7 @@ def widen(
     new_head: int | Mapping[str, int] | None = None,
     seed: int = 0,
     verify: bool = True,
+    strict: bool = False,
 ) -> nn.Module:
     """A wider model that computes the same function: Net2WiderNet (paper sec 2.3).
 
@@ -72,10 +75,15 @@ def widen(
     seed            of the maps and the noise. Each layer's draw depends on the seed and its name only.
     verify          compare both models on the example inputs (without noise that is not exact), and raise if the
                     function has moved further than rounding explains
+    strict          raise `UnsupportedOperation` for an operation that no rule covers. Otherwise what it reads and makes
+                    stays as it is; the operation is named in a warning, in the record and by `explain`.
 
-    Returns a new model of the same class on the same device. An optimizer of the old model does not know the new
-    parameters: see `grow_optimizer`, or build a new one. Raises `GrowthError` if what was asked cannot grow, and
-    `UnsupportedOperation` for an operation through which the channels cannot be followed.
+    Returns a new model of the same class on the same device; what torch.compile or a data-parallel wrapper made of the
+    model is taken off. An optimizer of the old model does not know the new parameters: see `grow_optimizer`, or build a
+    new one. Raises `GrowthError` if what was asked cannot grow.
+
+    A model whose code looks at numbers (`item`, `nonzero`) cannot be followed without data: it is then run on the
+    example inputs, which takes the time and memory of real forward passes, with a warning.
     """
 
     if not isinstance(noise, Real) or not 0 <= noise < inf:
@@ -83,16 +91,22 @@ def widen(
             f"noise is a fraction of each filter's standard deviation: expected at least 0, got {noise!r}"
         )
     exact, noise, seed = bool(exact and noise), float(noise), whole(seed, "seed=")
-    trace, growth = _plan(model, example_inputs, factor, widths, modules, seed)
+    model = unwrapped(model)
+    trace, growth = _plan(model, example_inputs, factor, widths, modules, seed, strict)
     entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **growth.record()}
-    student = growth.copied(model)
-    growth.divide(student)
-    unseen = trace.training_calls is None  # what training mode does is known from its numbers alone
-    if verify and not exact:
-        confirm(model, student, example_inputs, train=unseen)
-    disturb(student, growth, noise, exact, seed)
-    if verify and exact:
-        confirm(model, student, example_inputs, train=unseen)
+
+    def grown(teacher: nn.Module) -> nn.Module:
+        student = growth.copied(teacher)
+        growth.divide(student)
+        if exact:
+            disturb(student, growth, noise, exact, seed)
+        return student
+
+    student = grown(model)
+    if verify:  # what training mode does is known from its numbers alone where the trace could not follow it
+        confirm(model, student, example_inputs, trace.training_calls is None, grown)
+    if not exact:
+        disturb(student, growth, noise, exact, seed)
     remember(student, entry)
     if new_head is not None:
         from net2net.head import renew  # which imports this module
@@ -121,6 +135,7 @@ def random_pad(
     modules: str | Sequence[str] | None = None,
     init: Callable[[nn.Module], None] | None = None,
     seed: int = 0,
+    strict: bool = False,
 ) -> nn.Module:
     """The baseline of Net2WiderNet: the same wider model, padded with random weights (paper sec 3.1, "random pad").
 
@@ -136,7 +151,8 @@ def random_pad(
     if init is not None and not callable(init):
         raise GrowthError(f"init= is a {type(init).__name__}: expected a function that initialises a module")
     seed = whole(seed, "seed=")
-    _, growth = _plan(model, example_inputs, factor, widths, modules, seed)
+    model = unwrapped(model)
+    _, growth = _plan(model, example_inputs, factor, widths, modules, seed, strict)
     student = growth.copied(model)
     pad(student, growth, init, seed)
     remember(student, {"op": "random_pad", "seed": seed, **growth.record()})
@@ -176,9 +192,10 @@ def _plan(
     widths: Mapping[str, int] | None,
     modules: str | Sequence[str] | None,
     seed: int,
+    strict: bool,
 ) -> tuple[Trace, Growth]:
     """How the model grows: as asked, in all that then repeats the teacher's forward pass."""
-    trace = Trace(model, example_inputs)
+    trace = traced(model, example_inputs, strict=strict)
     return trace, settle(trace, example_inputs, factor, widths, modules, seed)
 
 
@@ -205,7 +222,7 @@ def settle(
         kept.find(lambda axis, maps=maps: _size(axis, maps))
         while True:
             noted = growth.noting(kept.follow, kept.unclear)
-            conflict = _conflict(noted.emptied(trace.skeleton), example_inputs, trace, maps)
+            conflict = find_conflict(trace, noted, maps, example_inputs)
             if conflict is None:
                 noted.stayed = _stayed(trace, maps, factor, modules)
                 return noted
@@ -246,7 +263,7 @@ def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]]) -> Grow
                 found.append((number[space], repeat))
             elif found and isinstance(found[-1], int):
                 found[-1] += space.width * repeat
-            else:
+            elif space.width:  # a tensor of no channels can be concatenated
                 found.append(space.width * repeat)
         return tuple(found)
 
@@ -269,7 +286,7 @@ def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]]) -> Grow
         if space.fixed and space not in maps:
             kind = _kind(space.fixed)
             held[kind] = held.get(kind, 0) + 1
-    return Growth(spaces, grown, attributes, held)
+    return Growth(spaces, grown, attributes, held, unknown=trace.unknown)
 
 
 def _size(axis: Axis, maps: Maps) -> int:
@@ -284,22 +301,29 @@ class Conflict(NamedTuple):
     why: str
 
 
-def _conflict(student: nn.Module, example_inputs: Any, trace: Trace, maps: Maps) -> Conflict | None:
-    """Whether a student (without data) repeats its teacher's forward pass: the same operations, with the same numbers,
-    on tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
+def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any) -> Conflict | None:
+    """Where a student does not repeat its teacher's forward pass: the same operations, with the same numbers, on
+    tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
     `x / x.shape[1]`, `view(-1, 64)`, or a branch.
+
+    The student has no data, unless its teacher had to be run with some.
     """
+    if trace.real:
+        student = local(growth.copied(trace.model))
+        growth.divide(student)
+    else:
+        student = growth.emptied(trace.model)
+    recording = Recording(student, trace.real)
     for training, theirs in ((False, trace.calls), (True, trace.training_calls)):
         if theirs is None:
             continue
         why = "its numbers, shapes or connections do not grow along"
         try:
-            ours: Sequence[Call] = Recording(student).run(example_inputs, training)
-            done = _first_difference(theirs, ours, maps)
+            done = _first_difference(theirs, recording.run(example_inputs, training), maps, trace.real)
         except GrowthError as error:
-            ours, why = error.calls, str(error)
-            done = _first_difference(theirs, ours, maps)
-            done = len(ours) if done is None else done
+            why = str(error)
+            done = _first_difference(theirs, recording.calls, maps, trace.real)
+            done = len(recording.calls) if done is None else done
         if done is not None:
             return Conflict(theirs[min(done, len(theirs) - 1)], theirs, why)
     return None
@@ -340,8 +364,9 @@ def _siblings(trace: Trace, call: Call, calls: Sequence[Call]) -> list[Call]:
     ]
 
 
-def _first_difference(teacher: Sequence[Call], student: Sequence[Call], maps: Maps) -> int | None:
-    """The first call at which a student does something else than its teacher's, grown by the maps."""
+def _first_difference(teacher: Sequence[Call], student: Sequence[Call], maps: Maps, real: bool) -> int | None:
+    """The first call at which a student does something else than its teacher's, grown by the maps; for `real` numbers
+    up to rounding, which moves what is computed from a sum."""
 
     def size(n: int, axis: Axis | None) -> int:
         return n if axis is None else _size(axis, maps)
@@ -350,13 +375,24 @@ def _first_difference(teacher: Sequence[Call], student: Sequence[Call], maps: Ma
         if (a.name, a.module, a.sources) != (b.name, b.module, b.sources):
             return at
         sized = a.name in SIZED and any(value.tracked for value in a.inputs)
-        if not sized and a.numbers != b.numbers and repr(a.numbers) != repr(b.numbers):  # NaN is itself here
+        if not (sized or a.numbers == b.numbers or (_close if real else _same)(a.numbers, b.numbers)):
             return at
         if [tuple(map(size, shape, axes)) for shape, axes in zip(a.shapes, a.axes, strict=True)] != b.shapes:
             return at
         if [size(n, axis) for n, axis in zip_longest(a.counts, a.counted[: len(a.counts)])] != b.counts:
             return at
     return None if len(teacher) == len(student) else min(len(teacher), len(student))
+
+
+def _same(a: list[Any], b: list[Any]) -> bool:
+    return repr(a) == repr(b)  # NaN is itself here
+
+
+def _close(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(
+        isclose(x, y, rel_tol=1e-3, abs_tol=1e-4) if type(x) is float and type(y) is float else x == y
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def _targets(
@@ -567,10 +603,12 @@ def _children(model: nn.Module) -> str:
 
 
 def remember(model: nn.Module, entry: dict[str, Any]) -> None:
-    """Append to the record of what was done to a model; see `history`."""
+    """Append to the record of what was done to a model; see `history`. It is read back first, as `replay` will."""
+    if entry["op"] in ("widen", "random_pad"):
+        growth_of(json.loads(json.dumps(entry)))
     model.net2net_history = [*copy.deepcopy(history(model)), entry]
 
 
 def history(model: nn.Module) -> list[dict[str, Any]]:
     """What this package did to a model, oldest first: a list of plain dicts that JSON can hold."""
-    return getattr(model, "net2net_history", [])
+    return getattr(unwrapped(model), "net2net_history", [])

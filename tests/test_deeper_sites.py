@@ -192,7 +192,7 @@ def test_operations_without_a_rule_do_not_matter(randomise):
 
     teacher, x = randomise(Net(run, a=conv(3, 4), b=conv(4, 4), c=conv(4, 2))).double(), images(3, 4, 5)
     with pytest.raises(net2net.UnsupportedOperation, match="fft_fft2"):
-        widen(teacher, x, 2.0)
+        widen(teacher, x, 2.0, strict=True)
     certify(teacher, deepen(teacher, x, {"before c": [3]}), x)
 
 

@@ -439,7 +439,7 @@ def refusal(error):
 def attempt(grow, *arguments, **options):
     """The student, or None and why not."""
     try:
-        return grow(*arguments, **options), "grown"
+        return grow(*arguments, **options, strict=True), "grown"
     except GrowthError as error:
         return None, refusal(error)
 

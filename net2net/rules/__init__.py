@@ -2,8 +2,8 @@
 
 A rule is called as `rule(trace, call)` after the operation ran on the meta device; it ties, fixes or contracts axes of
 the arguments and returns the axes of the result, one per dimension (a list of these for several results). Rules are
-found by the operation's name, so that `torch.relu`, `Tensor.relu_` and `torch.nn.functional.relu` are one. An operation
-without a rule is an error.
+found by the operation's name, so that `torch.relu`, `Tensor.relu_` and `torch.nn.functional.relu` are one. What an
+operation without a rule reads and makes stays as it is, and is named.
 """
 
 from collections.abc import Callable

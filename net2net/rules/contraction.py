@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from net2net.recording import Call
 from net2net.rules.elementwise import broadcast
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, Trace, Value, cut, fix, length, tie
+from net2net.spaces import Axis, cut, fix, length, tie
+
+if TYPE_CHECKING:
+    from net2net.trace import Trace, Value
 
 
 def _layer(trace: Trace, call: Call, out_dim: int, in_dim: int, channels: int) -> list[Axis | None]:
@@ -47,7 +52,7 @@ def convolution(trace: Trace, call: Call) -> list[Axis | None]:
         fix(axis, f"{call.where} slides along them")
     if groups == 1:
         out = _layer(trace, call, *((1, 0) if transposed else (0, 1)), channels)
-    elif transposed:
+    elif transposed and weight.shape[:1] != (groups,):
         out = opaque(trace, call)
     else:
         out = _grouped(trace, call, groups, channels)
@@ -57,11 +62,21 @@ def convolution(trace: Trace, call: Call) -> list[Axis | None]:
 def _grouped(trace: Trace, call: Call, groups: int, channels: int) -> list[Axis | None]:
     """A convolution in groups. Depthwise, it grows by more groups; else every group grows alike, by one shared map."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
-    if not trace.is_parameter(weight):
+    transposed = call.name.startswith("conv_transpose")
+    if trace.is_parameter(weight):
+        w = trace.weight(call, weight, 0, 1)
+    elif weight.shape[1] == 1 and not transposed:  # a filter for each channel, e.g. the same one, spread over all
+        w = trace.computed_weight(weight, 0, call.where)
+    else:
         return opaque(trace, call)
-    axes, w = trace.axes_of(x), trace.weight(call, weight, 0, 1)
+    axes = trace.axes_of(x)
     reason = f"the grouped convolution {call.where} reads them in a way that cannot follow"
-    if weight.shape[1] == 1:
+    made = w[0]
+    if transposed:  # [groups, multiplier, ...]
+        fix(w[1], "each group of a depthwise convolution reads a single channel")
+        tie(w[0], axes[channels], reason)
+        made = tuple((space, repeat * weight.shape[1]) for space, repeat in w[0])
+    elif weight.shape[1] == 1:
         fix(w[1], "each group of a depthwise convolution reads a single channel")
         multiplier = weight.shape[0] // groups
         if axes[channels] is None:
@@ -76,9 +91,9 @@ def _grouped(trace: Trace, call: Call, groups: int, channels: int) -> list[Axis 
                     tie(first, other, reason)
         tie(w[1], cut(axes[channels], [weight.shape[1]], reason)[0] if axes[channels] is not None else None, reason)
     if bias is not None:
-        _bias(trace, call, bias, w[0])
+        _bias(trace, call, bias, made)
     out = list(axes)
-    out[channels] = w[0]
+    out[channels] = made
     return out
 
 

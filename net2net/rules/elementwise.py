@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from net2net.recording import Call
-from net2net.spaces import Axis, Trace, fix, tie
+from net2net.spaces import Axis, fix, tie
+
+if TYPE_CHECKING:
+    from net2net.trace import Trace
 
 
 def broadcast(call: Call, values: list[tuple[list[int], list[Axis | None]]], ndim: int) -> list[Axis | None]:
@@ -26,6 +31,11 @@ def broadcast(call: Call, values: list[tuple[list[int], list[Axis | None]]], ndi
 
 def elementwise(trace: Trace, call: Call) -> list[Axis | None]:
     return broadcast(call, [(v.tensor.shape, v.axes) for v in call.inputs], call.out.ndim)
+
+
+def broadcast_tensors(trace: Trace, call: Call) -> list[list[Axis | None]]:
+    axes = broadcast(call, [(v.tensor.shape, v.axes) for v in call.inputs], call.out[0].ndim)
+    return [list(axes) for _ in call.out]
 
 
 def prelu(trace: Trace, call: Call) -> list[Axis | None]:
@@ -63,7 +73,7 @@ def reduction(trace: Trace, call: Call) -> list:
     equally often, an extreme wherever every channel comes at all; a sum or norm needs every channel exactly once."""
     value = call.inputs[0]
     results = [call.out] if isinstance(call.out, torch.Tensor) else list(call.out)
-    dims = call.get(2 if call.name == "norm" else 1, "dim", call.kwargs.get("axis"))
+    dims = call.get(2 if call.name in ("norm", "linalg_vector_norm") else 1, "dim", call.kwargs.get("axis"))
     if isinstance(dims, bool):  # var(x, unbiased)
         dims = None
     if isinstance(dims, int):
@@ -96,15 +106,23 @@ UNARY = """
 relu relu6 hardtanh hardswish hardsigmoid silu mish gelu sigmoid tanh elu selu celu leaky_relu softplus softsign
 log_sigmoid threshold hardshrink softshrink tanhshrink clamp clip clamp_min clamp_max neg abs exp expm1 log log1p sqrt
 rsqrt square reciprocal sign erf sin cos floor ceil round dropout dropout1d dropout2d dropout3d alpha_dropout
-feature_alpha_dropout nan_to_num zero fill isnan isfinite logical_not
+feature_alpha_dropout nan_to_num zero fill isnan isfinite isinf logical_not
+tan asin acos atan sinh cosh asinh acosh atanh log2 log10 exp2 erfc erfinv logit trunc frac sgn
+positive absolute negative __neg__ __invert__ bitwise_not
 """
 BINARY = """
 add sub subtract mul multiply div divide true_divide __radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ rsub maximum
-minimum pow __rpow__ addcmul lerp where gt lt ge le eq ne logical_and logical_or
+minimum pow __rpow__ addcmul addcdiv lerp where gt lt ge le eq ne logical_and logical_or logical_xor
+atan2 fmod remainder floor_divide hypot xlogy copysign fmax fmin logaddexp __mod__ __floordiv__ __rfloordiv__
+__and__ __rand__ __or__ __ror__ __xor__ bitwise_and bitwise_or bitwise_xor
 """
 COPIES = """
 zeros_like ones_like full_like empty_like
-contiguous clone detach to float half double bfloat16 type type_as cpu cuda requires_grad
+contiguous clone detach data to float half double bfloat16 type type_as cpu cuda requires_grad
+bool byte char short int long alias
+"""
+REDUCTIONS = """
+mean sum amax amin var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum count_nonzero
 """
 
 
@@ -117,8 +135,9 @@ RULES = {
     **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"), constant),
     **dict.fromkeys((UNARY + BINARY).split(), elementwise),
     **dict.fromkeys(COPIES.split(), same),
-    **dict.fromkeys(["mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm"], reduction),
+    **dict.fromkeys(REDUCTIONS.split(), reduction),
     **dict.fromkeys(["softmax", "log_softmax", "normalize", "cumsum", "flip", "roll"], along),
     **dict.fromkeys(("max", "min"), extreme),
+    "broadcast_tensors": broadcast_tensors,
     "prelu": prelu,
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from net2net.recording import Call
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, Space, Trace, fix, tie
+from net2net.spaces import Axis, Space, fix, tie
+
+if TYPE_CHECKING:
+    from net2net.trace import Trace
 
 
 def _tie(trace: Trace, call: Call, axis: Axis | None, arguments: dict[str, int]) -> None:
@@ -53,7 +58,23 @@ def group_norm(trace: Trace, call: Call) -> list[Axis | None]:
     return list(value.axes)
 
 
+def weight_norm(trace: Trace, call: Call) -> list[Axis | None]:
+    """Each filter g * v / |v| by itself: filters can be copied, what they sum over is part of their norm."""
+    v, g = call.inputs
+    dim = call.get(2, "dim", 0)
+    if dim < 0:
+        return opaque(trace, call)
+    for d, (axis, scale) in enumerate(zip(v.axes, g.axes, strict=True)):
+        if d == dim:
+            tie(axis, scale, f"{call.where} has a scale for each of them")
+        else:
+            fix(axis, f"{call.where} normalises over them")
+            fix(scale, f"{call.where} spreads it over others")
+    return [axis if d == dim else None for d, axis in enumerate(v.axes)]
+
+
 RULES = {
+    "_weight_norm": weight_norm,
     "batch_norm": batch_norm,
     "instance_norm": batch_norm,
     "layer_norm": layer_norm,

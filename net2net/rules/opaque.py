@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from net2net.recording import Call
-from net2net.spaces import Trace, fix
+from net2net.spaces import fix
+
+if TYPE_CHECKING:
+    from net2net.trace import Trace
 
 
 def opaque(trace: Trace, call: Call) -> list:
@@ -20,10 +25,10 @@ def opaque(trace: Trace, call: Call) -> list:
 NAMES = """
 baddbmm einsum mm addmm multi_head_attention_forward
 local_response_norm topk sort
-pixel_shuffle pixel_unshuffle unfold fold grid_sample repeat repeat_interleave tile embedding
+unfold fold grid_sample embedding
 index_select gather take_along_dim bilinear conv_tbc rot90 tril triu masked_fill outer cdist linalg_norm
-glu channel_shuffle rand_like randn_like lstm gru rnn_tanh rnn_relu
-rrelu bernoulli _weight_norm mv dot vdot logsumexp prod median quantile diagonal aminmax nanmean cosine_similarity
+glu rand_like randn_like lstm gru rnn_tanh rnn_relu
+rrelu bernoulli mv dot vdot median quantile diagonal aminmax nanmean cosine_similarity
 cummax cummin
 """
 

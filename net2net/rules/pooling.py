@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
 from net2net.recording import Call
-from net2net.spaces import Axis, Trace, fix
+from net2net.spaces import Axis, fix, tie
+
+if TYPE_CHECKING:
+    from net2net.trace import Trace
 
 
 def _mix(call: Call, dims: Iterable[int], how: str) -> list[Axis | None]:
@@ -21,8 +25,22 @@ def _mix(call: Call, dims: Iterable[int], how: str) -> list[Axis | None]:
     return out
 
 
-def pool(trace: Trace, call: Call) -> list[Axis | None]:
-    return _mix(call, range(-int(call.name[-2]), 0), "pools over")
+def pool(trace: Trace, call: Call) -> list:
+    """With indices, these are places in the image of each channel, and are copied with it."""
+    name = call.name.removesuffix("_with_indices")
+    axes = list(call.inputs[0].axes)
+    for dim in range(-int(name[-2]), 0):
+        fix(axes[dim], f"{call.where} pools over them")
+        axes[dim] = None
+    return axes if isinstance(call.out, torch.Tensor) else [list(axes) for _ in call.out]
+
+
+def unpool(trace: Trace, call: Call) -> list[Axis | None]:
+    values, indices = call.inputs
+    for one, other in zip(values.axes, indices.axes, strict=True):
+        if one is not None or other is not None:
+            tie(one, other, f"{call.where} puts them in places that cannot follow")
+    return _mix(call, range(-int(call.name[-2]), 0), "fills")
 
 
 def interpolate(trace: Trace, call: Call) -> list[Axis | None]:
@@ -36,4 +54,13 @@ def pad(trace: Trace, call: Call) -> list[Axis | None]:
 
 POOLS = [f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2, 3)]
 
-RULES = {**dict.fromkeys(POOLS, pool), "interpolate": interpolate, "upsample": interpolate, "pad": pad}
+POOLS += [f"{name}_with_indices" for name in POOLS if "max" in name]
+UNPOOLS = [f"max_unpool{n}d" for n in (1, 2, 3)]
+
+RULES = {
+    **dict.fromkeys(POOLS, pool),
+    **dict.fromkeys(UNPOOLS, unpool),
+    "interpolate": interpolate,
+    "upsample": interpolate,
+    "pad": pad,
+}

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 
 from net2net.recording import Call, slices
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, Space, Trace, cut, fix, length, resolve, tie
+from net2net.spaces import Axis, Space, cut, fix, length, resolve, tie
+
+if TYPE_CHECKING:
+    from net2net.trace import Trace
 
 
 def concatenate(trace: Trace, call: Call) -> list[Axis | None]:
     dim = call.get(1, "dim", call.kwargs.get("axis", 0)) % call.out.ndim
-    out = list(call.inputs[0].axes)
-    for value in call.inputs[1:]:
+    # An empty vector fits beside everything, e.g. a cache that nothing is in yet.
+    inputs = [value for value in call.inputs if value.tensor.ndim == call.out.ndim]
+    out = list(inputs[0].axes)
+    for value in inputs[1:]:
         for d in range(call.out.ndim):
             if d != dim and (out[d] is not None or value.axes[d] is not None):
                 tie(out[d], value.axes[d], f"{call.where} lines them up with a tensor that cannot follow")
-    if any(value.axes[dim] is not None for value in call.inputs):
+    if any(value.axes[dim] is not None for value in inputs):
         blocks: list = []
-        for value in call.inputs:
+        for value in inputs:
             axis = value.axes[dim]
             blocks += axis if axis is not None else [(Space(value.tensor.shape[dim], "they are constant"), 1)]
         out[dim] = tuple(blocks)
@@ -130,11 +136,12 @@ def flatten(trace: Trace, call: Call) -> list[Axis | None]:
 def permute(trace: Trace, call: Call) -> list[Axis | None]:
     value = call.inputs[0]
     order = list(range(value.tensor.ndim))
-    if call.name in ("t", "T"):
+    if call.name in ("t", "T", "H"):
         order.reverse()
-    elif call.name in ("transpose", "swapaxes", "mT"):
-        first, second = ("dim0", "dim1") if call.name == "transpose" else ("axis0", "axis1")
-        a, b = (-1, -2) if call.name == "mT" else (call.get(1, first), call.get(2, second))
+    elif call.name in ("transpose", "swapaxes", "swapdims", "mT", "mH", "adjoint"):
+        first, second = ("axis0", "axis1") if call.name == "swapaxes" else ("dim0", "dim1")
+        whole = call.name in ("mT", "mH", "adjoint")
+        a, b = (-1, -2) if whole else (call.get(1, first), call.get(2, second))
         order[a], order[b] = order[b], order[a]
     else:
         dims = call.kwargs.get("dims", call.args[1:])
@@ -207,7 +214,7 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
         start, stop, step = item
         before = None
         if item != (0, size, 1):
-            if axis is not None and step == 1 and start < stop:
+            if axis is not None and step == 1 and start <= stop:
                 before, axis, _ = cut(axis, [start, stop - start, size - stop], f"{call.where} takes a part of them")
             else:
                 fix(axis, f"{call.where} takes some of them")
@@ -236,10 +243,79 @@ def expand(trace: Trace, call: Call) -> list[Axis | None]:
     new = call.out.ndim - value.tensor.ndim
     out: list[Axis | None] = [None] * new
     for size, wanted, axis in zip(value.tensor.shape, call.out.shape[new:], value.axes, strict=True):
-        if size != wanted:
-            fix(axis, f"{call.where} broadcasts them")
-        out.append(axis if size == wanted else None)
+        out.append(axis if size == wanted else _spread(call, axis, wanted))
     return out
+
+
+def _spread(call: Call, axis: Axis | None, copies: int) -> Axis | None:
+    """A single channel, as many times as the code asks for: all are equal, so that any map will do for them."""
+    if axis is None:
+        return None
+    fix(axis, f"{call.where} broadcasts them")
+    return ((Space(copies), 1),)
+
+
+def repeat(trace: Trace, call: Call) -> list[Axis | None]:
+    """All of a dimension, several times in a row."""
+    value = call.inputs[0]
+    times = call.kwargs.get("repeats", call.kwargs.get("dims", call.args[1:]))
+    times = list(times[0] if len(times) == 1 and not isinstance(times[0], int) else times)
+    times = [1] * (call.out.ndim - len(times)) + times
+    new = call.out.ndim - value.tensor.ndim
+    out: list[Axis | None] = [None] * new
+    for size, n, axis in zip(value.tensor.shape, times[new:], value.axes, strict=True):
+        out.append(_spread(call, axis, n) if size == 1 and n > 1 else axis and axis * n)
+    return out
+
+
+def repeat_interleave(trace: Trace, call: Call) -> list[Axis | None]:
+    """Each entry of a dimension, several times in a row."""
+    value, times, dim = call.inputs[0], call.get(1, "repeats"), call.get(2, "dim")
+    if not isinstance(times, int) or dim is None:
+        return opaque(trace, call)
+    out = list(value.axes)
+    out[dim] = out[dim] and tuple((space, n * times) for space, n in out[dim])
+    return out
+
+
+def pixel_shuffle(trace: Trace, call: Call) -> list[Axis | None]:
+    """[C * r * r, H, W] -> [C, H * r, W * r], or back: what becomes one channel shares a map, as with a flattening."""
+    axes, down = list(call.inputs[0].axes), call.name == "pixel_unshuffle"
+    area = call.get(1, "downscale_factor" if down else "upscale_factor") ** 2
+    for axis in axes[-2:]:
+        fix(axis, f"{call.where} mixes them with channels")
+    channels = axes[-3]
+    if channels is not None and down:
+        channels = tuple((space, n * area) for space, n in channels)
+    elif channels is not None:
+        whole: Axis = ((Space(call.out.shape[-3]), 1),)
+        tie(channels, tuple((space, area) for space, _ in whole), f"{call.where} makes pixels of them")
+        channels = whole
+    return [*axes[:-3], channels, None, None]
+
+
+def channel_shuffle(trace: Trace, call: Call) -> list[Axis | None]:
+    """Channel j of group k goes to place k of the j-th row: groups share one map."""
+    axes, groups = list(call.inputs[0].axes), call.get(1, "groups")
+    if axes[1] is not None:
+        reason = f"{call.where} takes them apart"
+        first, *others = cut(axes[1], [call.out.shape[1] // groups] * groups, reason)
+        for other in others:
+            tie(first, other, reason)
+        axes[1] = tuple((space, n * groups) for space, n in resolve(first))
+        if any(n > groups for _, n in axes[1]):  # of channels that are repeated themselves, these would be torn apart
+            return opaque(trace, call)
+    return axes
+
+
+def movedim(trace: Trace, call: Call) -> list[Axis | None]:
+    ndim = call.inputs[0].tensor.ndim
+    source, target = (
+        [n] if isinstance(n, int) else list(n) for n in (call.get(1, "source"), call.get(2, "destination"))
+    )
+    order: dict[int, int] = {t % ndim: s % ndim for s, t in zip(source, target, strict=True)}
+    rest = iter(d for d in range(ndim) if d not in order.values())
+    return [call.inputs[0].axes[order[d] if d in order else next(rest)] for d in range(ndim)]
 
 
 def stack(trace: Trace, call: Call) -> list[Axis | None]:
@@ -252,16 +328,23 @@ def stack(trace: Trace, call: Call) -> list[Axis | None]:
     return out
 
 
+PERMUTATIONS = ("permute", "transpose", "swapaxes", "swapdims", "t", "T", "H", "mT", "mH", "adjoint")
+
 RULES = {
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
     "flatten": flatten,
     **dict.fromkeys(("view", "reshape", "reshape_as", "view_as", "unflatten"), reshape),
-    **dict.fromkeys(("permute", "transpose", "swapaxes", "t", "T", "mT"), permute),
+    **dict.fromkeys(PERMUTATIONS, permute),
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
+    **dict.fromkeys(("repeat", "tile"), repeat),
+    "repeat_interleave": repeat_interleave,
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), pixel_shuffle),
+    "channel_shuffle": channel_shuffle,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), pieces),
     "unbind": unbind,
     "__getitem__": getitem,
     "narrow": narrow,
-    **dict.fromkeys(("expand", "expand_as"), expand),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
     "stack": stack,
     "squeeze": squeeze,
     "unsqueeze": unsqueeze,

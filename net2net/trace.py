@@ -1,0 +1,298 @@
+"""A model's channel spaces from one forward pass: each operation's rule is asked, in order (sec 2.3)."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from net2net import rules
+from net2net.errors import GrowthError, UnsupportedOperation
+from net2net.recording import Call, Recording, cloned_tensor, local, on_meta, output_tensors, place, rebuilt
+from net2net.spaces import Axis, Space, fix, resolve
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """What is known of one tensor: the axis of each dimension, and the call that made it."""
+
+    tensor: torch.Tensor
+    axes: list[Axis | None]
+    call: Call | None = None
+
+    @property
+    def tracked(self) -> bool:
+        return any(axis is not None for axis in self.axes)
+
+
+class Trace(Recording):
+    """The channel spaces of a model, found by running it once on the meta device (no data, no computation).
+
+    After construction: `axes[name]` are the axes of each parameter and buffer; `outputs` the (name, dim) along which a
+    weight makes channels; `contracted` those along which it sums over them; `sites[name]` the value that each
+    call of a module returned, `entries[name]` the first tensor that it was given; `calls` what the forward pass did in
+    evaluation mode, operation by operation, `training_calls` in training mode (None if that does not run on the meta
+    device); `model` the model, and `skeleton` a copy of it whose parameters and buffers are on the meta device;
+    `uniform` the spaces that grow by a whole number only, each channel equally often; `attributes` the (module, name,
+    axis) of numbers that modules keep and that grow along.
+
+    With `strict` an operation without a rule is an error; else nothing that it reads and makes can grow, and `unknown`
+    has its name and where it was called. With `real` the pass is run with the inputs' numbers, on a copy.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, *, strict: bool = True, real: bool = False):
+        super().__init__(local(rebuilt(model, cloned_tensor)) if real else on_meta(model), real)
+        self.model = model
+        self._rules = rules.RULES
+        self._strict = strict
+        self.unknown: dict[str, list[str]] = {}
+        # What was there before the pass is a constant; of anything else it can be said what made it.
+        self._before = _all_tensors() if real else {}
+        self.axes: dict[str, list[Axis | None]] = {}
+        self.outputs: dict[tuple[str, int], None] = {}  # in the order of the forward pass
+        self.contracted: set[tuple[str, int]] = set()
+        self.sites: dict[str, list[Value | None]] = {}
+        self.entries: dict[str, list[Value | None]] = {}
+        self.attributes: list[tuple[str, str, Axis]] = []
+        self.uniform: dict[Space, list[Space]] = {}
+        self._together: list[tuple[Axis, str]] = []
+        self._used: set[str] = set()  # parameters and buffers that some operation read
+        self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
+        self._values: dict[int, Value] = {}
+        self.training_calls: list[Call] | None = None
+        calls = self.run(example_inputs)
+        sites, entries, self.sites, self.entries = self.sites, self.entries, {}, {}
+        # Then training, where parts can be that evaluation never reaches (auxiliary classifiers), or other code.
+        try:
+            self.training_calls = self.run(example_inputs, training=True)
+        except GrowthError as error:
+            # Randomness that depends on data does not run on the meta device; all parameters are known anyway.
+            known = self._used.issuperset(name for name, _ in self.skeleton.named_parameters())
+            if error.__cause__ is None or not known:
+                raise
+        self.sites, self.entries, self.calls = sites, entries, calls
+        self.skeleton.eval()
+        # One tensor cannot be divided for one use and whole for another.
+        for name, dim in self.contracted:
+            if name in self._copied or (name, dim) in self.outputs:
+                fix(self.axes[name][dim], f"{name!r} sums over them in one place and is used otherwise in another")
+        self.uniform = self._groups()
+
+    def _groups(self) -> dict[Space, list[Space]]:
+        """Each space that has to grow evenly, with those that have to grow by the same factor (itself too)."""
+        group: dict[Space, list[Space]] = {}
+        for axis, _ in self._together:
+            merged = {other: None for space, _ in resolve(axis) for other in group.get(space, [space])}
+            for space in merged:
+                group[space] = list(merged)
+        for axis, reason in self._together:
+            members = [other for space, _ in resolve(axis) for other in group[space]]
+            if any(space.fixed for space in members):
+                for space in members:
+                    space.fixed = space.fixed or f"{reason}, and some of those cannot grow"
+        return group
+
+    def settle_groups(self) -> None:
+        """What was fixed since the trace holds back all that has to grow by the same factor."""
+        for members in self.uniform.values():
+            why = next((space.fixed for space in members if space.fixed), None)
+            for space in members if why else ():
+                space.fixed = space.fixed or f"they are normalised together with some that cannot grow: {why}"
+
+    def evenly(self, axis: Axis | None, reason: str) -> None:
+        """Let an axis grow by a whole number only, every channel equally often."""
+        if axis is not None:
+            self._together.append((axis, reason))
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        super()._enter(module, inputs)
+        if id(module) not in self.modules:  # one that the forward pass made
+            return
+        value = self._values.get(id(inputs[0])) if inputs and isinstance(inputs[0], torch.Tensor) else None
+        self.entries.setdefault(self._stack[-1], []).append(value)
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        name = self._stack.pop()
+        if id(module) in self.modules:
+            value = self._values.get(id(output)) if isinstance(output, torch.Tensor) else None
+            self.sites.setdefault(name, []).append(value)
+
+    def _return(self, output: Any) -> None:
+        """Forbid the network's output to grow."""
+        super()._return(output)
+        call = self.calls[-1]
+        for _, tensor in output_tensors(output):
+            for axis in self.axes_of(tensor):
+                fix(axis, "they are the network's output")
+        call.axes = [[None] * len(shape) for shape in call.shapes]
+
+    def input(self, tensor: torch.Tensor) -> None:
+        self._values[id(tensor)] = Value(tensor, [None] * tensor.ndim)
+
+    def before(self, call: Call, given: list[torch.Tensor]) -> None:
+        call.inputs = [self.value_of(t) for t in given]
+
+    def after(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> None:
+        read = [self.names[id(t)] for t in given if t is not call.out and id(t) in self.names]
+        self._used.update(read)
+        if not any(value.tracked for value in call.inputs):
+            self._set(call, results, [[None] * tensor.ndim for tensor in results])
+            return
+        axes = self._ruled(call, given, results)
+        self._set(call, results, axes if isinstance(call.out, (tuple, list)) else [axes])
+        self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
+
+    def _ruled(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> list:
+        """The axes of an operation's results by its rule; without one, what it reads and makes stays as it is."""
+        rule = self._rules.get(call.name)
+        shapes = ", ".join(str(tuple(t.shape)) for t in given)
+        try:
+            if rule is not None:
+                axes = rule(self, call)
+                made = axes if isinstance(call.out, (tuple, list)) else [axes]
+                if [len(its) for its in made] == [t.ndim for t in results]:
+                    return axes
+            failure = call.unsupported(f"no rule covers it (shapes {shapes})")
+        except UnsupportedOperation as error:
+            failure = error
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+            failure = call.unsupported(f"its rule does not cover this use (shapes {shapes}; {type(error).__name__})")
+        if self._strict:
+            raise UnsupportedOperation(
+                f"{failure}: the model was left as it is; write it in other operations, or say how channels pass "
+                "through it with net2net.register_rule"
+            )
+        places = self.unknown.setdefault(call.name, [])
+        if call.module not in places:
+            places.append(call.module)
+        call.counted, call.weights = [], []
+        self.revealed(call, f"no rule says how channels pass through {call.where}")
+        made = [[None] * t.ndim for t in results]
+        return made if isinstance(call.out, (tuple, list)) else made[0]
+
+    def revealed(self, call: Call, reason: str = "") -> None:
+        for value in call.inputs:
+            for axis in value.axes:
+                fix(axis, reason or f"{call.where} looks at their numbers")
+
+    def overwritten(self, call: Call) -> None:
+        call.axes = []
+        for value in call.inputs:
+            for axis in value.axes:
+                fix(axis, f"{call.where} overwrites a part of a tensor")
+
+    def _set(self, call: Call, results: list[torch.Tensor], axes: list[list[Axis | None]]) -> None:
+        call.axes = axes
+        for tensor, its in zip(results, axes, strict=True):
+            if id(tensor) not in self.names:  # a parameter or buffer updated in place keeps its own axes
+                self._values[id(tensor)] = Value(tensor, its, call)
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """What is known of a tensor. A parameter or buffer starts with a space of its own along every dimension."""
+        value = self._values.get(id(tensor))
+        if value is None:
+            name = self.names.get(id(tensor))
+            if name is None and (tensor.is_meta or (self.real and id(tensor) not in self._before)):
+                raise UnsupportedOperation(
+                    f"a tensor of shape {tuple(tensor.shape)} in {place(self.module)} comes from code that cannot be "
+                    "followed, e.g. a scripted or custom autograd function: write it in plain torch operations"
+                )
+            axes: list[Axis | None] = [None] * tensor.ndim
+            if name is not None:
+                axes = [((Space(n), 1),) for n in tensor.shape]
+                self.axes[name] = axes
+            value = self._values[id(tensor)] = Value(tensor, axes)
+        return value
+
+    def keeps(self, module: str, key: str, axis: Axis | None) -> None:
+        """Note that a module keeps the length of an axis in an attribute, if it has such a one."""
+        if axis is not None and isinstance(vars(self.skeleton.get_submodule(module)).get(key), (int, tuple, list)):
+            self.attributes.append((module, key, axis))
+
+    def axes_of(self, tensor: torch.Tensor) -> list[Axis | None]:
+        return self.value_of(tensor).axes
+
+    def is_parameter(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a parameter or buffer of the model, and not computed from one."""
+        return id(tensor) in self.names
+
+    def weight(self, call: Call, tensor: torch.Tensor, output: int, contracted: int) -> list[Axis | None]:
+        """Axes of a weight that sums over dimension `contracted` and makes channels along `output`."""
+        name = self.names[id(tensor)]
+        self.outputs[name, output] = None
+        self.contracted.add((name, contracted))
+        call.weights.append(name)
+        axes = self.axes_of(tensor)
+        for dim, axis in enumerate(axes):
+            if dim not in (output, contracted):
+                fix(axis, "they are kernel taps")
+        return axes
+
+    def computed_weight(self, tensor: torch.Tensor, output: int, where: str) -> list[Axis | None]:
+        """Axes of a weight that is computed from parameters, e.g. standardised: only what it makes can grow."""
+        axes = self.axes_of(tensor)
+        for dim, axis in enumerate(axes):
+            if dim != output:
+                fix(axis, f"{where} computes its weight")
+        made = resolve(axes[output] or ())
+        before, seen = [self.value_of(tensor)], set()
+        while before:  # back to the parameters that it is computed from
+            value = before.pop()
+            name = self.names.get(id(value.tensor))
+            if name is not None and value.tensor.ndim > 1:
+                for dim, axis in enumerate(value.axes):
+                    if made and resolve(axis or ()) == made:
+                        self.outputs[name, dim] = None
+            elif value.call is not None and id(value) not in seen:
+                seen.add(id(value))
+                before += value.call.inputs
+        return axes
+
+    def producers(self) -> dict[Space, list[str]]:
+        """Each space that weights make, with the names of these weights, in the order of the forward pass."""
+        found: dict[Space, list[str]] = {}
+        for name, dim in self.outputs:
+            for space, _ in resolve(self.axes[name][dim] or ()):
+                found.setdefault(space, []).append(name)
+        return found
+
+
+def _all_tensors() -> dict[int, torch.Tensor]:
+    return {id(each): each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)}
+
+
+def traced(model: nn.Module, example_inputs: Any, *, strict: bool = False, name_unknown: bool = True) -> Trace:
+    """The trace of a model: without data, or where its code looks at numbers by a forward pass with the inputs' ones.
+
+    Operations without a rule are named in a warning, unless they are of no interest.
+    """
+    try:
+        trace = Trace(model, example_inputs, strict=strict)
+    except GrowthError as error:
+        tensors_given = [*pytree.tree_leaves(example_inputs), *model.parameters()]
+        if error.__cause__ is None or any(t.is_meta for t in tensors_given if isinstance(t, torch.Tensor)):
+            raise
+        trace = Trace(model, example_inputs, strict=strict, real=True)
+        warnings.warn(
+            f"the model was run on the example inputs to follow its channels, which takes the time and memory of real "
+            f"forward passes: {error}",
+            stacklevel=4,
+        )
+    if trace.unknown and name_unknown:
+        warnings.warn(
+            "no rule says how channels pass through "
+            + "; ".join(f"{name!r} in {_places(places)}" for name, places in trace.unknown.items())
+            + ": what they read and make stays as it is; net2net.register_rule says how, strict=True makes it an error",
+            stacklevel=4,
+        )
+    return trace
+
+
+def _places(modules: list[str]) -> str:
+    more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
+    return ", ".join(place(module) for module in modules[:3]) + more

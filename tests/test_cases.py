@@ -1,0 +1,426 @@
+"""Models that people have: what they keep between passes, return, wrap themselves in, and call that has no rule."""
+
+import copy
+import random
+from collections import OrderedDict
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Net, conv
+from torch import nn
+
+import net2net
+from net2net import GrowthError, deepen, explain, history, random_pad, replay, verify, widen
+from net2net.rules import RULES
+
+
+def images(*shape, batch=3, dtype=torch.float64):
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def grown(net, x, factor=2, **options):
+    """A student that computes the same in both modes, on inputs and a teacher that stay as they are."""
+    given, before = copy.deepcopy(x), {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    student = widen(net, x, factor, **options)
+    for train in (False, True):
+        assert verify(net, student, x, train=train).relative < 1e-9
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert torch.equal(x, given) if isinstance(x, torch.Tensor) else True
+    return student
+
+
+def net_of(run, **parts):
+    """`a` makes 4 channels, `b` reads them; what lies between is the test's."""
+    torch.manual_seed(0)
+    return Net(run, a=conv(3, 4), b=conv(4, 6), c=conv(6, 2), **parts).double()
+
+
+# What a model keeps.
+
+
+def grid(m, x):
+    if getattr(m, "grid", None) is None:
+        m.grid = torch.arange(x.shape[-1], dtype=x.dtype)
+    return m.c(F.relu(m.b(F.relu(m.a(x)) + m.grid)))
+
+
+def memo(m, x):
+    if not hasattr(m, "memo"):
+        m.memo = {}
+    key = tuple(x.shape[-2:])
+    if key not in m.memo:
+        m.memo[key] = torch.stack(torch.meshgrid(*(torch.linspace(0, 1, n) for n in key), indexing="ij")).to(x)
+    return m.c(F.relu(m.b(F.relu(m.a(x)) * m.memo[key].sum(0))))
+
+
+def anchors(m, x):
+    h = F.relu(m.b(F.relu(m.a(x))))
+    if getattr(m, "shape", None) != h.shape[2:]:
+        m.shape, m.anchors = h.shape[2:], [torch.zeros(n, dtype=x.dtype) for n in h.shape[2:]]
+    return m.c(h) + m.anchors[1]
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["new", "after a pass"])
+@pytest.mark.parametrize("run", [grid, memo, anchors])
+def test_what_is_made_in_the_first_pass_is_no_obstacle(run, ran):
+    net, x = net_of(run), images(3, 4, 5)
+    if ran:
+        net(x)
+    student = grown(net, x)
+    assert (student.a.out_channels, student.b.out_channels) == (8, 12)
+
+
+def kept(m, x):
+    m.last = F.relu(m.a(x))
+    return m.c(F.relu(m.b(m.last)))
+
+
+def listed(m, x):
+    m.features = [F.relu(m.a(x))]
+    m.features.append({"b": F.relu(m.b(m.features[0]))})
+    return m.c(m.features[1]["b"])
+
+
+def held_by_an_object(m, x):
+    m.kept = SimpleNamespace(h=F.relu(m.a(x)))
+    return m.c(F.relu(m.b(m.kept.h)))
+
+
+@pytest.mark.parametrize("run", [kept, listed, held_by_an_object])
+def test_activations_that_a_model_keeps_are_no_obstacle(run):
+    net, x = net_of(run), images(3, 4, 5)
+    net(x).sum().backward()
+    assert grown(net, x).a.out_channels == 8
+    assert verify(net, deepen(net, x, {"b": [replaceable()]}), x).relative < 1e-9
+    assert random_pad(net, x, 2).a.out_channels == 8
+
+
+def replaceable():
+    return net2net.Layer(3, maxout=2)
+
+
+def test_old_weight_norm_after_a_step():
+    net, x = net_of(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x)))))), images(3, 4, 5)
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(net.a)
+    net(x).sum().backward()
+    grown(net, x)
+
+
+# What a pass changes.
+
+
+@pytest.mark.parametrize(
+    "start", [lambda x: x.mul_(2), lambda x: x.__imul__(3), lambda x: x[0].add_(1) if x.ndim else x]
+)
+def test_inputs_are_the_callers(start):
+    def run(m, x):
+        start(x)
+        return m.c(F.relu(m.b(F.relu(m.a(x)))))
+
+    net, x = net_of(run), images(3, 4, 5)
+    grown(net, x)
+    net, x = net.float(), x.float()
+    student = widen(net, x, 2)
+    assert verify(net, student, x, dtype=torch.float32).relative < 1e-5
+    before = x.clone()
+    deepen(net, x, {"b": [replaceable()]})
+    assert torch.equal(x, before)
+
+
+def test_streams_of_random_numbers_go_on(monkeypatch):
+    draws = []
+
+    def run(m, x):
+        draws.append(torch.rand(()) + random.random())
+        return m.c(F.relu(m.b(F.dropout(F.relu(m.a(x)), 0.1, m.training))))
+
+    net, x = net_of(run), images(3, 4, 5)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the streams of all GPUs are reseeded"))
+    before = (torch.get_rng_state(), random.getstate())
+    student = widen(net, x, 2)
+    verify(net, student, x, train=True)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert len({float(draw) for draw in draws if not draw.is_meta}) == 1  # the same for both models
+
+
+@pytest.mark.parametrize("factor", [1.5, 2])
+def test_a_student_made_in_inference_mode_can_be_trained(factor):
+    net, x = net_of(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x)))))), images(3, 4, 5)
+    with torch.inference_mode():
+        students = [widen(net, x, factor), random_pad(net, x, factor), deepen(net, x, {"b": [replaceable()]})]
+    for student in students:
+        student(x).sum().backward()
+        torch.optim.SGD(student.parameters(), 0.1).step()
+    assert not any(tensor.is_inference() for tensor in students[0].state_dict().values())
+
+
+# What is written, and how exactly.
+
+
+@pytest.mark.parametrize("empty", [lambda h: h[:, :0], lambda h: h.new_zeros(len(h), 0, *h.shape[2:])])
+def test_a_record_is_read_back(empty, tmp_path):
+    def run(m, x):
+        h = F.relu(m.a(x))
+        return m.c(F.relu(m.b(torch.cat([empty(h), h, empty(x)], 1))))
+
+    net, x = net_of(run), images(3, 4, 5)
+    student = grown(net, x)
+    assert student.a.out_channels == 8
+    net2net.save_weights(tmp_path / "s.safetensors", student)
+    again = replay(net2net.load_record(tmp_path / "s.safetensors"), net)
+    assert verify(student, again, x).max_abs == 0
+
+
+def test_a_record_that_cannot_be_read_back_is_refused(monkeypatch):
+    net, x = net_of(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x)))))), images(3, 4, 5)
+    monkeypatch.setattr("net2net.growth.Growth.record", lambda growth: {"spaces": [{"from": 4, "to": 4}]})
+    with pytest.raises(GrowthError, match=r"not a record of net2net\.widen"):
+        widen(net, x, 2)
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda h: h.float(), lambda h: h.to(torch.float32), lambda h: h + torch.ones(1, dtype=torch.float32)]
+)
+def test_code_that_asks_for_a_precision_is_compared_in_the_one_asked_for(convert):
+    net, x = (
+        net_of(lambda m, x: m.c(F.relu(m.b(convert(F.relu(m.a(x)))))).to(torch.float32)).float(),
+        images(3, 4, 5).float(),
+    )
+    certificate = verify(net, widen(net, x, 2), x)
+    assert certificate.dtype == "float64"
+    assert certificate.relative < 1e-6  # the weights of the student are float32
+
+
+def test_a_model_that_runs_in_its_own_precision_alone_is_compared_in_that():
+    table = torch.eye(6)
+
+    def run(m, x):
+        return torch.einsum("nchw,cd->ndhw", F.relu(m.b(F.relu(m.a(x)))), table) + m.c(m.b(m.a(x))).mean()
+
+    net, x = net_of(run).float(), images(3, 4, 5).float()
+    certificate = verify(net, widen(net, x, widths={"a": 8}), x)
+    assert (certificate.dtype, certificate.relative < 1e-5) == ("float32", True)
+    with pytest.raises(GrowthError, match=r"the teacher does not run on these inputs: RuntimeError"):
+        verify(net, net, torch.ones(2, 2))
+
+
+def test_rounding_that_an_ill_conditioned_net_blows_up_is_told_from_a_fault(monkeypatch):
+    """Two large numbers nearly cancel: in float32 the student's weights divided by three no longer sum up to one."""
+
+    def run(m, x):
+        return m.c(F.relu(x)) * 1e-6 + 1e6 * (m.b(m.a(x)) - m.b(m.a(x).double().float() * (1 + 2e-7)).detach())
+
+    torch.manual_seed(0)
+    net = Net(lambda m, x: m.c(m.b(m.a(x))) - m.shift, a=nn.Linear(3, 4), b=nn.Linear(4, 6), c=nn.Linear(6, 2))
+    net.shift = nn.Parameter(torch.zeros(4, 2))
+    x = torch.rand(4, 3)
+    with torch.no_grad():
+        net.double()
+        net.shift.copy_(net(x.double()) * (1 - 1e-6))
+        net.float()
+    with pytest.warns(UserWarning, match=r"ill-conditioned.*grown in float64 it is its teacher's"):
+        widen(net, x, 3, seed=1)
+    monkeypatch.setattr(net2net.growth.Growth, "divide", lambda growth, student: None)
+    with pytest.raises(GrowthError, match="Please report"):
+        widen(net, x, 3, seed=1)
+
+
+# What has no rule.
+
+UNRULED = {
+    "fft_fft2": lambda m, h: torch.fft.fft2(h).real,
+    "argsort": lambda m, h: h + h.argsort(2).to(h),
+    "logcumsumexp": lambda m, h: h.logcumsumexp(1),
+    "special_i0": lambda m, h: torch.special.i0(h),
+}
+
+
+@pytest.mark.parametrize("name", UNRULED)
+def test_what_no_rule_covers_stays_and_is_named(name):
+    net, x = net_of(lambda m, x: m.c(F.relu(m.b(UNRULED[name](m, F.relu(m.a(x))))))), images(3, 4, 5)
+    with pytest.warns(UserWarning, match=f"no rule .*'{name}' in the model's own forward"):
+        student = grown(net, x)
+    assert history(student)[0]["unknown"] == {name: [""]}
+    with pytest.warns(UserWarning, match="no rule"):
+        table = explain(net, x)
+    assert (table.unknown, f"  {name}  in the model's own forward" in str(table)) == ({name: [""]}, True)
+    for act in (widen, random_pad):
+        with pytest.raises(net2net.UnsupportedOperation, match=name):
+            act(net, x, 2, strict=True)
+    with pytest.raises(net2net.UnsupportedOperation, match=name):
+        explain(net, x, strict=True)
+    assert (student.a.out_channels, student.b.out_channels) == (4, 12)
+    assert verify(student, replay(history(student), net), x).max_abs == 0
+
+
+def test_a_rule_that_fails_is_no_fault_of_the_model(monkeypatch):
+    monkeypatch.setitem(RULES, "relu", lambda trace, call: call.inputs[7])
+    net, x = net_of(lambda m, x: m.c(F.silu(m.b(F.relu(m.a(x)))))), images(3, 4, 5)
+    with pytest.warns(UserWarning, match="'relu'"):
+        assert grown(net, x).b.out_channels == 12
+    with pytest.raises(net2net.UnsupportedOperation, match="does not cover this use"):
+        explain(net, x, strict=True)
+
+
+class Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(x, y):
+        return (x + y) / 2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+
+@pytest.mark.parametrize("run", [lambda h: Gate.apply(h), lambda h: Mean.apply(h, h * 2)])
+def test_custom_autograd_functions_are_followed(run):
+    apply = torch.autograd.Function.__dict__["apply"]
+    student = grown(net_of(lambda m, x: m.c(F.relu(m.b(run(m.a(x)))))), images(3, 4, 5))
+    assert student.a.out_channels == 8
+    assert torch.autograd.Function.__dict__["apply"] is apply
+
+
+def test_an_empty_cache_is_concatenated():
+    """As transformers' key-value caches begin: a tensor of one dimension and no entries."""
+    net, x = net_of(lambda m, x: m.c(F.relu(m.b(torch.cat([x.new_zeros(0), m.a(x)], -2))))), images(3, 4, 5)
+    assert grown(net, x).a.out_channels == 8
+
+
+# What needs numbers.
+
+
+def positive(m, x):
+    h = m.b(F.relu(m.a(x)))
+    return m.c(F.relu(h) if x.mean().item() > -9 else h)
+
+
+def masked(m, x):
+    h = F.relu(m.b(F.relu(m.a(x))))
+    return m.c(h)[x[:, :2] > 0]
+
+
+def nonzero(m, x):
+    h = m.c(F.relu(m.b(F.relu(m.a(x)))))
+    keep = (h.amax((1, 2, 3)) > -9).nonzero().flatten()
+    return h[keep] * float(h.max())
+
+
+@pytest.mark.parametrize("run", [positive, masked, nonzero])
+def test_code_that_looks_at_numbers_is_run(run):
+    net, x = net_of(run), images(3, 4, 5)
+    with pytest.warns(UserWarning, match="run on the example inputs"):
+        student = grown(net, x)
+    assert (student.a.out_channels, student.b.out_channels) == (8, 12)
+    assert verify(student, replay(history(student), net), x).max_abs == 0
+    with pytest.warns(UserWarning, match="run on the example inputs"):
+        assert verify(net, deepen(net, x, {"b": [replaceable()]}), x).relative < 1e-9
+
+
+def test_numbers_that_are_read_from_channels_hold_them():
+    def run(m, x):
+        h = F.relu(m.a(x))
+        return m.c(F.relu(m.b(h))) * sum(h[0].tolist()[0][0])
+
+    with pytest.warns(UserWarning, match="run on the example inputs"):
+        student = grown(net_of(run), images(3, 4, 5))
+    assert (student.a.out_channels, student.b.out_channels) == (4, 12)
+
+
+# What they return.
+
+
+@dataclass
+class Result:
+    logits: torch.Tensor
+    loss: float | None = None
+
+
+class Slotted:
+    __slots__ = ("cache",)
+
+
+def slotted(tensor):
+    result = Slotted()
+    result.cache = [tensor]
+    return result
+
+
+class Ordered(OrderedDict):
+    pass
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        Result,
+        slotted,
+        lambda t: Ordered(y=t),
+        lambda t: SimpleNamespace(deep={"y": [t]}),
+        lambda t: torch.distributions.Normal(t, t.exp(), validate_args=False),
+    ],
+)
+def test_outputs_are_found_in_objects(packed):
+    def run(m, x):
+        return packed(m.c(F.relu(m.b(F.relu(m.a(x))))))
+
+    net, x = net_of(run), images(3, 4, 5)
+    student = grown(net, x)
+    assert (student.a.out_channels, student.c.out_channels) == (8, 2)
+
+
+# What they are wrapped in.
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_wrappers_are_taken_off(wrap):
+    net, x = net_of(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x)))))), images(3, 4, 5)
+    student = widen(wrap(net), x, 2)
+    assert (type(student), student.a.out_channels) == (Net, 8)
+    assert verify(wrap(net), wrap(student), x).relative < 1e-9
+    assert history(wrap(student)) == history(student)
+    assert type(deepen(wrap(net), x, {"b": [replaceable()]})) is Net
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_has_lost_its_code_is_refused_with_the_cure():
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(2, 3)
+    with pytest.raises(GrowthError, match=r"TorchScript .*before torch\.jit"):
+        widen(torch.jit.trace(net, x), x, 2)
+    with pytest.raises(GrowthError, match=r"before torch\.export"):
+        widen(torch.export.export(net, (x,)).module(), x, 2)
+    with pytest.raises(GrowthError, match=r"module '0' is compiled .*first"):
+        widen(nn.Sequential(torch.compile(net)), x, 2)
+    with pytest.raises(GrowthError, match=r"expected a torch\.nn\.Module, got a function"):
+        widen(lambda x: x, x, 2)
+
+
+def test_a_graph_of_torch_fx_keeps_its_history():
+    x = images(3, 4, 5)
+    traced = torch.fx.symbolic_trace(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).double())
+    twice = widen(widen(traced, x, 1.5, seed=1), x, 1.5, seed=2)
+    assert [entry["seed"] for entry in history(twice)] == [1, 2]
+    assert verify(twice, replay(history(twice), traced), x).max_abs == 0
+    assert verify(traced, twice, x).relative < 1e-9
+
+
+def test_synchronised_batch_norm_on_a_cpu():
+    net, x = net_of(lambda m, x: m.c(F.relu(m.n(m.b(F.relu(m.a(x)))))), n=nn.BatchNorm2d(6)), images(3, 4, 5)
+    student = grown(nn.SyncBatchNorm.convert_sync_batchnorm(net), x)
+    assert (type(student.n), student.n.num_features) == (nn.SyncBatchNorm, 12)
