@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from training.config import Config, load
-from training.data import open_data
+from training.data.source import open_data
 from training.errors import FailedOnAnotherRank, Stopped, UserError
 from training.output import unbreakable_output
 from training.progress import Progress

@@ -51,10 +51,10 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # workers preload `train`, which would be this file
 
 from training.config import Config, load
-from training.data import Batch, Order
+from training.data.loader import MEAN, STD, ImageData
+from training.data.order import Batch, Order
+from training.data.workers import cpus
 from training.network import build
-from training.pipeline import MEAN, STD, ImageData
-from training.processes import cpus
 from training.session import Session
 from training.step import TrainStep
 
@@ -142,7 +142,7 @@ class Subject:
 
 
 class Ours:
-    """train.py's step and training/pipeline.py."""
+    """train.py's step and training/data/loader.py."""
 
     name = "net2net"
 

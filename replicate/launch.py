@@ -141,7 +141,7 @@ def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> 
 def _fetch_data(stages: list[Stage]) -> bool:
     """Here and once: several jobs would do it at the same time, on nodes that may not reach the internet."""
     for root in {s.config.data.root for s in stages if s.config.data.name == "fashion_mnist" and not s.finished}:
-        from training import fashion_mnist  # imports torch, which takes seconds
+        from training.data import fashion_mnist  # imports torch, which takes seconds
 
         try:
             fashion_mnist.ensure(Path(root))

@@ -194,7 +194,7 @@ def _train(arguments: list[str], log: str, threads: int) -> None:
 
 
 def _fetch_data(root: str) -> None:
-    from training import fashion_mnist
+    from training.data import fashion_mnist
 
     try:
         fashion_mnist.ensure(Path(root))
@@ -285,7 +285,7 @@ class Runner:
         self.stopping = False
         # Forked from a server that has imported torch and timm once: that alone takes ten seconds.
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["train", "training.fashion_mnist"])
+        self.context.set_forkserver_preload(["train", "training.data.fashion_mnist"])
         self.bar = tqdm(total=sum(s.steps for s in stages), unit="step", disable=None, smoothing=0.05)
         self.reported = time.monotonic()
 

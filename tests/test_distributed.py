@@ -12,7 +12,7 @@ from jobs import DEADLINE, ROOT, SMALL, Job, distance, finish, float64, manifest
 
 from training.batchnorm import Statistics
 from training.config import load
-from training.data import open_data
+from training.data.source import open_data
 from training.evaluation import evaluate
 from training.network import build
 from training.session import Session

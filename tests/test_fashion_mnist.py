@@ -14,8 +14,10 @@ import pytest
 import torch
 from torchvision.datasets import FashionMNIST
 
-from training import fashion_mnist
-from training.fashion_mnist import DataError, ensure, load
+from training import fashion_mnist as command
+from training.data import fashion_mnist
+from training.data.fashion_mnist import ensure, load
+from training.errors import DataError
 
 NAMES = [name for name, _ in FashionMNIST.resources]
 REAL_DATA = Path(__file__).resolve().parent.parent / "data"
@@ -176,7 +178,7 @@ def test_torchvision_downloads(root, upstream, monkeypatch):
     thread.start()
     try:
         monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-        assert fashion_mnist._ensure(root)[1] == "torchvision's download"
+        assert fashion_mnist.fetched(root)[1] == "torchvision's download"
     finally:
         server.shutdown()
         thread.join()
@@ -191,7 +193,7 @@ def test_torchvision_that_hangs_is_given_up(root, debian, upstream, monkeypatch)
     monkeypatch.setattr(fashion_mnist, "STALL", 0.2)
     start = time.monotonic()
     try:
-        assert fashion_mnist._ensure(root)[1] == "Debian's package, installed"
+        assert fashion_mnist.fetched(root)[1] == "Debian's package, installed"
     finally:
         hang.set()
     assert time.monotonic() - start < 5
@@ -218,7 +220,7 @@ def test_package_is_fetched_and_unpacked_without_touching_the_machine(root, debi
         return 0, ""
 
     monkeypatch.setattr(fashion_mnist, "_run", apt)
-    assert fashion_mnist._ensure(root)[1] == "Debian's package, fetched"
+    assert fashion_mnist.fetched(root)[1] == "Debian's package, fetched"
     assert [command[0] for command in commands] == ["apt-get", "apt-get", "dpkg-deb"]
     assert_in_place(root, upstream)
 
@@ -313,7 +315,7 @@ def test_load_refuses_damaged_files(damage, message, root, raw, upstream):
 
 def test_command_line(root, raw, debian, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fashion_mnist", "--root", str(root)])
-    assert fashion_mnist.main() == 2
+    assert command.main() == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("Fashion-MNIST could not be fetched.")
@@ -321,7 +323,7 @@ def test_command_line(root, raw, debian, monkeypatch, capsys):
 
     monkeypatch.setattr(fashion_mnist, "SYSTEM", debian)
     for how in ("Debian's package, installed", "already there"):
-        assert fashion_mnist.main() == 0
+        assert command.main() == 0
         out, err = capsys.readouterr()
         assert out == f"Fashion-MNIST: four files, checksums right, in {raw} ({how})\n"
         assert err == ""

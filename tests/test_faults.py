@@ -456,10 +456,10 @@ def test_another_config_is_refused_with_both_fingerprints(stopped, capsys):
 
 def test_other_data_are_refused_with_both_fingerprints(stopped, capsys, monkeypatch):
     before = content(stopped)
-    from training import data
+    from training.data import memory
 
-    original = data._generated
-    monkeypatch.setattr(data, "_generated", lambda n, seed: original(n, seed + 1))
+    original = memory._generated
+    monkeypatch.setattr(memory, "_generated", lambda n, seed: original(n, seed + 1))
     assert call("standard", stopped) == 2
     error = capsys.readouterr().err
     was, now = re.search(r"fingerprint (\w{16}) there, (\w{16}) now", error).groups()

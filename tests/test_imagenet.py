@@ -24,10 +24,15 @@ from images import (
     val_order,
 )
 
-from training import imagenet, processes, tars
+from training.data import workers
+from training.data.imagenet import readers as reading
+from training.data.imagenet import tars
+from training.data.imagenet.check import check
+from training.data.imagenet.layouts import readers
+from training.data.imagenet.readers import TarReader, fingerprint
+from training.data.workers import cgroup_quota, cpus
 from training.errors import DataError
-from training.imagenet import TarReader, check, fingerprint, main, readers
-from training.processes import cgroup_quota, cpus
+from training.imagenet import main
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +165,7 @@ def test_a_reader_is_sent_while_its_files_are_open(original, tmp_path):
 
 
 def test_few_files_are_open_at_once(original, tmp_path, monkeypatch):
-    monkeypatch.setattr(imagenet, "OPEN_TARS", 1)
+    monkeypatch.setattr(reading, "OPEN_TARS", 1)
     reader = readers(make_shards(original, tmp_path / "shards"))["train"]
     for i in range(len(reader)):
         assert reader[i] == readers(original)["train"][i]
@@ -495,7 +500,7 @@ def job(monkeypatch):
         for name, value in slurm.items():
             monkeypatch.setenv(f"SLURM_{name}", value)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-        monkeypatch.setattr(processes, "cgroup_quota", lambda: quota)
+        monkeypatch.setattr(workers, "cgroup_quota", lambda: quota)
         return cpus(local_world)
 
     return of
@@ -535,7 +540,7 @@ def test_the_quota_of_the_cgroup(tmp_path):
 
 
 def test_many_names_in_one_tensor():
-    strings = imagenet.Strings(["a", "", "größe", "x" * 300])
+    strings = reading.Strings(["a", "", "größe", "x" * 300])
     assert list(strings) == [strings[i] for i in range(4)] == ["a", "", "größe", "x" * 300]
     assert strings.text.dtype == torch.uint8
 

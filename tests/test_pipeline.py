@@ -20,10 +20,12 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from training import pipeline
+from training.data import loader
+from training.data.augment import Preparation, draw_of, drawn_colors, drawn_crop, jittered
+from training.data.decode import quiet
+from training.data.imagenet.layouts import readers
+from training.data.loader import ImageData
 from training.errors import DataError
-from training.imagenet import readers
-from training.pipeline import ImageData, Preparation, draw_of, drawn_colors, drawn_crop
 
 SIZE, BATCH, CHUNK = 32, 8, 4  # 24 training images: three mini-batches of two chunks in an epoch
 CPU = torch.device("cpu")
@@ -43,7 +45,7 @@ def folders(original, tmp_path):
 @pytest.fixture
 def load(monkeypatch):
     """ImageData of a folder; ended after the test."""
-    monkeypatch.setattr(pipeline, "RETRIES", (0.05, 0.1))
+    monkeypatch.setattr(loader, "RETRIES", (0.05, 0.1))
     made = []
 
     def make(root, workers=0, seed=3, rank=0, world=1, device=CPU, chunk=CHUNK, **changed):
@@ -251,7 +253,7 @@ def test_colour_jitter_is_torchvisions_to_the_bit():
         image = picture(number, (60, 50))
         torch.manual_seed(number)
         drawn = drawn_colors(0.9, torch.Generator().manual_seed(number))
-        assert np.array_equal(pipeline.jittered(image, *drawn), jitter(image))
+        assert np.array_equal(jittered(image, *drawn), jitter(image))
 
 
 def test_the_flip_comes_half_of_the_time():
@@ -270,7 +272,7 @@ def test_odd_kinds_of_images_become_rgb(mode):
     image.save(file, "JPEG" if mode in ("L", "CMYK") else "PNG")
     prepared = Preparation(SIZE, 0.875, 0.05, 0.4, True)
     with warnings.catch_warnings():
-        pipeline.quiet()
+        quiet()
         assert prepared.train(file.getvalue(), 0).shape == prepared.val(file.getvalue()).shape == (SIZE, SIZE, 3)
 
 
@@ -440,7 +442,7 @@ def workers_of(load):
 
 
 def test_a_killed_worker(original, workers_of, monkeypatch):
-    monkeypatch.setattr(pipeline, "POLL", 0.2)
+    monkeypatch.setattr(loader, "POLL", 0.2)
     _, stream, processes = workers_of(original)
     os.kill(processes[0].pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"data worker was killed.*data\.workers=N, now 2.* same command goes on"):
@@ -453,8 +455,8 @@ def test_a_killed_worker(original, workers_of, monkeypatch):
 
 def test_an_idle_worker_that_is_killed(original, load, monkeypatch):
     """While it waits for work, so that no connection breaks."""
-    monkeypatch.setattr(pipeline, "POLL", 0.2)
-    monkeypatch.setattr(pipeline, "PREFETCH", 1)
+    monkeypatch.setattr(loader, "POLL", 0.2)
+    monkeypatch.setattr(loader, "PREFETCH", 1)
     data = load(original, workers=1)
     stream = data.stream(0)
     next(stream)
@@ -466,8 +468,8 @@ def test_an_idle_worker_that_is_killed(original, load, monkeypatch):
 
 
 def test_data_that_does_not_answer(folders, load, monkeypatch):
-    monkeypatch.setattr(pipeline, "POLL", 0.2)
-    monkeypatch.setattr(pipeline, "STALL", 0.5)
+    monkeypatch.setattr(loader, "POLL", 0.2)
+    monkeypatch.setattr(loader, "STALL", 0.5)
     data = load(folders, workers=1)
     for path in (folders / "train").rglob("*.JPEG"):
         path.unlink()
@@ -478,7 +480,7 @@ def test_data_that_does_not_answer(folders, load, monkeypatch):
 
 KILLED = """
 import multiprocessing, time
-from training.processes import parallel
+from training.data.workers import parallel
 work = parallel(time.sleep, [0, 0, 600], 1, "naps")
 next(work)
 print(*(process.pid for process in multiprocessing.active_children()), flush=True)

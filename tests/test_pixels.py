@@ -16,8 +16,10 @@ from jobs import ROOT
 from PIL import Image
 
 from training.config import load
-from training.data import open_data
-from training.pipeline import ImageData, Preparation, backend
+from training.data.augment import Preparation
+from training.data.decode import backend
+from training.data.loader import ImageData
+from training.data.source import open_data
 
 RECORD = Path(__file__).parent / "golden" / "pixels.json"
 CPU = torch.device("cpu")

@@ -9,10 +9,14 @@ import pytest
 from images import COUNTS, copy, make_archive, make_folders, truncate
 from PIL import Image
 
-from training import resize as module
+from training.data.decode import decode
+from training.data.imagenet import resize as module
+from training.data.imagenet.check import check
+from training.data.imagenet.layouts import readers
+from training.data.imagenet.readers import fingerprint
+from training.data.imagenet.resize import resize
 from training.errors import DataError
-from training.imagenet import check, decode, fingerprint, readers
-from training.resize import main, resize
+from training.resize import main
 
 SIDE = 48
 

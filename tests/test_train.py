@@ -21,7 +21,7 @@ import net2net
 import train
 from training import runfolder
 from training.config import Model, load
-from training.data import open_data
+from training.data.source import open_data
 from training.evaluation import evaluate
 from training.network import build, training_flops
 from training.optim import learning_rate, make_optimizer

@@ -63,7 +63,7 @@ class MemoryData(Section):
 
 
 class ImageNetData(Section):
-    """JPEG files, read and augmented by worker processes (training/pipeline.py)."""
+    """JPEG files, read and augmented by worker processes (training/data/loader.py)."""
 
     name: Literal["imagenet"]
     root: str

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.data import Data
+from training.data.source import Data
 from training.errors import RunError
 from training.session import Session
 

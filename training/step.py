@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.batchnorm import Statistics
 from training.config import Config
-from training.data import Batch, Order
+from training.data.order import Batch, Order
 from training.errors import RunError
 from training.optim import learning_rate, make_optimizer
 from training.prediction import Prediction

@@ -14,7 +14,7 @@ import net2net
 from net2net.inception_bn import InceptionBN
 from training.config import Config, ImageNetData, MemoryData
 from training.config import Model as ModelConfig
-from training.data import Data
+from training.data.source import Data
 from training.errors import CheckpointError, ConfigError
 from training.lease import dead, describe, owner
 from training.network import INITIALISATIONS, build

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from training.config import Config
-from training.data import Batch, Data
+from training.data.source import Batch, Data
 from training.errors import FailedOnAnotherRank, RunError, Stopped
 from training.evaluation import before_training, evaluate
 from training.network import build, training_flops

@@ -36,7 +36,7 @@ def context() -> BaseContext:
     # Each worker runs the script's imports again, unless the server already has them.
     again = [script] if script and getattr(main, "__spec__", None) is None else []
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["training.pipeline", *again])
+    made.set_forkserver_preload(["training.data.loader", *again])
     # A blocked signal stays blocked in the server and all that it forks: without that, a SIGUSR1 to the whole job ends
     # the server, and workers whose server is gone are taken for dead. The tracker first: starting it unblocks them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)

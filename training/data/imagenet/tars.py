@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.data.workers import cpus, parallel
 from training.errors import DataError
 from training.files import write_atomic
-from training.processes import cpus, parallel
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 SLOW = 5.0  # seconds; an index that took longer to make is kept

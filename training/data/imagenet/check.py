@@ -1,0 +1,118 @@
+"""Whether the data is complete, and every image whole: before any training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from training.data.decode import Unreadable, decode, quiet
+from training.data.imagenet.layouts import readers
+from training.data.imagenet.readers import SPLITS, Reader, counted
+from training.data.workers import cpus, parallel
+from training.errors import DataError
+
+CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000
+
+
+@dataclass
+class Report:
+    """What `check` found; no problems: the data may be trained on."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    readers: dict[str, Reader] = field(default_factory=dict)
+
+
+def check(
+    root: str | Path,
+    classes: int = CLASSES,
+    train_images: int = TRAIN_IMAGES,
+    val_images: int = VAL_IMAGES,
+    fast: bool = False,
+    workers: int | None = None,
+) -> Report:
+    """Whether the data is complete; unless `fast`, every image is decoded too, by `workers` processes."""
+    report = Report()
+    try:
+        report.readers = readers(root)
+    except DataError as error:
+        report.problems.append(str(error))
+        return report
+    train, val = (report.readers[split] for split in SPLITS)
+    report.facts = {
+        "layout": train.layout,
+        "classes": len(train.classes),
+        "train_images": len(train),
+        "val_images": len(val),
+    }
+    for some, other in ((train, val), (val, train)):
+        missing = sorted(set(some.classes) - set(other.classes))
+        if missing:
+            number = counted(len(missing), "class", "classes")
+            names = ", ".join(missing[:5]) + (f" and {len(missing) - 5:,} more" if len(missing) > 5 else "")
+            report.problems.append(
+                f"{root}: {number} of {some.split} not in {other.split} ({names}): both need the same class names; "
+                "restore or rename what is missing."
+            )
+    for reader, images in ((train, train_images), (val, val_images)):
+        counts = Counter(reader.labels.tolist())
+        least = min(range(len(reader.classes)), key=lambda k: counts[k])
+        if len(reader.classes) != classes:
+            report.problems.append(
+                f"{root}: {reader.split} has {counted(len(reader.classes), 'class', 'classes')} where {classes:,} were "
+                f"expected: {_more_or_less(len(reader.classes), classes, 'data.classes')}"
+            )
+        if len(reader) != images:
+            advice = _more_or_less(len(reader), images, f"data.{reader.split}_images")
+            report.problems.append(
+                f"{root}: {reader.split} has {counted(len(reader), 'image')} where {images:,} were expected (fewest in "
+                f"class {reader.classes[least]}: {counts[least]}): {advice}"
+            )
+        elif not counts[least]:
+            report.problems.append(f"{root}: there is no image of the class {reader.classes[least]} in {reader.split}.")
+    if not fast:
+        for reader in (train, val):
+            report.unreadable += unreadable(reader, workers)
+        if report.unreadable:
+            shown = report.unreadable[:20]
+            more = len(report.unreadable) - len(shown)
+            report.problems.append(
+                f"{counted(len(report.unreadable), 'image')} of {len(train) + len(val):,} cannot be read: fetch these "
+                "files again (training would take another image in place of one, validation count it as a "
+                "wrong answer):\n  "
+                + "\n  ".join(shown)
+                + (f"\n  and {more:,} more; --list FILE writes all of them" if more else "")
+            )
+    return report
+
+
+def _more_or_less(found: int, expected: int, key: str) -> str:
+    if found < expected:
+        return f"copy or unpack again what is missing (or set {key}, if this smaller set is what you want)."
+    return f"remove what does not belong to it (or set {key}, if this larger set is what you want)."
+
+
+def unreadable(reader: Reader, workers: int | None = None) -> list[str]:
+    """ "path: reason" of every image that cannot be read or decoded."""
+    blocks = [range(start, min(start + 64, len(reader))) for start in range(0, len(reader), 64)]
+    test = partial(_try, reader)
+    return [
+        line for lines in parallel(test, blocks, cpus() if workers is None else workers, reader.split) for line in lines
+    ]
+
+
+def _try(reader: Reader, block: range) -> list[str]:
+    quiet()
+    found = []
+    for i in block:
+        try:
+            decode(reader.read(i))
+        except OSError as error:
+            found.append(f"{reader.filename(i)}: {error.strerror or error}")
+        except Unreadable as error:
+            found.append(f"{reader.filename(i)}: {error}")
+    return found

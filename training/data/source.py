@@ -1,0 +1,64 @@
+"""What every kind of data offers to a run, and the one place where a config's section becomes data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from training.config import Config, ImageNetData
+from training.data.imagenet.check import check
+from training.data.loader import ImageData
+from training.data.memory import MemoryImages
+from training.data.order import Batch, Order
+
+T = TypeVar("T")
+
+
+class Data(Protocol):
+    """Training and validation images of one process. Images are normalised, float32 [B, C, H, W]; labels int64 [B]."""
+
+    order: Order
+    fingerprint: str  # of which images there are: a resumed run must have the same
+    facts: dict[str, Any]  # for run.json
+    val_images: int  # looked at in each evaluation
+    all_val_images: int  # in the whole validation set
+
+    def stream(self, step: int) -> Iterator[Batch]:
+        """This process's chunks of mini-batch `step`, of the one after it, and so on without end."""
+
+    def first(self, n: int) -> torch.Tensor:
+        """The first `n` training images in the order of the first epoch, the same on every process."""
+
+    def validation(self, whole: bool = False) -> Iterator[Batch]:
+        """This process's share of the evaluation's images, or of all there are; over all processes each comes once.
+
+        The label of an image that could not be read is -1, which no answer is.
+        """
+
+    def faults(self) -> list[str]:
+        """Images that could not be read since the last call, "path: reason", each one once."""
+
+    def close(self) -> None: ...
+
+
+def open_data(
+    config: Config,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    local_world: int = 1,
+    first: Callable[[Callable[[], T]], T] = lambda action: action(),
+) -> Data:
+    """The data of one of `world` processes, `local_world` of which share this machine's cores.
+
+    What `first` is called with is to run on one of them, for all.
+    """
+    data = config.data
+    if isinstance(data, ImageNetData):
+        report = first(lambda: check(data.root, data.classes, data.train_images, data.val_images, fast=True))
+        batch, chunk = config.training.batch_size, config.training.chunk
+        share = {"rank": rank, "world": world, "local_world": local_world}
+        return ImageData(data, config.seed, batch, chunk, device, **share, report=report)
+    return MemoryImages(config, device, rank, world)
