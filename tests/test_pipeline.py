@@ -534,3 +534,15 @@ def test_a_resized_copy_is_named_in_the_facts(folders, load):
     (folders / "resize.json").write_text('{"settings": {"short_side": 256}}')
     assert load(folders).facts["resized"] == {"short_side": 256}
     shutil.rmtree(folders)
+
+
+def test_a_long_name_of_the_temporary_folder(tmp_path):
+    long = tmp_path / ("x" * 60) / ("y" * 60)
+    long.mkdir(parents=True)
+    script = "from training.data.workers import parallel\nif __name__ == '__main__':\n"
+    script += "    print(list(parallel(abs, [-1, 2], 1, 'numbers')))\n"
+    (tmp_path / "script.py").write_text(script)
+    call = [sys.executable, str(tmp_path / "script.py")]
+    environment = {**os.environ, "TMPDIR": str(long), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(call, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 2]\n", "")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import multiprocessing
+import multiprocessing.util
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +26,7 @@ from tqdm import tqdm
 from training.errors import DataError
 
 # What asks a job to stop goes to all its processes; the one that saves must not lose its workers to it.
+SOCKET_PATH, SOCKET_NAME = 107, 24  # the longest path of a socket; "/listener-" and random letters, with some to spare
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
@@ -37,6 +42,7 @@ def context() -> BaseContext:
     again = [script] if script and getattr(main, "__spec__", None) is None else []
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["training.data.loader", *again])
+    _short_temporary_folder()
     # A blocked signal stays blocked in the server and all that it forks: without that, a SIGUSR1 to the whole job ends
     # the server, and workers whose server is gone are taken for dead. The tracker first: starting it unblocks them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
@@ -47,6 +53,24 @@ def context() -> BaseContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return made
+
+
+def _short_temporary_folder() -> None:
+    """The server listens on a socket in the temporary folder, and a socket's path has some 100 characters at most."""
+    folder = multiprocessing.util.get_temp_dir()
+    if len(os.fsencode(folder)) + SOCKET_NAME <= SOCKET_PATH:
+        return
+    for place in ("/tmp", "/var/tmp", "/dev/shm"):
+        with suppress(OSError):
+            short = tempfile.mkdtemp(prefix="pymp-", dir=place)
+            break
+    else:
+        raise DataError(
+            f"The temporary folder {folder} has too long a name for sockets, and no other one can be written: set "
+            "TMPDIR to one of at most 60 characters."
+        )
+    multiprocessing.process.current_process()._config["tempdir"] = short
+    atexit.register(shutil.rmtree, short, ignore_errors=True)
 
 
 def begin_worker() -> None:
