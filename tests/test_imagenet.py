@@ -23,6 +23,7 @@ from images import (
     truncate,
     val_order,
 )
+from PIL import Image
 
 from training.data import workers
 from training.data.imagenet import readers as reading
@@ -306,6 +307,104 @@ def test_class_tars_that_nobody_unpacked(tmp_path, said):
     assert "holds 1 tar file and no class folder: unpack each" in said("check", tmp_path)
 
 
+@pytest.mark.parametrize("label", [-1, -100])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_label_below_zero_in_a_shard(tmp_path, said, label, split):
+    for name in ("train", "val"):
+        with tarfile.open(tmp_path / f"{name}-0.tar", "w") as tar:
+            for k in range(3):
+                add(tar, f"{k}.jpg", b"")
+                add(tar, f"{k}.cls", str(label if k == 1 and name == split else k).encode())
+    text = said("check", tmp_path, "--fast")
+    assert f"{split}-0.tar: 1.jpg, {split}: 1 of 3 images have the label {label}, and classes count from 0" in text
+
+
+def test_labels_from_one_on_are_said_to_be(original, tmp_path, said):
+    make_shards(original, tmp_path, numbers=(1, 2, 3, 4))
+    for split in ("train", "val"):  # without wnids in the names: numbers are all there is
+        for path in tmp_path.glob(f"*{split}*.tar"):
+            files = {}
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    files[member.name.replace("n0", "x0")] = tar.extractfile(member).read()
+            with tarfile.open(path, "w") as tar:
+                for name, data in files.items():
+                    add(tar, name, data)
+    assert "there is no image of the class 0000: labels count from 0, and these begin at 1" in said(
+        "check", tmp_path, *counts(), "--fast"
+    )
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz", "bz2"])
+def test_a_compressed_shard_whatever_its_name(original, tmp_path, said, kind):
+    make_shards(original, tmp_path)
+    path = next(tmp_path.glob("*train*.tar"))
+    with tarfile.open(path, f"w:{kind}") as tar:
+        add(tar, "a.jpg", b"1234")
+        add(tar, "a.cls", b"0")
+    assert f"The tar file {path} is compressed" in said("check", tmp_path)
+
+
+def test_webp_among_the_images(folders):
+    path = next((folders / "train" / CLASSES[0]).iterdir())
+    Image.open(path).convert("RGB").save(path.with_suffix(".webp"), "WEBP")
+    path.unlink()
+    assert check(folders, *COUNTS, workers=0).problems == []
+
+
+def test_tiny_imagenets_layout(folders, said):
+    folder = folders / "train" / CLASSES[1]
+    (folder / "images").mkdir()
+    for path in folder.glob("*.JPEG"):
+        path.rename(folder / "images" / path.name)
+    assert f"{folder} has its images in a folder images/, as tiny-imagenet's archive does" in said("check", folders)
+
+
+def test_all_validation_images_in_one_folder(folders, said):
+    (folders / "val").rename(folders / "images")
+    (folders / "val").mkdir()
+    (folders / "images").rename(folders / "val" / "images")
+    for path in list((folders / "val" / "images").rglob("*.JPEG")):
+        path.rename(folders / "val" / "images" / path.name)
+    for name in CLASSES:
+        (folders / "val" / "images" / name).rmdir()
+    assert "one folder images/, as tiny-imagenet's archive does" in said("check", folders)
+
+
+def test_a_folder_under_a_file(tmp_path, said):
+    (tmp_path / "file").touch()
+    assert f"cannot be there, for {tmp_path / 'file'} is a file" in said("check", tmp_path / "file" / "imagenet")
+
+
+@pytest.mark.parametrize("columns", [("img", "label"), ("image", "labels"), ("img", "labels")])
+def test_parquet_with_other_columns(original, tmp_path, monkeypatch, said, columns):
+    text = parquet_with(original, tmp_path, monkeypatch, said, lambda table: table.rename_columns(list(columns)))
+    assert f"the columns of these parquet files are {', '.join(columns)}: expected image and label" in text
+
+
+@pytest.mark.parametrize(("value", "shown"), [("tench", "'tench'"), (None, "None"), (-1, "the label -1")])
+def test_parquet_with_odd_labels(original, tmp_path, monkeypatch, said, value, shown):
+    def change(table):
+        kinds = {str: (pa.string(), str), type(None): (pa.int64(), int), int: (pa.int64(), int)}
+        kind, convert = kinds[type(value)]
+        labels = [convert(x) for x in table.column("label").to_pylist()]
+        return table.set_column(1, "label", pa.array([value, *labels[1:]], kind)).replace_schema_metadata(None)
+
+    pa = pytest.importorskip("pyarrow")
+    assert shown in parquet_with(original, tmp_path, monkeypatch, said, change)
+
+
+def parquet_with(original, tmp_path, monkeypatch, said, change):
+    """What the check says of parquet files whose tables were changed."""
+    pytest.importorskip("datasets")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    root = make_parquet(original, tmp_path / "hf")
+    for path in (root / "data").glob("*.parquet"):
+        parquet.write_table(change(parquet.read_table(path)), path)
+    return said("check", root, "--fast")
+
+
 # The validation folder
 
 
@@ -404,6 +503,41 @@ def test_a_validation_folder_that_cannot_be_written(unsorted, said, monkeypatch)
 
     monkeypatch.setattr(os, "rename", refuse)
     assert "cannot be sorted (Read-only file system): make it writable, or copy it" in said("sort-val", folders)
+
+
+KAGGLES = "ImageId,PredictionString\n"
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_kaggles_table_with_and_without_a_byte_order_mark(unsorted, capsys, mark):
+    root, wnids = unsorted
+    lines = [f"ILSVRC2012_val_{k:08d},{name} 1 2 3 4\n" for k, name in enumerate(wnids, 1)]
+    (root / "LOC_val_solution.csv").write_bytes(mark + (KAGGLES + "".join(lines)).encode())
+    assert main(["sort-val", str(root)]) == 0
+    assert "12 images moved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (KAGGLES + "ILSVRC2012_val_00000001,\n", "line 2: no class for ILSVRC2012_val_00000001"),
+        (KAGGLES + "ILSVRC2012_val_00000001\n", "line 2: no class for ILSVRC2012_val_00000001"),
+        ("", "expected the columns ImageId and PredictionString, found none"),
+        ("a,b\n1,2\n", "expected the columns ImageId and PredictionString, found a, b"),
+        ("\x80\x81", "is no table of text in UTF-8"),
+    ],
+)
+def test_a_damaged_table_of_kaggles(unsorted, said, content, message):
+    root, _ = unsorted
+    (root / "LOC_val_solution.csv").write_bytes(content.encode("latin-1"))
+    assert message in said("sort-val", root)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x04]\x94.", b"PK\x03\x04"])
+def test_a_damaged_meta_bin(unsorted, said, content):
+    root, _ = unsorted
+    (root / "meta.bin").write_bytes(content)
+    assert "meta.bin is damaged, or not what torchvision made of the devkit" in said("sort-val", root)
 
 
 def test_a_stranger_in_the_validation_folder(unsorted, said):

@@ -75,7 +75,7 @@ class ImageNetData(Section):
     min_area: float = Field(gt=0, le=1)  # training: random-resized crop of at least this part of the image
     flip: bool
     color_jitter: float = Field(ge=0)  # brightness, contrast and saturation by up to this fraction; 0: off
-    workers: int | None = Field(gt=0)  # a process's; null: its share of the job's cores
+    workers: int | None = Field(ge=0)  # a process's; 0: it reads itself; null: its share of the job's cores
 
     channels: ClassVar[int] = 3
 

@@ -74,6 +74,11 @@ def check(
             )
         elif not counts[least]:
             report.problems.append(f"{root}: there is no image of the class {reader.classes[least]} in {reader.split}.")
+        if not counts[0] and reader.classes[0] == "0000":  # named after numbers, of which the first is missing
+            report.problems.append(
+                f"{root}: {reader.split}: there is no image of the class 0000: labels count from 0, and these begin at "
+                f"{min(counts)}: subtract it."
+            )
     if not fast:
         for reader in (train, val):
             report.unreadable += unreadable(reader, workers)

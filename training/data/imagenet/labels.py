@@ -13,6 +13,7 @@ from training.errors import DataError
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 KAGGLE = "LOC_val_solution.csv"
+MOST_CLASSES = 1_000_000  # a larger label is an image's number or a hash, not a class
 WNID = re.compile(r"(?:^|_)(n\d{8})(?:_|$)")  # in an image's name: n01440764_10026, ILSVRC2012_val_00000293_n01440764
 
 
@@ -42,15 +43,20 @@ def val_wnids(root: Path) -> dict[int, str]:
     folders = [root, *root.resolve().parents[:3]]  # Kaggle's file lies three folders above its train/ and val/
     for folder in folders:
         if (folder / KAGGLE).is_file():
-            with (folder / KAGGLE).open(newline="") as file:
-                rows = csv.DictReader(file)
-                return {_number(row["ImageId"]): row["PredictionString"].split()[0] for row in rows}
+            return _kaggles(folder / KAGGLE)
     # Imported here because it takes seconds, for which neither workers nor other layouts should have to wait.
     from torchvision.datasets.imagenet import META_FILE, load_meta_file, parse_devkit_archive
 
     for folder in folders:
         if (folder / META_FILE).is_file():
-            return dict(enumerate(load_meta_file(folder)[1], start=1))
+            try:
+                wnids = load_meta_file(folder)[1]
+            except Exception as error:  # whatever unpickling makes of a file that torch did not write
+                raise DataError(
+                    f"{folder / META_FILE} is damaged, or not what torchvision made of the devkit "
+                    f"({type(error).__name__}): remove it, and put {DEVKIT} in its place."
+                ) from None
+            return dict(enumerate(wnids, start=1))
         if (folder / DEVKIT).is_file():
             with tempfile.TemporaryDirectory() as scratch:  # torchvision writes beside the devkit: not into the data
                 os.symlink((folder / DEVKIT).resolve(), Path(scratch) / DEVKIT)
@@ -70,6 +76,43 @@ def val_wnids(root: Path) -> dict[int, str]:
         f"Nothing tells the classes of the validation images: put {DEVKIT} (from image-net.org) or {KAGGLE} (from "
         f"Kaggle) into {root} and run the same command again."
     )
+
+
+def _kaggles(path: Path) -> dict[int, str]:
+    """The class of each validation image, from Kaggle's table of bounding boxes."""
+    found = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a byte order mark
+            rows = csv.DictReader(file)
+            if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
+                raise DataError(
+                    f"{path}: expected the columns ImageId and PredictionString, found "
+                    f"{', '.join(rows.fieldnames or ()) or 'none'}: fetch it again."
+                )
+            for row in rows:
+                words = (row["PredictionString"] or "").split()
+                if not words:
+                    raise DataError(
+                        f"{path}, line {rows.line_num}: no class for {row['ImageId']} (PredictionString is empty): "
+                        "fetch it again."
+                    )
+                found[_number(row["ImageId"] or "")] = words[0]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no table of text in UTF-8 ({error}): fetch it again.") from None
+    return found
+
+
+def check_numbers(labels: list[int], where: str) -> None:
+    """Class numbers count from 0; -1, which often stands for "unknown", and what is larger than any set is an error."""
+    least, most = min(labels), max(labels)
+    if least < 0:
+        count = sum(label < 0 for label in labels)
+        raise DataError(
+            f"{where}: {count:,} of {len(labels):,} images have the label {least}, and classes count from 0: these "
+            "images have no class (the test set?), take them out or give them theirs."
+        )
+    if most >= MOST_CLASSES:
+        raise DataError(f"{where}: the label {most} is no class's number: expected 0 to the number of classes - 1.")
 
 
 def _number(name: str) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.data.imagenet.labels import WNID, in_order, val_wnids, wnid_of
+from training.data.imagenet.labels import MOST_CLASSES, WNID, check_numbers, in_order, val_wnids, wnid_of
 from training.data.imagenet.readers import (
     ALSO_VAL,
     SPLITS,
@@ -23,7 +23,7 @@ from training.data.imagenet.readers import (
     scan,
     split_folder,
 )
-from training.data.imagenet.tars import index, is_image
+from training.data.imagenet.tars import ENDINGS, index, is_image
 from training.errors import DataError
 
 
@@ -38,7 +38,12 @@ def readers(root: str | Path) -> dict[str, Reader]:
 
 def _layout(root: Path) -> Callable[[Path, str, Sequence[str]], Reader]:
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist, or its disk is not mounted"
+        above = next((parent for parent in root.parents if parent.is_file()), None)
+        what = "does not exist, or its disk is not mounted"
+        if root.exists():
+            what = "is not a folder"
+        elif above:
+            what = f"cannot be there, for {above} is a file"
         raise DataError(f"The data folder {root} {what}: give the one that has ImageNet (--set data.root=FOLDER).")
     names = {entry.name for entry in scan(root)}
     if any(_inside(root, split) for split in SPLITS):
@@ -98,17 +103,20 @@ def _shard_reader(root: Path, split: str, declared: Sequence[str]) -> Reader:
         raise DataError(f"{root} has tar shards, but none of the {split} set: their names should contain {split}.")
     images = index(shards)
     if not images:
-        raise DataError(f"The {counted(len(shards), 'shard')} {shards[0]} ... hold no image (.jpg, .png).")
+        raise DataError(f"The {counted(len(shards), 'shard')} {shards[0]} ... hold no image ({', '.join(ENDINGS)}).")
     for member in images:
         if member.label is None:
             sample = member.name.partition(".")[0]
             raise DataError(
                 f"{member.tar}: {member.name} has no label: expected {sample}.cls, or a label in {sample}.json."
             )
+    labels = [member.label for member in images]
+    if min(labels) < 0 or max(labels) >= MOST_CLASSES:
+        strange = next(m for m in images if not 0 <= m.label < MOST_CLASSES)
+        check_numbers(labels, f"{strange.tar}: {strange.name}, {split}")
     wnids = {member.label: member.wnid for member in images if member.wnid}
     stems = [os.path.basename(member.name).partition(".")[0] for member in images]
     own = [wnids.get(k, "") for k in range(max(member.label for member in images) + 1)]
-    labels = [member.label for member in images]
     labels, classes, names = in_order(labels, stems, own if all(own) else declared)
     reader = TarReader(root, split, labels, images, classes, "tar shards (WebDataset)")
     reader.declared = names

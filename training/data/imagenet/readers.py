@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from training.data.imagenet.labels import in_order
+from training.data.imagenet.labels import check_numbers, in_order
 from training.data.imagenet.tars import Member, is_image
 from training.errors import DataError
 
@@ -112,6 +112,17 @@ class FolderReader(Reader):
             )
         with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network file system's delay, not work
             listed = list(pool.map(self._images, classes))
+        deeper = next((name for name, images in zip(classes, listed, strict=True) if not images), None)
+        if deeper and (self.folder / deeper / "images").is_dir():
+            raise DataError(
+                f"{self.folder / deeper} has its images in a folder images/, as tiny-imagenet's archive does: move "
+                f"them up, so that they are {self.folder.name}/<class>/<image>."
+            )
+        if split == "val" and classes == ["images"]:
+            raise DataError(
+                f"{self.folder} has all its images in one folder images/, as tiny-imagenet's archive does: move each "
+                "one into a folder of its class (val_annotations.txt tells which)."
+            )
         labels = [label for label, names in enumerate(listed) for _ in names]
         super().__init__(root, split, labels, [name for names in listed for name in names], classes)
         del self.order
@@ -198,7 +209,20 @@ class ParquetReader(Reader):
             said = " ".join(str(error).split())[:300]
             raise DataError(f"{root}: the {name} split of these parquet files cannot be opened: {said}") from error
         table = self.rows.dataset.data
+        columns = self.rows.dataset.features
+        if not {"image", "label"} <= set(columns):
+            raise DataError(
+                f"{root}: the columns of these parquet files are {', '.join(columns)}: expected image and label; "
+                "rename them (`datasets`: rename_column)."
+            )
         labels = table.column("label").to_pylist()
+        strange = next((k for k, label in enumerate(labels) if type(label) is not int), None)
+        if strange is not None:
+            raise DataError(
+                f"{root}: the label in row {strange} of {split} is {labels[strange]!r}: expected a class's number, "
+                "from 0 on (`datasets`: class_encode_column makes numbers of names)."
+            )
+        check_numbers(labels, f"{root}, {split}")
         paths = [
             os.path.basename(path or "")
             for chunk in table.column("image").chunks

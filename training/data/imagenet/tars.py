@@ -18,7 +18,7 @@ from training.data.workers import cpus, parallel
 from training.errors import DataError
 from training.files import write_atomic
 
-ENDINGS = (".jpg", ".jpeg", ".png")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 SLOW = 5.0  # seconds; an index that took longer to make is kept
 
 Inner = tuple[str, int, int]  # a tar file inside a tar file: name, offset, size
@@ -50,7 +50,7 @@ def index(tars: list[Path]) -> list[Member]:
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}).") from None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "net2net"
-    cache /= hashlib.sha256(repr((1, state)).encode()).hexdigest()[:32] + ".json"
+    cache /= hashlib.sha256(repr((2, state)).encode()).hexdigest()[:32] + ".json"
     with suppress(OSError, ValueError, TypeError, IndexError):
         return [Member(names[tar], *rest) for tar, *rest in json.loads(cache.read_text())]
     started = time.monotonic()
@@ -153,7 +153,19 @@ def _opened(where: str, path: str, source: Any = None) -> Iterator[tarfile.TarFi
         with tarfile.open(path, "r:", fileobj=source) as tar:
             yield tar
     except (tarfile.TarError, OSError, EOFError) as error:
+        if _compressed(path):
+            raise DataError(
+                f"The tar file {where} is compressed: images in it cannot be read one by one. Decompress it first "
+                "(gzip -d, xz -d, bzip2 -d or zstd -d)."
+            ) from None
         raise DataError(f"The tar file {where} is damaged or incomplete ({error}): fetch it again.") from None
+
+
+def _compressed(path: str) -> bool:
+    """By its first bytes: gzip, xz, bzip2 or Zstandard, whatever its name says."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd"))
+    return False
 
 
 def _whole(tar: tarfile.TarFile) -> None:
