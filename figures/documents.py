@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/claims.md and docs/study.md, and what the laptop configs say to expect, from results/.
+"""The tables of README.md, docs/claims.md and docs/study.md, from results/.
 
     python -m figures.documents             # after `make record`, which calls it
 
@@ -19,7 +19,6 @@ from figures import metrics
 from figures.curves import Problem, Run, read_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
-SCALES = ("laptop", "laptop-long")
 
 
 def arms(runs: Path, names: list[str]) -> str:
@@ -72,33 +71,14 @@ def study(text: str, results: Path) -> str:
     return text
 
 
-def header(text: str, arm: Path) -> str:
-    """A config's text with what its recorded runs were like, as its `# Expected:` line; unchanged if there are none."""
-    if not arm.is_dir():
-        return text
-    if "# Expected:" not in text:
-        raise Problem(f"The config of {arm.name} has no line that begins with '# Expected:'.")
-    seeds = _seeds(arm)
-    first, last = (sum(run.rows.val.iloc[i] for run in seeds) / len(seeds) for i in (0, -1))
-    line = (
-        f"# Expected: validation top-1 {first:.1f} % at step 0, {last:.1f} % at step {_steps(seeds)} "
-        f"(mean of {len(seeds)} seeds), {_seconds(seeds):.0f} s on one CPU core."
-    )
-    return re.sub(r"^# Expected:.*$", line, text, flags=re.MULTILINE)
-
-
 def documents(root: Path) -> dict[Path, Callable[[str], str]]:
     """What fills in each file's numbers."""
     results = root / "results"
-    found: dict[Path, Callable[[str], str]] = {
+    return {
         root / "README.md": lambda text: readme(text, results),
         root / "docs" / "claims.md": lambda text: claims(text, results),
         root / "docs" / "study.md": lambda text: study(text, results),
     }
-    for scale in SCALES:
-        for file in sorted((root / "configs" / scale).glob("*.yaml")):
-            found[file] = lambda text, arm=results / scale / file.stem: header(text, arm)
-    return found
 
 
 def _seeds(arm: Path) -> list[Run]:

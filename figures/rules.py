@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from experiments.reading import YamlError
+from experiments.reading import read as read_yaml
 from figures.curves import Problem
 
 Seeds = list[int]
@@ -65,12 +66,12 @@ class Rules(Strict):
 
 def read(file: Path) -> Rules:
     """The rules, or a Problem that says what is wrong with them."""
+    if not file.is_file():
+        raise Problem(f"There is no {file}: name the folder that holds claims.yaml and the runs.")
     try:
-        return Rules.model_validate(yaml.safe_load(file.read_text()))
-    except OSError:
-        raise Problem(f"There is no {file}: name the folder that holds claims.yaml and the runs.") from None
-    except yaml.YAMLError as error:
-        raise Problem(f"{file} is not valid YAML: {error}.") from None
+        return Rules.model_validate(read_yaml(file, "file of claims"))
+    except YamlError as error:
+        raise Problem(f"{error}.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -7,10 +7,11 @@ python -m replicate status                     # done, running, failed, waiting:
 
 import sys
 
-from replicate import fig4, fig5, fig6, status
+import experiments
+from replicate import status
 from replicate.launch import main
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["status"]:
         sys.exit(status.main(sys.argv[2:]))
-    sys.exit(main(__doc__, tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))))
+    sys.exit(main(__doc__, experiments.arms()))

@@ -10,9 +10,10 @@ net padded with random weights ("random pad"), and the standard net from random 
 
 import sys
 
+from experiments import figures
 from replicate.launch import main
 
-ARMS = ("teacher_narrow", "standard", "wider", "random_pad")
+ARMS = figures()["fig4"].arms
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, ARMS))

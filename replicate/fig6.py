@@ -9,9 +9,10 @@ As in the paper the larger nets are not trained from scratch; the standard net f
 
 import sys
 
+from experiments import figures
 from replicate.launch import main
 
-ARMS = ("standard", "wider_sqrt2", "deeper_4pairs")
+ARMS = figures()["fig6"].arms
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, ARMS))

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import experiments
 from replicate import price
 from replicate.runner import CONFIGS, Runner, Stage, gpus_here, plan
 from replicate.slurm import SlurmError, describe, launch, load_site
@@ -23,7 +24,7 @@ def main(description: str, arms: tuple[str, ...], argv: list[str] | None = None)
     _check(parser, arguments)
     scale = "smoke" if arguments.smoke else arguments.scale
     if not (arguments.configs / scale).is_dir():
-        scales = ", ".join(sorted(p.name for p in arguments.configs.glob("*/"))) or "none"
+        scales = ", ".join(sorted(p.parent.name for p in arguments.configs.glob("*/base.yaml"))) or "none"
         parser.error(f"--scale: there is no {arguments.configs.name}/{scale}; there are {scales}")
     try:
         stages = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs, arguments.set)
@@ -190,19 +191,18 @@ def with_seconds(stages: list[Stage], jobs: int) -> str:
 
 def _with_price(arguments: argparse.Namespace, stages: list[Stage], gpus: int) -> str:
     """The plan, with its price in GPU-hours, and that of the whole replication where this is only a part."""
-    from replicate.status import FIGURES  # which imports the figures' scripts, and these this module
-
     priced = price.prices(stages)
     rows = [
         (stage.name, f"{stage.steps} steps", f"{price.hours(priced[stage.name].hours)} GPU-hours", _state(stage))
         for stage in stages
     ]
     lines = [*_columns(rows), "", price.table(stages, gpus)]
-    arms = dict.fromkeys(arm for figure in FIGURES.values() for arm in figure)
-    scale = stages[0].scale
-    if all((arguments.configs / scale / f"{arm}.yaml").is_file() for arm in arms):
-        whole = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs, arguments.set)
-        if len(whole) > len(stages):
-            total = price.hours(sum(one.hours for one in price.prices(whole).values()))
-            lines.append(f"figures 4, 5 and 6 together: {len(whole)} runs, {total} GPU-hours (python -m replicate)")
+    scale, everything = stages[0].scale, experiments.arms()
+    try:
+        whole = plan(scale, everything, arguments.seeds, arguments.runs, arguments.configs, arguments.set)
+    except ConfigError:  # a scale of somebody's own may have some of the arms alone
+        whole = []
+    if len(whole) > len(stages):
+        total = price.hours(sum(one.hours for one in price.prices(whole).values()))
+        lines.append(f"figures 4, 5 and 6 together: {len(whole)} runs, {total} GPU-hours (python -m replicate)")
     return "\n".join(lines)

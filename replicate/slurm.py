@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from experiments.reading import YamlError, read
 from replicate.runner import ROOT, STOP, Stage, spawn, torchrun
 
 SAVE_SECONDS = 120  # warning before the time limit: to save, and to be queued again
@@ -59,7 +59,7 @@ class Site(BaseModel):
     cpus_per_gpu: int | None = Field(None, ge=1)
     cpus_per_node: int | None = Field(None, ge=1)  # instead of cpus_per_gpu
     mem_gb: float | None = Field(None, gt=0)  # per node
-    # Time limit; a stage that needs longer is queued again and goes on. (YAML reads 24:00:00 as a number: 86400.)
+    # Time limit; a stage that needs longer is queued again and goes on.
     minutes: int = Field(ge=5, le=31 * 24 * 60)
     setup: list[str] = []  # shell lines before the command, e.g. module load
     sbatch: dict[str, str | int | bool] = {}  # any other option of sbatch, without its dashes
@@ -82,13 +82,9 @@ def load_site(file: Path | None, flags: dict[str, Any]) -> Site:
     values: Any = {}
     if file is not None:
         try:
-            values = yaml.safe_load(file.read_text()) or {}
-        except OSError as error:
-            raise SlurmError(f"{file}: cannot read this site file: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SlurmError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise SlurmError(f"{file}: expected keys and values, got {type(values).__name__}")
+            values = read(file, "site file")
+        except YamlError as error:
+            raise SlurmError(str(error)) from None
     given = {key: value for key, value in flags.items() if value is not None}
     try:
         site = Site.model_validate({**values, **given})

@@ -14,13 +14,13 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from replicate import fig4, fig5, fig6
+import experiments
 from replicate.runner import CONFIGS, Stage, plan, read_json
 from replicate.slurm import Queued, SlurmError, queue
 from training.config import differences, flatten
 from training.errors import ConfigError
 
-FIGURES = {"4": fig4.ARMS, "5": fig5.ARMS, "6": fig6.ARMS}
+FIGURES = {name.removeprefix("fig"): figure.arms for name, figure in experiments.figures().items()}
 ALIVE_SECONDS = 120  # a training writes its progress every second or so, except in an evaluation
 SILENT_SECONDS = 600
 
@@ -132,9 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     there = {path.name.removeprefix("seed") for path in (arguments.runs / arguments.scale).glob("*/seed*")}
     seeds = arguments.seeds or sorted(int(name) for name in there if name.isdigit()) or [0]
-    arms = dict.fromkeys(arm for arms in FIGURES.values() for arm in arms)
     try:
-        stages = plan(arguments.scale, arms, seeds, arguments.runs, arguments.configs)
+        stages = plan(arguments.scale, experiments.arms(), seeds, arguments.runs, arguments.configs)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from jobs import ROOT, finish, float64, manifest, rows, state
 
-from training.config import OPERATIONAL, differences, flatten, load
+from experiments import looks
+from training.config import GONE, OPERATIONAL, differences, flatten, load
 
 RECORD = Path(__file__).parent / "golden" / "training.json"
 SMALL = (
@@ -48,13 +49,14 @@ def train_all(folder):
 
 
 def flat_configs():
-    files = [f for f in sorted((ROOT / "configs").glob("*/*.yaml")) if f.stem not in ("base", "smoke")]
-    return {f"{file.parent.name}/{file.stem}": flatten(load(file)) for file in files}
+    """Of every arm at every scale."""
+    scales = sorted(file.parent for file in (ROOT / "configs").glob("*/base.yaml"))
+    return {f"{scale.name}/{arm}": flatten(load(scale / f"{arm}.yaml")) for scale in scales for arm in looks()}
 
 
 def same_config(recorded, now):
     assert differences(recorded, now) == []
-    assert recorded.keys() <= now.keys() | set(OPERATIONAL)
+    assert recorded.keys() <= now.keys() | {*OPERATIONAL, *GONE}
     assert now.keys() - recorded.keys() <= set(OPERATIONAL)  # a key that is new is one that old runs do without
 
 

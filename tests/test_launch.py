@@ -219,7 +219,7 @@ def test_flags_go_before_the_site_file(tmp_path):
     [
         ("gpus_per_node: 8\nminutes: 10\npartiton: x", "site.yaml: unknown key 'partiton'; valid keys: partition, "),
         ("gpus_per_node: 8", "minutes is missing: give it in the site file, or with --minutes"),
-        ("gpus_per_node: 1\nminutes: 24:00:00", "minutes: expected less than or equal to 44640, got 86400"),
+        ("gpus_per_node: 1\nminutes: 24:00:00", "minutes: expected an integer, got '24:00:00' (str)"),
         ("gpus_per_node: 1\nminutes: 1", "minutes: expected greater than or equal to 5, got 1"),
         ("gpus_per_node: 1\nminutes: 60\nsbatch: {time: 5}", "sbatch: time cannot be given here"),
         ("minutes: 8", "gpus_per_node is missing: give it in the site file, or with --gpus"),

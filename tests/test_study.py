@@ -10,6 +10,8 @@ from jobs import ROOT
 from figures.rules import read
 from replicate import study
 from replicate.study import STUDY, Part, stages
+from training.config import flatten
+from training.runfolder import config_id
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,13 @@ def test_every_run_of_a_part_has_its_teacher_in_it(planned):
         assert len({stage.folder for stage in part}) == len(part)
         names = {stage.name for stage in part}
         assert all(stage.teacher in names for stage in part if stage.teacher)
+
+
+def test_every_run_is_of_the_config_that_it_was_of(planned):
+    """By the ids that runs refuse another config with; begun ones go on."""
+    recorded = json.loads((ROOT / "tests" / "golden" / "study.json").read_text())
+    now = {f"{name}: {s.name}": config_id(flatten(s.config)) for name, part in planned.items() for s in part}
+    assert {name: now.get(name) for name in recorded} == recorded
 
 
 def test_sweeps_never_see_the_test_images(planned):
@@ -57,7 +66,9 @@ def test_every_claim_is_about_runs_of_the_study(planned):
 
 
 def test_a_variant_is_trained_as_itself_and_once(tmp_path, monkeypatch, capsys):
-    part = Part("smoke", "few", (3,), ("teacher_narrow",), {"half": ("teacher_narrow", "optimizer.lr_scale=0.5")})
+    part = Part(
+        "smoke", "few", (3,), ("teacher_narrow",), {"half": {"arm": "teacher_narrow", "optimizer.lr_scale": 0.5}}
+    )
     monkeypatch.setattr(study, "STUDY", {"few": part})
     assert study.main(["few", "--runs", str(tmp_path), "--jobs", "2"]) == 0
     manifest = json.loads((tmp_path / "few" / "half" / "seed3" / "run.json").read_text())
@@ -71,7 +82,7 @@ def test_a_variant_is_trained_as_itself_and_once(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_fails_does_not_keep_the_next_part_from_running(tmp_path, monkeypatch, capsys):
-    bad = Part("smoke", "bad", (3,), (), {"lost": ("wider", "growth.teacher=nowhere.pt")})
+    bad = Part("smoke", "bad", (3,), (), {"lost": {"arm": "wider", "growth.teacher": "nowhere.pt"}})
     good = Part("smoke", "good", (3,), ("teacher_narrow",))
     monkeypatch.setattr(study, "STUDY", {"bad": bad, "good": good})
     assert study.main(["--runs", str(tmp_path)]) == 1

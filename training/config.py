@@ -1,19 +1,21 @@
-"""What a run is: the YAML files under configs/, merged along `extends:`, overridden by `--set`, validated.
+"""What a run is: an arm at a scale, two YAML files under configs/, overridden by `--set`, validated.
 
+`configs/laptop/wider.yaml` names the arm configs/arms/wider.yaml at the scale configs/laptop/base.yaml: what the scale
+says, then what the arm says, then what the scale's `arms:` says of that arm. A scale may extend another, and an arm
+another; a file of that very name, where there is one, comes in their place and may extend them in turn.
 Every key of every file is a field below; an unknown key or a wrong value is a `ConfigError` that names file and key.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from experiments.reading import YamlError, parse, read
 from training.errors import ConfigError
 
 
@@ -130,7 +132,6 @@ class Wandb(Section):
 
 class Config(Section):
     seed: int = Field(ge=0, lt=2**32)  # all that is random is drawn from numbers made of it, which have 64 bits
-    figures: list[Literal["fig4", "fig5", "fig6"]]  # of which it is a curve; for grouping in Weights & Biases
     model: Model
     growth: Growth | None
     teacher_prediction: TeacherPrediction | None
@@ -155,41 +156,27 @@ class Config(Section):
 
 # What may differ between two calls that train the same run.
 OPERATIONAL = (
-    *("figures", "data.root", "data.workers", "training.keep", "training.save_minutes", "training.device"),
+    *("data.root", "data.workers", "training.keep", "training.save_minutes", "training.device"),
     *("wandb.mode", "wandb.project"),
 )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with two gaps closed: 1e-3 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+SCALE = "base.yaml"  # in each folder of configs/: what its arms share
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The validated config of a file; `overrides` are "a.b=value" strings, their values written as in YAML."""
     values: dict[str, Any] = {}  # dotted key -> value
     origin: dict[str, str] = {}  # dotted key -> the file or override that set it
-    _collect(Path(path), values, origin, ())
+    try:
+        _collect(Path(path), values, origin, ())
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"--set {override}: expected key=value, e.g. --set optimizer.lr=0.01")
-        _put(values, origin, key, _parse(text, f"--set {override}"), f"--set {override}")
+        _put(values, origin, key, _value(text, f"--set {override}"), f"--set {override}")
     try:
         return Config.model_validate(_nested(values))
     except ValidationError as error:
@@ -208,6 +195,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 # Keys that there once were not, and the value that stands for how it was then.
+GONE = ("figures",)  # and keys that there once were, which said nothing of what is trained
 ADDED = {"model.multiple_of": 1, "model.init": "he", "growth.new_head": False}
 
 
@@ -216,7 +204,7 @@ def effective(flat: dict[str, Any]) -> dict[str, Any]:
     without the keys that an older record lacks where they say what it would have meant."""
     method = flat.get("growth.method")
     unread = {key for key, reader in ONLY_OF.items() if key in flat and method != reader}
-    known = {key: value for key, value in flat.items() if key not in ADDED or value != ADDED[key]}
+    known = {key: value for key, value in flat.items() if key not in GONE and (key not in ADDED or value != ADDED[key])}
     return {key: None if key in unread else value for key, value in known.items()}
 
 
@@ -227,29 +215,80 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _collect(path: Path, values: dict[str, Any], origin: dict[str, str], above: tuple[Path, ...]) -> None:
+    """What a file says, after what it extends."""
     if path.resolve() in above:
         raise ConfigError(f"{path}: extends itself")
-    try:
-        text = path.read_text()
-    except OSError as error:
-        by = f" (named by extends: in {above[-1].name})" if above else ""
-        raise ConfigError(f"{path}: cannot read this config{by}: {error.strerror}") from None
-    content = _parse(text, str(path))
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {type(content).__name__}")
-    parents = content.pop("extends", [])
-    for parent in [parents] if isinstance(parents, str) else parents:
-        _collect(path.parent / parent, values, origin, (*above, path.resolve()))
+    if not path.exists() and (path.parent / SCALE).is_file() and path.suffix == ".yaml":
+        _arm(path.parent, path.stem, values, origin, ())
+        return
+    content = read(path, f"config (named by extends: in {above[-1].name})" if above else "config")
+    if path.name == SCALE:
+        content.pop("arms", None)
+    for parent in _extends(content, path):
+        _collect(parent, values, origin, (*above, path.resolve()))
     _put(values, origin, "", content, str(path))
 
 
-def _parse(text: str, where: str) -> Any:
+def _arm(
+    scale: Path, arm: str, values: dict[str, Any], origin: dict[str, str], above: tuple[Path, ...]
+) -> dict[str, Path]:
+    """What an arm is at a scale; returns the files that say what the arm is, those that it extends before it."""
+    file = scale / SCALE
+    if file.resolve() in above:
+        raise ConfigError(f"{file}: extends itself")
+    content = read(file, "scale")
+    changes = content.pop("arms", None) or {}
+    if not isinstance(changes, dict) or not all(isinstance(change, dict) for change in changes.values()):
+        raise ConfigError(f"{file}: arms: expected keys and values for each arm, e.g. wider: {{training.steps: 400}}")
+    parents = _extends(content, file)
+    lineage: dict[str, Path] = {}
+    for parent in parents:
+        lineage |= _arm(parent.parent, arm, values, origin, (*above, file.resolve()))
+    _put(values, origin, "", content, str(file))
+    if not parents:
+        lineage = _lineage(arm, [scale, *(one.parent for one in reversed(above))], ())
+    for name, of_arm in lineage.items():
+        if not parents:
+            said = read(of_arm)
+            said.pop("extends", None)
+            _put(values, origin, "", said, str(of_arm))
+        _put(values, origin, "", changes.get(name, {}), str(file))
+    return lineage
+
+
+def _lineage(arm: str, scales: list[Path], below: tuple[str, ...]) -> dict[str, Path]:
+    """The files of an arm and of those that it extends, out of arms/ beside the scales, ancestors first."""
+    shelves = [scale.parent / "arms" for scale in scales]
+    file = next((shelf / f"{arm}.yaml" for shelf in reversed(shelves) if (shelf / f"{arm}.yaml").is_file()), None)
+    if file is None:
+        there = sorted({path.stem for shelf in shelves for path in shelf.glob("*.yaml")})
+        near = difflib.get_close_matches(arm, there, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there) or 'none'}"
+        raise ConfigError(f"{shelves[0] / arm}.yaml: there is no such arm; {hint}")
+    if arm in below:
+        raise ConfigError(f"{file}: extends itself")
+    found: dict[str, Path] = {}
+    for parent in _extends(read(file), file):
+        found |= _lineage(parent.stem, scales, (*below, arm))
+    return {**found, arm: file}
+
+
+def _extends(content: dict[str, Any], path: Path) -> list[Path]:
+    parents = content.pop("extends", [])
+    parents = parents if isinstance(parents, list) else [parents]
+    if not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{path}: extends: expected a file or a list of files, got {parents[0]!r}")
+    return [path.parent / parent for parent in parents]
+
+
+def _value(text: str, where: str) -> Any:
+    """Of an override: as in YAML, but for words that YAML would cut in two, as in data.root=/data/a: b."""
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark and "\n" in text else ""
-        raise ConfigError(f"{where}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        value = parse(text, where)
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
+    flow = text.lstrip()[:1] in tuple("{['\"")
+    return text.strip() if isinstance(value, (dict, list, str)) and not flow else value
 
 
 def _put(values: dict[str, Any], origin: dict[str, str], key: str, value: Any, where: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments import figures_of
 from training.errors import RunError, Stopped
 from training.runfolder import RunFolder
 
@@ -55,7 +56,7 @@ class Mirror:
     """
 
     def __init__(self, run: RunFolder, rows: list[dict[str, Any]]):
-        options, config = run.config.wandb, run.config
+        options = run.config.wandb
         self.wandb, self.id = None, run.manifest.get("wandb_id")
         if options.mode == "disabled":
             return
@@ -79,8 +80,8 @@ class Mirror:
                 id=self.id,
                 resume="allow" if options.mode == "online" else None,
                 name=f"{arm}-{seed}",
-                group="/".join([scale, *config.figures[:1]]),
-                tags=[tag for tag in (*config.figures, arm, seed) if tag],
+                group="/".join([scale, *figures_of(arm)[:1]]),
+                tags=[tag for tag in (*figures_of(arm), arm, seed) if tag],
                 config=run.manifest["config"],
             )
         except wandb.Error as error:

@@ -98,8 +98,9 @@ def submitted(output):
 folder = Path(sys.argv[1])
 configs = folder / "configs"
 shutil.copytree(ROOT / "configs", configs)
-with (configs / "smoke" / "teacher_narrow.yaml").open("a") as file:
-    file.write(f"\ntraining:\n  steps: {TEACHER_STEPS}\n  eval_every: 10\n  batch_size: 8\ndata:\n  val_images: 20\n")
+with (configs / "smoke" / "base.yaml").open("a") as file:
+    keys = f"training: {{steps: {TEACHER_STEPS}, eval_every: 10, batch_size: 8}}, data: {{val_images: 20}}"
+    file.write(f"\narms:\n  teacher_narrow: {{{keys}}}\n")
 local, slurm = Replication(folder / "local", configs), Replication(folder / "slurm", configs)
 SLURM = ("--launcher", "slurm", "--gpus", "0", "--minutes", "30")
 os.environ["OMP_NUM_THREADS"] = "1"
