@@ -172,7 +172,7 @@ def test_the_config_knows_the_networks_there_are():
 def test_every_key_is_read_by_something():
     """A key counts as read where `.section.key` (or `.key` of a variable holding the section) stands in the code."""
     read = set()
-    for file in [ROOT / "train.py", *(ROOT / "training").glob("*.py"), *(ROOT / "replicate").glob("*.py")]:
+    for file in [ROOT / "train.py", *(ROOT / "training").rglob("*.py"), *(ROOT / "replicate").glob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 holder = node.value
