@@ -33,18 +33,18 @@ What an arm and a scale are stands in configs/.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.reading import YamlError, read
 
 HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """How an arm is drawn."""
 
     label: str
@@ -70,6 +70,10 @@ class Figure:
         """What has to be trained for it, teachers first."""
         needed = (self.teacher, self.scratch, *self.students, *self.curves)
         return tuple(arm for arm in dict.fromkeys(needed) if arm not in self.also)
+
+    def drawn(self, there: Iterable[str]) -> list[str]:
+        """The curves of those arms of which there are runs, in the order of the legend."""
+        return [arm for arm in self.curves if arm in there]
 
 
 @dataclass(frozen=True)

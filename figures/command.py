@@ -6,7 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from figures.curves import Plot, Problem, read_arms
+from experiments import Figure as Plot
+from figures.curves import Problem, read_arms
 from figures.style import draw, save
 from figures.tables import as_text, final_table, steps_table
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import pandas as pd
 
+from experiments import Figure as Plot
+
 COLUMNS = ["step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]
 EXPECTED = f"expected are the columns {','.join(COLUMNS)} and one row per evaluation"
 
@@ -31,23 +33,6 @@ SCALE += ("schedule.name", "schedule.decay_rate", "schedule.decay_steps", "train
 
 class Problem(Exception):
     """What the user must put right, in one sentence."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """What one figure shows. A student's steps are its own: those of its teacher are not counted."""
-
-    name: str
-    curves: dict[str, str]  # arm -> its name in the legend, in the legend's order
-    students: tuple[str, ...]  # the arms grown by Net2Net
-    scratch: str  # the arm from random initialisation, to which the others' steps are compared
-    teacher: str  # the arm whose final accuracy is a horizontal line
-    teacher_label: str
-    also: tuple[str, ...] = ()  # of the curves: those that are drawn only where they were run
-
-    def drawn(self, arms: Iterable[str]) -> list[str]:
-        """The curves of which there are runs, in the legend's order."""
-        return [arm for arm in self.curves if arm in arms]
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,8 @@ than the same net from random initialisation, and ends at the same accuracy as t
 
 import sys
 
+from experiments import figures
 from figures.command import main
-from figures.curves import Plot
-
-FIG4 = Plot(
-    name="fig4",
-    curves={
-        "wider": "Net2WiderNet student",
-        "random_pad": "Random pad student",
-        "standard": "Random initialization",
-        "teacher_narrow": "Narrow teacher, for reference",
-    },
-    students=("wider",),
-    scratch="standard",
-    teacher="teacher_narrow",
-    teacher_label="Narrow teacher",
-)
 
 if __name__ == "__main__":
-    sys.exit(main(FIG4))
+    sys.exit(main(figures()["fig4"]))

@@ -8,20 +8,8 @@ initialisation, in training and in validation accuracy.
 
 import sys
 
+from experiments import figures
 from figures.command import main
-from figures.curves import Plot
-
-FIG5 = Plot(
-    name="fig5",
-    curves={
-        "deeper": "Net2DeeperNet student",
-        "deeper_random_init": "Random initialization",
-    },
-    students=("deeper",),
-    scratch="deeper_random_init",
-    teacher="standard",
-    teacher_label="Teacher (standard Inception)",
-)
 
 if __name__ == "__main__":
-    sys.exit(main(FIG5))
+    sys.exit(main(figures()["fig5"]))

@@ -8,24 +8,8 @@ train the large nets from scratch; where they were run, they are here.
 
 import sys
 
+from experiments import figures
 from figures.command import main
-from figures.curves import Plot
-
-FIG6 = Plot(
-    name="fig6",
-    curves={
-        "wider_sqrt2": "Net2WiderNet student, $\\sqrt{2}$ wider",
-        "deeper_4pairs": "Net2DeeperNet student, 4 more pairs",
-        "standard": "Inception from scratch, for reference",
-        "sqrt2_random_init": "$\\sqrt{2}$ wider net, random initialization",
-        "4pairs_random_init": "4 more pairs, random initialization",
-    },
-    students=("wider_sqrt2", "deeper_4pairs"),
-    scratch="standard",
-    teacher="standard",
-    teacher_label="Teacher (standard Inception)",
-    also=("sqrt2_random_init", "4pairs_random_init"),
-)
 
 if __name__ == "__main__":
-    sys.exit(main(FIG6))
+    sys.exit(main(figures()["fig6"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import matplotlib.style
 import pandas as pd
@@ -13,38 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from figures.curves import Plot, Run, final
+from experiments import Figure as Plot
+from experiments import looks
+from figures.curves import Run, final
 
-
-class Look(NamedTuple):
-    """Of one arm, in every figure."""
-
-    label: str
-    colour: str
-    line: Any = "-"
-    marker: str | None = None
-
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles and markers for grey paper. A control
-# has the colour of the net that it trains on.
-LOOK = {
-    "teacher_narrow": Look("narrow teacher", "#7f7f7f"),
-    "standard": Look("standard net from scratch", "#000000", (0, (5, 2)), "s"),
-    "wider": Look("Net2WiderNet", "#0072B2", "-", "o"),
-    "random_pad": Look("random pad", "#E69F00", (0, (6, 2, 1, 2)), "D"),
-    "deeper": Look("Net2DeeperNet", "#D55E00", "-", "^"),
-    "deeper_random_init": Look("deep net from scratch", "#CC79A7", (0, (5, 2)), "v"),
-    "wider_sqrt2": Look("Net2WiderNet, √2", "#56B4E9", "-", "p"),
-    "deeper_4pairs": Look("Net2DeeperNet, 4 pairs", "#009E73", (0, (9, 1.5)), "X"),
-    "sqrt2_random_init": Look("√2 net from scratch", "#56B4E9", (0, (5, 2)), "P"),
-    "4pairs_random_init": Look("4-pairs net from scratch", "#009E73", (0, (2, 2)), "d"),
-    "narrow_continued": Look("narrow teacher, trained on", "#7f7f7f", (0, (1, 1))),
-    "narrow_again": Look("narrow teacher, schedule begun again", "#7f7f7f", (0, (3, 1, 1, 1))),
-    "standard_continued": Look("standard net, trained on", "#000000", (0, (1, 1))),
-    "standard_again": Look("standard net, schedule begun again", "#000000", (0, (3, 1, 1, 1))),
-    "standard_double": Look("standard net, twice as long", "#000000", (0, (8, 2))),
-    "teacher_prediction": Look("teacher prediction", "#F0E442", "-", "h"),
-}
+LOOK = looks()
 PANELS = {"train": "training accuracy (%)", "val": "validation accuracy (%)"}
 ZOOM = 5.0  # points
 RC = {

@@ -4,7 +4,8 @@ import math
 
 import pandas as pd
 
-from figures.curves import Plot, Run, final
+from experiments import Figure as Plot
+from figures.curves import Run, final
 
 
 def levels(plot: Plot, arms: dict[str, list[Run]]) -> list[float]:

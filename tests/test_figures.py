@@ -9,15 +9,14 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from experiments import figures
 from figures.command import main
 from figures.curves import COLUMNS, read_arms
-from figures.fig4 import FIG4
-from figures.fig5 import FIG5
-from figures.fig6 import FIG6
 from figures.style import LOOK, draw
 from figures.tables import as_text, final_table, levels, steps_table
 
 REPO = Path(__file__).parents[1]
+FIG4, FIG5, FIG6 = figures().values()
 PARTS = [".pdf", ".png", "_final.csv", "_steps.csv"]
 
 
