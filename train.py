@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from training.config import Config, load
-from training.data.source import open_data
+from training.data.source import open_data, with_counts
 from training.errors import FailedOnAnotherRank, Stopped, UserError
 from training.output import unbreakable_output
 from training.progress import Progress
@@ -39,7 +39,7 @@ def train(config: Config, session: Session, run: RunFolder, teacher: Path | None
     ranks = {"rank": session.rank, "world": session.world, "local_world": session.local_world}
     with contextlib.closing(open_data(config, session.device, **ranks, first=session.on_main)) as data:
         run.start(data.fingerprint, data.facts)
-        trainer = Trainer(config, session, run, data, teacher)
+        trainer = Trainer(with_counts(config, data), session, run, data, teacher)
         if saved:
             trainer.resume(saved)
         elif config.growth:

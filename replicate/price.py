@@ -28,7 +28,7 @@ def images(config: Config) -> float:
     """Images trained on, and those evaluated by what they cost."""
     training = config.training
     evaluations = 1 + -(-training.steps // training.eval_every)
-    return training.steps * training.batch_size + evaluations * config.data.val_images * FORWARD
+    return training.steps * training.batch_size + evaluations * (config.data.val_images or 0) * FORWARD
 
 
 def prices(stages: Iterable[Stage], measured: Path = MEASURED) -> dict[str, Price]:
@@ -95,7 +95,10 @@ def forward_cost(config: Config) -> tuple[int, int]:
     """Floating-point operations of one image's forward pass, and the network's layers; backward is twice that."""
     model, data = config.model, config.data
     options = {"width": model.width, "extra_pairs": model.extra_pairs, "multiple_of": model.multiple_of}
-    options |= {"in_channels": data.channels, "num_classes": data.classes}
+    options |= {
+        "in_channels": data.channels,
+        "num_classes": data.classes or 1000,
+    }  # of a folder of one's own they are not known yet
     return _forward_cost(model.name, data.image_size, **options)
 
 

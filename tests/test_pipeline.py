@@ -57,6 +57,7 @@ def load(monkeypatch):
             "color_jitter": 0.4,
             "flip": True,
             "workers": workers,
+            "name": "imagenet",
         }
         section |= dict(zip(("classes", "train_images", "val_images"), COUNTS, strict=True)) | changed
         made.append(ImageData(SimpleNamespace(**section), seed, BATCH, chunk, device, rank=rank, world=world))
@@ -97,6 +98,7 @@ def reference(original):
         color_jitter=0.4,
         flip=True,
         workers=0,
+        name="imagenet",
     )
     data = ImageData(section, 3, BATCH, CHUNK, CPU)
     chunks = take(data, 10)

@@ -34,6 +34,7 @@ SECTION = {
     "color_jitter": 0.4,
     "flip": True,
     "workers": 0,
+    "name": "imagenet",
 }
 
 

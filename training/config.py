@@ -67,11 +67,13 @@ class MemoryData(Section):
 class ImageNetData(Section):
     """JPEG files, read and augmented by worker processes (training/data/loader.py)."""
 
-    name: Literal["imagenet"]
+    name: Literal["imagenet", "folder"]  # folder: one's own images, in any of the same layouts
     root: str
-    classes: int = Field(gt=1)
-    train_images: int = Field(gt=0)  # what has to be there, of each ...
-    val_images: int = Field(gt=0)  # ... so that an incomplete copy is found before training, not after
+    # What has to be there, so that an incomplete copy is found before training, not after; null, for a folder of one's
+    # own: what is found, which run.json records.
+    classes: int | None = Field(gt=1)
+    train_images: int | None = Field(gt=0)
+    val_images: int | None = Field(gt=0)
     image_size: int = Field(gt=0)
     crop_fraction: float = Field(gt=0, le=1)  # validation: side of the centre crop over the resized image's short side
     min_area: float = Field(gt=0, le=1)  # training: random-resized crop of at least this part of the image
@@ -81,6 +83,8 @@ class ImageNetData(Section):
 
     channels: ClassVar[int] = 3
 
+
+COUNTS = ("classes", "train_images", "val_images")  # what a folder of one's own leaves open
 
 Data = Annotated[MemoryData | ImageNetData, Field(discriminator="name")]
 
@@ -151,6 +155,13 @@ class Config(Section):
     def _one_teacher(self) -> Config:
         if self.growth and self.teacher_prediction:
             raise ValueError("growth and teacher_prediction: a student has one of the two, the other is null")
+        return self
+
+    @model_validator(mode="after")
+    def _complete_imagenet(self) -> Config:
+        for key in COUNTS:
+            if self.data.name == "imagenet" and getattr(self.data, key) is None:
+                raise ValueError(f"data.{key}: null (as many as are found) is for data.name: folder, not for ImageNet")
         return self
 
 

@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--classes", type=int, default=CLASSES, help="expected (default: %(default)s)")
     command.add_argument("--train-images", type=int, default=TRAIN_IMAGES, help="expected (default: %(default)s)")
     command.add_argument("--val-images", type=int, default=VAL_IMAGES, help="expected (default: %(default)s)")
+    command.add_argument("--own", action="store_true", help="one's own images: any number of classes and images")
     command.add_argument("--workers", type=int, help="processes (default: the job's cores)")
     command.add_argument("--list", type=Path, metavar="FILE", help="write all unreadable images into FILE")
     command = commands.add_parser("sort-val", help="move val/'s images into class folders")
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
                 else "nothing to move: no image lies in val/ itself"
             )
             return 0
-        counts = (options.classes, options.train_images, options.val_images)
+        counts = (None,) * 3 if options.own else (options.classes, options.train_images, options.val_images)
         report = check(options.root, *counts, fast=options.fast, workers=options.workers)
         if options.list:
             options.list.write_text("".join(f"{line}\n" for line in report.unreadable))

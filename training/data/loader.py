@@ -146,7 +146,7 @@ class ImageData:
         marks = ":".join(fingerprint(readers[split]) for split in SPLITS)
         self.fingerprint = hashlib.sha256(marks.encode()).hexdigest()
         self.val_images = self.all_val_images = len(readers["val"])
-        self.facts = {"source": "imagenet", **report.facts, "decode": backend(), "workers": self.workers}
+        self.facts = {"source": data.name, **report.facts, "decode": backend(), "workers": self.workers}
         with suppress(OSError, ValueError):
             self.facts["resized"] = json.loads((Path(data.root) / "resize.json").read_text())["settings"]
         preparation = Preparation(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip)

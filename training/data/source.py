@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from training.config import Config, ImageNetData
+from training.config import COUNTS, Config, ImageNetData
 from training.data.imagenet.check import check
 from training.data.loader import ImageData
 from training.data.memory import MemoryImages
@@ -62,3 +62,9 @@ def open_data(
         share = {"rank": rank, "world": world, "local_world": local_world}
         return ImageData(data, config.seed, batch, chunk, device, **share, report=report)
     return MemoryImages(config, device, rank, world)
+
+
+def with_counts(config: Config, data: Data) -> Config:
+    """The config with the numbers of classes and images that were found, where it leaves them open."""
+    found = {key: data.facts[key] for key in COUNTS if getattr(config.data, key, 0) is None}
+    return config.model_copy(update={"data": config.data.model_copy(update=found)})

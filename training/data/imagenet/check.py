@@ -29,13 +29,16 @@ class Report:
 
 def check(
     root: str | Path,
-    classes: int = CLASSES,
-    train_images: int = TRAIN_IMAGES,
-    val_images: int = VAL_IMAGES,
+    classes: int | None = CLASSES,
+    train_images: int | None = TRAIN_IMAGES,
+    val_images: int | None = VAL_IMAGES,
     fast: bool = False,
     workers: int | None = None,
 ) -> Report:
-    """Whether the data is complete; unless `fast`, every image is decoded too, by `workers` processes."""
+    """Whether the data is complete; unless `fast`, every image is decoded too, by `workers` processes.
+
+    A number that is None may be any: classes have the same names in both splits, and each has an image, all the same.
+    """
     report = Report()
     try:
         report.readers = readers(root)
@@ -61,12 +64,12 @@ def check(
     for reader, images in ((train, train_images), (val, val_images)):
         counts = Counter(reader.labels.tolist())
         least = min(range(len(reader.classes)), key=lambda k: counts[k])
-        if len(reader.classes) != classes:
+        if classes not in (None, len(reader.classes)):
             report.problems.append(
                 f"{root}: {reader.split} has {counted(len(reader.classes), 'class', 'classes')} where {classes:,} were "
                 f"expected: {_more_or_less(len(reader.classes), classes, 'data.classes')}"
             )
-        if len(reader) != images:
+        if images not in (None, len(reader)):
             advice = _more_or_less(len(reader), images, f"data.{reader.split}_images")
             report.problems.append(
                 f"{root}: {reader.split} has {counted(len(reader), 'image')} where {images:,} were expected (fewest in "

@@ -1,0 +1,104 @@
+"""docs/your-data.md: its configs and commands as they stand, on ten class folders; and what a config may leave open."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import ROOT, rows
+from PIL import Image
+
+from training.config import ConfigError, load
+from training.data.imagenet.check import check
+from training.imagenet import main
+
+PAGE = ROOT / "docs" / "your-data.md"
+CLASSES = [f"{word}s" for word in ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibex", "jay"]]
+
+
+def draw(root):
+    """Ten classes of 4 + 1 images, JPEG and PNG, of different sizes."""
+    rng = np.random.default_rng(0)
+    for split, images in (("train", 4), ("val", 1)):
+        for label, name in enumerate(CLASSES):
+            for k in range(images):
+                path = root / split / name / f"{k}.{'png' if k == 1 else 'jpg'}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 60, (70 + 3 * k, 80 + label, 3)) + 19 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("mine") / "images")
+
+
+def blocks():
+    """The page's configs (path, text) and commands, in its order."""
+    for kind, text in re.findall(r"```(yaml|sh)\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        if kind == "yaml":
+            yield re.match(r"# (\S+)\n", text)[1], text
+        else:
+            yield from ((None, line) for line in text.splitlines())
+
+
+def test_the_page_from_its_first_command_to_its_last(mine, tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copytree(mine, tmp_path / "data" / "mine")
+    (tmp_path / "train.py").write_text((ROOT / "train.py").read_text())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    commands = 0
+    for path, text in blocks():
+        if path:
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_text(text)
+            continue
+        program, *words = shlex.split(text)
+        assert program == "python"
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{text}: {done.stderr}"
+        if "check" in words:
+            assert "10 classes, 40 + 10 images; every image can be read" in done.stdout
+        commands += 1
+    assert commands == 3
+    teacher, student = (tmp_path / "runs" / "mine" / arm / "seed0" for arm in ("teacher", "wider"))
+    for out in (teacher, student):
+        run = json.loads((out / "run.json").read_text())
+        assert run["status"] == "finished"
+        assert (run["data"]["classes"], run["data"]["train_images"], run["data"]["val_images"]) == (10, 40, 10)
+        assert run["config"]["data.classes"] is None
+    assert rows(student)[0]["val_top1"] == rows(teacher)[-1]["val_top1"]
+
+
+def test_the_check_of_ones_own_images(mine, tmp_path, capsys):
+    assert main(["check", str(mine), "--own", "--workers=0"]) == 0
+    assert "class folders, 10 classes, 40 + 10 images; every image can be read" in capsys.readouterr().out
+    broken = shutil.copytree(mine, tmp_path / "broken")
+    (broken / "val" / "ants" / "0.jpg").unlink()
+    assert main(["check", str(broken), "--own", "--fast"]) == 2
+    assert "there is no image of the class ants in val" in capsys.readouterr().err
+    shutil.rmtree(broken / "val" / "ants")
+    assert main(["check", str(broken), "--own", "--fast"]) == 2
+    assert "1 class of train not in val (ants)" in capsys.readouterr().err
+
+
+def test_numbers_that_are_given_are_checked(mine):
+    assert check(mine, None, 40, None, fast=True).problems == []
+    assert "40 images where 41 were expected" in check(mine, None, 41, None, fast=True).problems[0]
+
+
+@pytest.mark.parametrize("key", ["classes", "train_images", "val_images"])
+def test_imagenet_has_its_numbers(key):
+    file = Path(ROOT / "configs" / "imagenet" / "standard.yaml")
+    with pytest.raises(ConfigError, match=rf"data\.{key}: null .* is for data\.name: folder"):
+        load(file, [f"data.{key}=null"])
+    assert load(file, ["data.name=folder", f"data.{key}=null"]).data.name == "folder"
