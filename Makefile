@@ -24,15 +24,15 @@ study: .venv/.installed ## train what the claims are judged by, seeds and sweeps
 	$(PY) -m replicate.study $(ARGS)
 
 redraw: .venv/.installed ## draw the figures from the committed results/, no training
-	$(PY) -m figures results/laptop
+	$(PY) -m figures results/long
 
 claims: redraw ## the same, the study's figures and tables, and a verdict on each of the paper's claims
 	$(PY) -m figures.claims results
 
-STUDY := laptop laptop-long laptop-held-out laptop-long-held-out
+STUDY := long long-held-out
 record: .venv/.installed ## copy the finished runs of the study into results/, with figures, tables and the numbers in the docs
-	$(PY) -m replicate.record $(notdir $(wildcard $(STUDY:%=runs/%))) --seeds 1 2 3 4 5
-	$(PY) -m figures results/laptop --out results/figures
+	$(PY) -m replicate.record $(notdir $(wildcard $(STUDY:%=runs/%))) --seeds 1 2 3 4 5 6 7 8 9 10
+	$(PY) -m figures results/long --out results/figures
 	$(PY) -m figures.claims results --out results/figures
 	$(PY) -m figures.documents
 

@@ -220,7 +220,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def summary(path: Path) -> str:
-    """The totals of a table, for the README."""
+    """The totals of a table, for docs/coverage.md."""
     rows = table(path)
     lines = ["| models | tried | grow | of these measured | function preserved |", "|---|---|---|---|---|"]
     for kind in ("batch-norm convolutional", "other"):

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from experiments import Figure as Plot
-from figures.curves import Problem, read_arms
+from figures.curves import Problem, read_arms, read_there
 from figures.style import draw, save
 from figures.tables import as_text, final_table, steps_table
 
@@ -18,6 +18,9 @@ def main(*plots: Plot, argv: list[str] | None = None) -> int:
     parser.add_argument("root", nargs="?", type=Path, default=Path("runs/laptop"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("figures/out"), help="default: %(default)s")
     parser.add_argument("--partial", action="store_true", help="draw unfinished runs too, as far as they are")
+    parser.add_argument(
+        "--with", dest="beside", type=Path, metavar="ROOT", help="other runs, as thin lines of their means"
+    )
     parser.add_argument("--style", type=Path, metavar="FILE.mplstyle", help="a matplotlib style file, over ours")
     args = parser.parse_args(argv)
     if not args.root.is_dir():
@@ -27,20 +30,23 @@ def main(*plots: Plot, argv: list[str] | None = None) -> int:
     code = 0
     for plot in plots:
         try:
-            make(plot, args.root, args.out, args.partial, args.style)
+            make(plot, args.root, args.out, args.partial, args.style, args.beside)
         except Problem as problem:
             print(f"error: {problem}", file=sys.stderr)
             code = 2
     return code
 
 
-def make(plot: Plot, root: Path, out: Path, partial: bool = False, style: Path | None = None) -> None:
+def make(
+    plot: Plot, root: Path, out: Path, partial: bool = False, style: Path | None = None, beside: Path | None = None
+) -> None:
     """One figure, from the folder of runs to its PNG, PDF and two CSV tables."""
     arms = read_arms(plot, root, partial)
     smoke = root.resolve().name == "smoke" or any(run.smoke for runs in arms.values() for run in runs)
     steps, finals = steps_table(plot, arms), final_table(arms)
     try:
-        figure = draw(plot, arms, smoke, style)
+        others = (str(beside), read_there(plot, beside)) if beside else None
+        figure = draw(plot, arms, smoke, style, others)
     except (OSError, ValueError) as error:
         if style is None:
             raise

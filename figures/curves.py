@@ -78,6 +78,14 @@ def read_arms(plot: Plot, root: Path, partial: bool = False) -> dict[str, list[R
     return arms
 
 
+def read_there(plot: Plot, root: Path) -> dict[str, list[Run]]:
+    """The runs of those of the figure's arms that were run there, finished or not."""
+    there = {arm: list(read_seeds(root / arm).values()) for arm in plot.curves}
+    if not any(there.values()):
+        raise Problem(f"There are no runs of {plot.name} in {root}.")
+    return {arm: runs for arm, runs in there.items() if runs}
+
+
 def final(runs: list[Run], panel: str) -> float:
     """The last accuracy, mean over the finished seeds; over what there is where none is finished."""
     ended = [run for run in runs if run.finished] or runs

@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/claims.md and docs/study.md, from results/.
+"""The tables of the README and the docs, from results/.
 
     python -m figures.documents             # after `make record`, which calls it
 
@@ -17,6 +17,7 @@ import pandas as pd
 
 from figures import metrics
 from figures.curves import Problem, Run, read_seeds
+from figures.style import LOOK
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def arms(runs: Path, names: list[str]) -> str:
     """A row for each arm: mean and standard deviation over the seeds."""
     head = ("arm", "mini-batches", "val. top-1 at step 0, %", "at the end, %", "on all 10,000 images, %")
-    head += ("parameters", "seconds on one core")
+    head += ("seeds", "parameters")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in names:
         seeds = _seeds(runs / name)
@@ -33,19 +34,26 @@ def arms(runs: Path, names: list[str]) -> str:
             [run.rows.val.iloc[-1] for run in seeds],
             [metrics.final(run) for run in seeds],
         )
-        accuracies = [f"{c.mean():.1f} ± {c.std():.1f}" for c in map(pd.Series, columns)]
+        accuracies = [_spread(pd.Series(column)) for column in columns]
         size = f"{seeds[0].info['parameters'] / 1e6:.2f} M"
-        cells = (f"`{name}`", f"{_steps(seeds)}", *accuracies, size, f"{_seconds(seeds):.0f}")
+        cells = (f"`{name}`", f"{_steps(seeds)}", *accuracies, f"{len(seeds)}", size)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def _spread(values: pd.Series) -> str:
+    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
 def readme(text: str, results: Path) -> str:
-    """The README with its two tables as the results have them."""
-    text = _between(
-        text, "arms", lambda old: arms(results / "laptop", re.findall(r"^\| `([\w.]+)`", old, re.MULTILINE))
-    )
+    """The README with its verdicts as the results have them."""
     return _between(text, "verdicts", lambda _: (results / "figures" / "verdicts.md").read_text())
+
+
+def replication(text: str, results: Path) -> str:
+    """docs/replication.md with a row for every arm of the long scale that was run."""
+    names = [arm for arm in LOOK if list((results / "long").glob(f"{arm}/seed*/run.json"))]
+    return _between(text, "arms", lambda _: arms(results / "long", names))
 
 
 def claims(text: str, results: Path) -> str:
@@ -77,6 +85,7 @@ def documents(root: Path) -> dict[Path, Callable[[str], str]]:
     return {
         root / "README.md": lambda text: readme(text, results),
         root / "docs" / "claims.md": lambda text: claims(text, results),
+        root / "docs" / "replication.md": lambda text: replication(text, results),
         root / "docs" / "study.md": lambda text: study(text, results),
     }
 

@@ -71,7 +71,7 @@ def _bounds(rule: str) -> list[float]:
 
 @in_style
 def cost(results: Results, runs: str) -> Figure | None:
-    """Accuracy against all floating-point operations spent, in petaFLOP; a student begins where its teacher stopped."""
+    """Accuracy against all floating-point operations spent, in teraFLOP; a student begins where its teacher stopped."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     drawn: dict[str, object] = {}
@@ -86,10 +86,10 @@ def cost(results: Results, runs: str) -> Figure | None:
             spent = pd.DataFrame({seed: _spent(found[seed], before.get(seed)) for seed in seeds}).mean(axis=1)
             curve = pd.DataFrame({seed: found[seed].rows.set_index("step").val for seed in seeds}).dropna().mean(axis=1)
             look = LOOK[arm]
-            line = ax.plot(spent.loc[curve.index] / 1e15, curve, color=look.colour, ls=look.line, lw=1.3)[0]
+            line = ax.plot(spent.loc[curve.index] / 1e12, curve, color=look.colour, ls=look.line, lw=1.3)[0]
             drawn[f"{look.label}, n = {len(seeds)}"] = line
             ends += [curve.iloc[-1]]
-        ax.set(title=title, xlabel="petaFLOP of training, the teacher's included", ylabel="validation accuracy (%)")
+        ax.set(title=title, xlabel="teraFLOP of training, the teacher's included", ylabel="validation accuracy (%)")
         if ends:
             ax.set_ylim(min(ends) - 6, max(ends) + 1)
     if not drawn:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments import Figure as Plot
@@ -41,11 +42,18 @@ in_style = matplotlib.style.context(RC, after_reset=True)  # nobody's own matplo
 
 
 @in_style
-def draw(plot: Plot, arms: dict[str, list[Run]], smoke: bool, style: Path | None = None) -> Figure:
+def draw(
+    plot: Plot,
+    arms: dict[str, list[Run]],
+    smoke: bool,
+    style: Path | None = None,
+    beside: tuple[str, dict[str, list[Run]]] | None = None,
+) -> Figure:
     """Mean curve and range of the seeds from three seeds on; below that a thin line for each seed.
 
     The upper row shows the whole climb, the lower one the last points of it. A training accuracy is a mean over the
     mini-batches since the last evaluation; it stands at their end. `style`: a matplotlib style file laid over ours.
+    `beside`: other runs of the same arms and what they are called, as thin lines of their means.
     """
     if style:
         matplotlib.style.use(style)
@@ -57,6 +65,9 @@ def draw(plot: Plot, arms: dict[str, list[Run]], smoke: bool, style: Path | None
     for row, zoomed in zip(grid, (False, True), strict=True):
         for axes, (panel, title) in zip(row, PANELS.items(), strict=True):
             handles = [_curve(axes, arm, arms[arm], panel, i) for i, arm in enumerate(there)]
+            for arm in plot.drawn(beside[1]) if beside else []:
+                mean = _seeds(beside[1][arm], panel).mean(axis=1)
+                axes.plot(mean.index, mean, color=LOOK[arm].colour, lw=0.6, alpha=0.7, zorder=1.6)
             teacher = final(arms[plot.teacher], panel)
             handles.append(axes.axhline(teacher, color=LOOK[plot.teacher].colour, lw=0.8, ls=(0, (1, 3)), zorder=1.5))
             longest = max(run.rows.step.iloc[-1] for arm in there for run in arms[arm])
@@ -74,6 +85,9 @@ def draw(plot: Plot, arms: dict[str, list[Run]], smoke: bool, style: Path | None
                 axes.text(0.5, 0.5, "smoke test: not a result", **mark, **centre)
     labels = [_label(plot.curves[arm], arms[arm]) for arm in there]
     labels.append(_label(f"{plot.teacher_label}: final accuracy", arms[plot.teacher]))
+    if beside:
+        handles.append(Line2D([], [], color="0.3", lw=0.6, alpha=0.7))
+        labels.append(f"thin: {beside[0]}")
     band = {len(arms[arm]) >= 3 for arm in there}
     how = ["line: mean of n seeds, band: their minimum to maximum"] * (True in band)
     how += ["n < 3: one line per seed"] * (False in band)
@@ -94,14 +108,19 @@ def _curve(axes: Axes, arm: str, runs: list[Run], panel: str, place: int):
     look = {"color": colour, "ls": line, "marker": marker, "zorder": 3 - 0.1 * place}
     look["markevery"] = (0.03 * place, 0.15)  # never two arms' markers at one place
     width = 1.4 if marker else 0.9  # the narrow teacher is there for reference only
-    curves = [run.rows.set_index("step")[panel].dropna() for run in runs]
-    if len(curves) < 3:
+    if len(runs) < 3:
+        curves = [_seeds([run], panel) for run in runs]
         lines = [axes.plot(curve.index, curve, lw=0.75 * width, **look)[0] for curve in curves]
         return lines[0]
-    seeds = pd.concat(curves, axis=1, join="inner")  # only steps that every seed has: no jump where one ends
+    seeds = _seeds(runs, panel)
     low, high = seeds.min(axis=1), seeds.max(axis=1)
     band = axes.fill_between(seeds.index, low, high, color=colour, alpha=0.2, lw=0)
     return band, axes.plot(seeds.index, seeds.mean(axis=1), lw=width, **look)[0]
+
+
+def _seeds(runs: list[Run], panel: str) -> pd.DataFrame:
+    """A column for each seed, at the steps that all of them have: no jump in the mean where one ends."""
+    return pd.concat([run.rows.set_index("step")[panel].dropna() for run in runs], axis=1, join="inner")
 
 
 def _whole(plot: Plot, arms: dict[str, list[Run]], panel: str) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import figures
 from figures.command import main
-from figures.curves import COLUMNS, read_arms
+from figures.curves import COLUMNS, read_arms, read_there
 from figures.style import LOOK, draw
 from figures.tables import as_text, final_table, levels, steps_table
 
@@ -196,6 +196,20 @@ def test_the_arms_of_a_figure_are_of_one_scale(root, tmp_path, capsys):
     line = failure(root, tmp_path / "out", capsys)
     assert f"{root}/wider/seed0 and {root}/standard/seed0 are of two scales" in line
     assert "schedule.decay_steps is 25 in the one, 30 in the other" in line
+
+
+def test_other_runs_are_laid_beneath_as_thin_lines(root, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    for seed, last in ((0, 90), (1, 92)):
+        write_run(mine / f"wider/seed{seed}", [84.5, 82, 87, 88, last])
+    figure = draw(FIG4, read_arms(FIG4, root), False, beside=("mine", read_there(FIG4, mine)))
+    thin = [line for line in figure.axes[1].lines if line.get_linewidth() == 0.6]
+    assert [list(line.get_ydata())[-1] for line in thin] == [91]
+    assert "thin: mine" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert main(FIG4, argv=[str(root), "--out", str(tmp_path / "out"), "--with", str(mine)]) == 0
+    capsys.readouterr()
+    assert main(FIG5, argv=[str(root), "--out", str(tmp_path / "out"), "--with", str(mine)]) == 2
+    assert f"There are no runs of fig5 in {mine}." in capsys.readouterr().err
 
 
 def test_a_style_of_ones_own_is_laid_over_ours(root, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 from test_claims import add
 
 from figures.curves import Problem
-from figures.documents import documents, readme, study
+from figures.documents import documents, readme, replication, study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,15 +27,17 @@ def test_the_numbers_are_those_of_the_committed_results(file):
 
 def test_a_table_is_filled_in_from_the_runs(tmp_path):
     for seed, last in ((1, 90), (2, 92)):
-        add(tmp_path / "laptop", "wider", seed, [80, last], final=last + 1)
+        add(tmp_path / "long", "wider", seed, [80, last], final=last + 1)
+    add(tmp_path / "long", "standard", 1, [10, 91], final=90)
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "verdicts.md").write_text("| verdict |\n")
-    text = "a\n<!-- arms -->\n| `wider` | old |\n<!-- /arms -->\nb\n<!-- verdicts -->\n<!-- /verdicts -->\nc\n"
-    filled = readme(text, tmp_path)
-    assert "| `wider` | 100 | 80.0 ± 0.0 | 91.0 ± 1.4 | 92.0 ± 1.4 | 0.35 M | 2 |\n<!-- /arms -->\nb" in filled
-    assert filled.endswith("<!-- verdicts -->\n| verdict |\n<!-- /verdicts -->\nc\n")
+    filled = readme("b\n<!-- verdicts -->\n<!-- /verdicts -->\nc\n", tmp_path)
+    assert filled == "b\n<!-- verdicts -->\n| verdict |\n<!-- /verdicts -->\nc\n"
     assert readme(filled, tmp_path) == filled
-    with pytest.raises(Problem, match="no table between <!-- arms -->"):
+    filled = replication("a\n<!-- arms -->\n| `wider` | old |\n<!-- /arms -->\nb\n", tmp_path)
+    assert "| `standard` | 100 | 10.0 | 91.0 | 90.0 | 1 | 0.35 M |\n" in filled
+    assert "| `wider` | 100 | 80.0 ± 0.0 | 91.0 ± 1.4 | 92.0 ± 1.4 | 2 | 0.35 M |\n<!-- /arms -->\nb" in filled
+    with pytest.raises(Problem, match="no table between <!-- verdicts -->"):
         readme("a", tmp_path)
 
 
