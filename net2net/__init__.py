@@ -17,13 +17,14 @@ from net2net.certificate import Certificate, verify
 from net2net.deeper import Maxout, deepen
 from net2net.errors import GrowthError, UnsupportedOperation
 from net2net.explanation import Explanation, explain
+from net2net.history import history
 from net2net.optimizer import grow_optimizer
 from net2net.overview import Summary, summary
 from net2net.record import replay
 from net2net.rules import register_rule
 from net2net.sites import Layer
 from net2net.weights import load_record, load_weights, save_weights
-from net2net.wider import history, random_pad, widen
+from net2net.wider import random_pad, widen
 
 __version__ = "0.2.0"
 

@@ -20,12 +20,12 @@ from torch.utils import _pytree as pytree
 
 from net2net import residual
 from net2net.certificate import confirm
-from net2net.errors import GrowthError
+from net2net.errors import GrowthError, whole
 from net2net.head import renew
+from net2net.history import remember
 from net2net.recording import NoDropout, as_arguments, cloned, rebuilt, uncollected, unwrapped
 from net2net.sites import Kernel, Site, choose, located, spelled
 from net2net.trace import Trace, traced
-from net2net.wider import remember, whole
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from net2net.errors import GrowthError
+from net2net.names import owner
+from net2net.plan import settle
 from net2net.recording import place, unwrapped
 from net2net.residual import works
 from net2net.sites import BEFORE, IDEMPOTENT, Site
 from net2net.spaces import resolve
 from net2net.trace import Trace, traced
-from net2net.wider import owner, settle
 
 
 class SpaceRow(NamedTuple):

@@ -15,11 +15,13 @@ from torch.utils import _pytree as pytree
 
 from net2net.errors import GrowthError
 from net2net.growth import _note_widths, empty_like, set_number
+from net2net.history import remember
 from net2net.kept import integers
+from net2net.names import owner
 from net2net.recording import Recording, cloned, local, on_meta, rebuilt
+from net2net.seeds import generator_for
 from net2net.spaces import Axis, resolve
 from net2net.trace import Trace
-from net2net.wider import _generator, owner, remember
 
 CLASSES = {"class", "classes", "label", "labels", "outputs", "output", "out"}
 
@@ -101,7 +103,7 @@ def replaced(model: nn.Module, heads: Mapping[str, Mapping[str, int]], seed: int
         if not layer.weight.is_meta:
             fresh = rebuilt(layer, lambda name, tensor: torch.empty(tensor.shape))
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(_generator(seed, "head", name).initial_seed())
+                torch.default_generator.manual_seed(generator_for(seed, "head", name).initial_seed())
                 fresh.reset_parameters()
             layer.load_state_dict(fresh.state_dict())
         parts = name.split(".")

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from net2net.errors import GrowthError
+from net2net.history import history
 from net2net.record import entries_of, growth_of, sites
 from net2net.recording import as_arguments, on_meta
-from net2net.wider import history
 
 SHOWN = 12  # rows of a list that can be long
 

@@ -7,7 +7,6 @@ then the identity, and of what it computes only the zeros are not random.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +14,10 @@ import torch
 from torch import nn
 
 from net2net.errors import GrowthError
+from net2net.fill import initialised
 from net2net.recording import Call
+from net2net.seeds import generator_for
 from net2net.trace import Trace, Value
-from net2net.wider import _generator
 
 # Where operations take their weight and bias: position and keyword, None for no bias.
 _WEIGHTS = ((1, "weight"), (2, "bias"))
@@ -211,16 +211,8 @@ def initialise(
     for parameter in block.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     if not any(parameter.is_meta for parameter in block.parameters()):
-        fresh = copy.deepcopy(block).cpu()
-        with torch.no_grad():
-            for parameter in fresh.parameters():
-                if parameter.is_floating_point():
-                    parameter.fill_(torch.nan)  # what stays so has no initialisation
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_generator(seed, "init", f"{site} {number}").initial_seed())
-            fresh.apply(_reset)
-            if init is not None:
-                fresh.apply(init)
+        names = {name for name, _ in block.named_parameters()}
+        fresh = initialised(block, names, init, generator_for(seed, "init", f"{site} {number}"))
         for own, parameter in fresh.named_parameters():
             if own not in zero and parameter.isnan().any():
                 owner = type(fresh.get_submodule(own.rpartition(".")[0])).__name__
@@ -237,11 +229,3 @@ def clear(block: nn.Module, zero: list[str]) -> None:
     with torch.no_grad():
         for name in zero:
             block.get_parameter(name).zero_()
-
-
-def _reset(module: nn.Module) -> None:
-    # Attention in torch keeps its own under another name.
-    for name in ("reset_parameters", "_reset_parameters"):
-        if hasattr(module, name):
-            getattr(module, name)()
-            return

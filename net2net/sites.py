@@ -11,9 +11,9 @@ from torch import nn
 
 from net2net import residual
 from net2net.errors import GrowthError
+from net2net.names import matches
 from net2net.recording import Call
 from net2net.trace import Trace, Value
-from net2net.wider import matches
 
 IDEMPOTENT = ("relu", "relu6", "hardtanh")
 # What else is asked for often, and why it is refused.

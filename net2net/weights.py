@@ -18,8 +18,8 @@ from safetensors.torch import save_model
 from torch import nn
 
 from net2net.errors import GrowthError
+from net2net.history import history
 from net2net.record import entries_of
-from net2net.wider import history
 
 KEY = "net2net"  # of the record in a file's metadata
 ZIPPED = (".pt", ".pth", ".bin", ".ckpt", ".tar")

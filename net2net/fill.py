@@ -1,0 +1,100 @@
+"""What goes into the new entries: noise on copies (sec 2.3), or a random initialisation (sec 3.1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Container
+
+import torch
+from torch import nn
+
+from net2net.errors import GrowthError
+from net2net.growth import AxisMap, Growth, along, get_tensor
+from net2net.names import owner
+from net2net.recording import tensors
+from net2net.seeds import generator_for
+
+
+@torch.no_grad()
+def disturb(student: nn.Module, growth: Growth, noise: float, exact: bool, seed: int) -> None:
+    """Break the symmetry of the copies, on the weights that make them or, exactly, on those that read them."""
+    if not noise:
+        return
+    role, add = ("sums", _disturb_readers) if exact else ("makes", _disturb_copies)
+    for name, dim, axis in growth.each(student, role):
+        add(get_tensor(student, name), dim, axis, noise, generator_for(seed, "noise", name))
+
+
+@torch.no_grad()
+def pad(student: nn.Module, growth: Growth, init: Callable[[nn.Module], None] | None, seed: int) -> None:
+    """Put a random initialisation of the student wherever its teacher had no entry."""
+    grown = {name for name, _ in tensors(student) if growth.axes(name)}
+    fresh = initialised(student, grown, init, generator_for(seed, "init", ""))
+    for (name, tensor), (_, random) in zip(tensors(student), tensors(fresh), strict=True):
+        if growth.axes(name) and random.isnan().any():
+            module = student.get_submodule(owner(name))
+            raise GrowthError(
+                f"nothing initialises {name!r}: {type(module).__name__} has no reset_parameters() that does; "
+                "pass init=, a function that initialises a module"
+            )
+        old = torch.ones((), dtype=torch.bool)
+        for dim, axis in growth.axes(name).items():
+            old = old & ~axis.fresh.view(along(dim, tensor.ndim))
+        tensor.copy_(torch.where(old.to(tensor.device), tensor, random.to(tensor.device)))
+
+
+@torch.no_grad()
+def initialised(
+    module: nn.Module, names: Container[str], init: Callable[[nn.Module], None] | None, generator: torch.Generator
+) -> nn.Module:
+    """A copy with a random initialisation: each module's own, then `init`. Of `names`, what neither draws is NaN.
+
+    On the CPU, with its generator alone: the draw depends on no device and disturbs no generator of one.
+    """
+    fresh = copy.deepcopy(module).cpu()
+    for name, tensor in tensors(fresh):
+        if name in names and tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator.initial_seed())
+        fresh.apply(_reset)
+        if init is not None:
+            fresh.apply(init)
+    return fresh
+
+
+def _disturb_copies(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float, generator: torch.Generator) -> None:
+    """Add element-wise normal noise to the copied filters, relative to each filter's standard deviation (sec 2.3)."""
+    rows, fresh = weight.movedim(dim, 0), axis.fresh.to(weight.device)
+    rows[fresh] += noise * _spread(rows[fresh]) * _normal(rows[fresh], generator)
+
+
+def _disturb_readers(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float, generator: torch.Generator) -> None:
+    """Add noise along the dimension that a layer sums over, with mean zero over the copies of each channel.
+
+    What the layer computes stays the same as long as the copies are equal; each copy then gets a gradient of its own.
+    """
+    columns, index = weight.movedim(dim, 0), axis.index.to(weight.device)
+    scale = _spread(columns.transpose(0, 1)).transpose(0, 1)
+    draw = noise * scale * _normal(columns, generator)
+    sums = torch.zeros_like(draw).index_add_(0, index, draw)
+    columns += draw - sums[index] / axis.copies.to(draw).view(along(0, draw.ndim))
+
+
+def _spread(filters: torch.Tensor) -> torch.Tensor:
+    """The standard deviation of each filter [n, …] -> [n, 1, …]; of a single weight, which has none, its size."""
+    flat = filters.flatten(1)
+    scale = flat.std(dim=1, correction=0) if flat.shape[1] > 1 else flat[:, 0].abs()
+    return scale.view(along(0, filters.ndim))
+
+
+def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def _reset(module: nn.Module) -> None:
+    # Attention in torch keeps its own under another name.
+    for name in ("reset_parameters", "_reset_parameters"):
+        if hasattr(module, name):
+            getattr(module, name)()
+            return

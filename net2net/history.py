@@ -1,0 +1,24 @@
+"""The record of what was done to a model, which travels with it as plain data."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from torch import nn
+
+from net2net.growth import growth_of
+from net2net.recording import unwrapped
+
+
+def remember(model: nn.Module, entry: dict[str, Any]) -> None:
+    """Append to the record of what was done to a model; see `history`. It is read back first, as `replay` will."""
+    if entry["op"] in ("widen", "random_pad"):
+        growth_of(json.loads(json.dumps(entry)))
+    model.net2net_history = [*copy.deepcopy(history(model)), entry]
+
+
+def history(model: nn.Module) -> list[dict[str, Any]]:
+    """What this package did to a model, oldest first: a list of plain dicts that JSON can hold."""
+    return getattr(unwrapped(model), "net2net_history", [])

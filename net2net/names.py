@@ -1,0 +1,30 @@
+"""Names of modules and parameters, and the globs that they match."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+def owner(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a module's name matches a glob, both split at their dots; "**" stands for any number of parts."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
+
+
+def inside(module: str, pattern: str) -> bool:
+    """Whether a module matches the pattern, or lies inside one that does."""
+    parts = module.split(".")
+    return any(matches(parts[:n], pattern.split(".")) for n in range(1, len(parts) + 1))
+
+
+def children(model: nn.Module) -> str:
+    return ", ".join(name for name, _ in model.named_children()) or "a model without children"

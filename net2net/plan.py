@@ -1,0 +1,358 @@
+"""What grows, and by which maps: from what was asked to a growth that repeats the teacher's forward pass."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from math import inf, isclose
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+
+from net2net.errors import GrowthError
+from net2net.growth import Along, Channels, Growth
+from net2net.kept import Kept
+from net2net.names import children, inside, owner
+from net2net.recording import SIZED, Call, Recording, local, place
+from net2net.seeds import generator_for
+from net2net.spaces import Axis, Space, fix, resolve
+from net2net.trace import Trace
+
+Maps = dict[Space, torch.Tensor]
+
+
+def settle(
+    trace: Trace,
+    example_inputs: Any,
+    factor: float | None,
+    widths: Mapping[str, int] | None = None,
+    modules: str | Sequence[str] | None = None,
+    seed: int = 0,
+) -> Growth:
+    """Grow what was asked without data, and fix in the trace what turns out to count on its width, until all fits."""
+    kept = Kept(trace)
+    while True:
+        targets = _targets(trace, factor, widths, modules)
+        producers = trace.producers()
+        maps = {
+            space: _evenly(space.width, width)
+            if space in trace.uniform
+            else _draw(space.width, width, seed, producers[space][0])
+            for space, width in targets.items()
+        }
+        growth = _growth(trace, maps, producers)
+        kept.find(lambda axis, maps=maps: _size(axis, maps))
+        while True:
+            noted = growth.noting(kept.follow, kept.unclear)
+            conflict = find_conflict(trace, noted, maps, example_inputs)
+            if conflict is None:
+                noted.stayed = _stayed(trace, maps, factor, modules)
+                return noted
+            if not kept.doubt(conflict.call.module):
+                break
+        _hold(trace, maps, conflict)
+
+
+def _stayed(
+    trace: Trace, maps: Maps, factor: float | None, modules: str | Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """The channel spaces that do not grow, and why."""
+    patterns = [modules] if isinstance(modules, str) else modules
+
+    def why(space: Space, weights: list[str]) -> str:
+        if factor is None:
+            return "not asked for"
+        if patterns is not None and not any(inside(owner(w), pattern) for w in weights for pattern in patterns):
+            return "outside modules="
+        if round(space.width * factor) == space.width:
+            return f"times {factor:g} it is no whole channel more"
+        return "by whole-number factors only"
+
+    return [
+        {"made_by": weights, "width": space.width, "reason": space.fixed or why(space, weights)}
+        for space, weights in trace.producers().items()
+        if space not in maps
+    ]
+
+
+def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]]) -> Growth:
+    number = {space: k for k, space in enumerate(maps)}
+
+    def blocks(axis: Axis) -> tuple[tuple[int, int] | int, ...]:
+        found: list[Any] = []
+        for space, repeat in resolve(axis):
+            if space in number:
+                found.append((number[space], repeat))
+            elif found and isinstance(found[-1], int):
+                found[-1] += space.width * repeat
+            elif space.width:  # a tensor of no channels can be concatenated
+                found.append(space.width * repeat)
+        return tuple(found)
+
+    grown: dict[str, dict[int, Along]] = {}
+    for name, axes in trace.axes.items():
+        for dim, axis in enumerate(axes):
+            if axis is not None and _grows(axis, maps):
+                role = "sums" if (name, dim) in trace.contracted else "follows"
+                role = "makes" if (name, dim) in trace.outputs else role
+                grown.setdefault(name, {})[dim] = Along(role, blocks(axis))
+    attributes: dict[str, dict[str, Any]] = {}
+    for module, key, axis in trace.attributes:
+        if _grows(axis, maps):
+            was = getattr(trace.skeleton.get_submodule(module), key)
+            size = _size(axis, maps)
+            attributes.setdefault(module, {})[key] = [size] if isinstance(was, (tuple, list)) else size
+    spaces = [Channels(producers.get(space, []), space.width, g) for space, g in maps.items()]
+    held: dict[str, int] = {}
+    for space in producers:
+        if space.fixed and space not in maps:
+            kind = _kind(space.fixed)
+            held[kind] = held.get(kind, 0) + 1
+    return Growth(spaces, grown, attributes, held, unknown=trace.unknown)
+
+
+def _size(axis: Axis, maps: Maps) -> int:
+    return sum((len(maps[s]) if s in maps else s.width) * repeat for s, repeat in resolve(axis))
+
+
+class Conflict(NamedTuple):
+    """The first call of a forward pass at which a student does something else than its teacher's, and why."""
+
+    call: Call
+    calls: Sequence[Call]
+    why: str
+
+
+def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any) -> Conflict | None:
+    """Where a student does not repeat its teacher's forward pass: the same operations, with the same numbers, on
+    tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
+    `x / x.shape[1]`, `view(-1, 64)`, or a branch.
+
+    The student has no data, unless its teacher had to be run with some.
+    """
+    if trace.real:
+        student = local(growth.copied(trace.model))
+        growth.divide(student)
+    else:
+        student = growth.emptied(trace.model)
+    recording = Recording(student, trace.real)
+    for training, theirs in ((False, trace.calls), (True, trace.training_calls)):
+        if theirs is None:
+            continue
+        why = "its numbers, shapes or connections do not grow along"
+        try:
+            done = _first_difference(theirs, recording.run(example_inputs, training), maps, trace.real)
+        except GrowthError as error:
+            why = str(error)
+            done = _first_difference(theirs, recording.calls, maps, trace.real)
+            done = len(recording.calls) if done is None else done
+        if done is not None:
+            return Conflict(theirs[min(done, len(theirs) - 1)], theirs, why)
+    return None
+
+
+def _hold(trace: Trace, maps: Maps, conflict: Conflict) -> None:
+    """Fix the channels at the place where a student's forward pass differs, for another try."""
+    call, theirs, why = conflict
+    reason = f"{call.name!r} in {place(call.module)} counts on their width"
+    # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
+    inside = [c for c in theirs if not call.module or f"{c.module}.".startswith(f"{call.module}.")]
+    for calls in (_siblings(trace, call, theirs), inside):
+        axes = [axis for c in calls for each in (*(v.axes for v in c.inputs), *c.axes) for axis in each]
+        if any(axis is not None and _grows(axis, maps) for axis in axes):
+            break
+    else:
+        raise GrowthError(
+            f"the wider model's forward pass is not its teacher's: at {call.name!r} in {place(call.module)}, {why}"
+        )
+    for axis in axes:
+        fix(axis, reason)
+    trace.settle_groups()
+
+
+def _siblings(trace: Trace, call: Call, calls: Sequence[Call]) -> list[Call]:
+    """A call and those that do the same in other modules of its class: they would be the next to fail."""
+    own: dict[str, list[Call]] = {}
+    for each in calls:
+        own.setdefault(each.module, []).append(each)
+    at = next((k for k, each in enumerate(own[call.module]) if each is call), 0)
+    kind = type(trace.skeleton.get_submodule(call.module))
+    if kind.__module__.startswith("torch.nn."):  # which have no code of their own for their use here
+        return [call]
+    return [
+        each[at]
+        for module, each in own.items()
+        if at < len(each) and each[at].name == call.name and type(trace.skeleton.get_submodule(module)) is kind
+    ]
+
+
+def _first_difference(teacher: Sequence[Call], student: Sequence[Call], maps: Maps, real: bool) -> int | None:
+    """The first call at which a student does something else than its teacher's, grown by the maps; for `real` numbers
+    up to rounding, which moves what is computed from a sum."""
+
+    def size(n: int, axis: Axis | None) -> int:
+        return n if axis is None else _size(axis, maps)
+
+    for at, (a, b) in enumerate(zip(teacher, student, strict=False)):
+        if (a.name, a.module, a.sources) != (b.name, b.module, b.sources):
+            return at
+        sized = a.name in SIZED and any(value.tracked for value in a.inputs)
+        if not (sized or a.numbers == b.numbers or (_close if real else _same)(a.numbers, b.numbers)):
+            return at
+        if [tuple(map(size, shape, axes)) for shape, axes in zip(a.shapes, a.axes, strict=True)] != b.shapes:
+            return at
+        if [size(n, axis) for n, axis in zip_longest(a.counts, a.counted[: len(a.counts)])] != b.counts:
+            return at
+    return None if len(teacher) == len(student) else min(len(teacher), len(student))
+
+
+def _same(a: list[Any], b: list[Any]) -> bool:
+    return repr(a) == repr(b)  # NaN is itself here
+
+
+def _close(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(
+        isclose(x, y, rel_tol=1e-3, abs_tol=1e-4) if type(x) is float and type(y) is float else x == y
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _targets(
+    trace: Trace,
+    factor: float | None,
+    widths: Mapping[str, int] | None,
+    modules: str | Sequence[str] | None,
+) -> dict[Space, int]:
+    """The new width of every space that grows."""
+    if (factor is None) == (widths is None):
+        raise GrowthError("say how far to widen by either factor= or widths=, e.g. factor=1.5")
+    if widths is not None:
+        if modules is not None:
+            raise GrowthError("modules= restricts factor=; widths= names its modules itself")
+        if not isinstance(widths, Mapping):
+            raise GrowthError(
+                f"widths= is {widths!r}: expected a dict of layers and widths, e.g. {{'layer1.conv1': 96}}"
+            )
+        return _named_targets(trace, widths)
+    if not isinstance(factor, Real):
+        raise GrowthError(f"factor= is {factor!r}: expected a number, e.g. 1.5")
+    if not 1 <= factor < inf:
+        raise GrowthError(f"factor must be at least 1 and finite, got {factor}: this package only grows models")
+    patterns = [modules] if isinstance(modules, str) else modules
+    if patterns is not None:
+        if not isinstance(patterns, Sequence) or not all(isinstance(each, str) for each in patterns):
+            raise GrowthError(f"modules= is {modules!r}: expected a pattern or a list of them, e.g. 'layer1.*'")
+        names = [name for name, _ in trace.skeleton.named_modules()]
+        for pattern in patterns:
+            if not any(inside(name, pattern) for name in names):
+                raise GrowthError(f"no module matches {pattern!r}; the top level is {children(trace.skeleton)}")
+    whole = float(factor).is_integer()
+    targets = {
+        space: round(space.width * factor)
+        for space, weights in trace.producers().items()
+        if not space.fixed
+        and (whole or space not in trace.uniform)
+        and (patterns is None or any(inside(owner(w), pattern) for w in weights for pattern in patterns))
+    }
+    for space in list(targets):
+        targets.update((other, round(other.width * factor)) for other in trace.uniform.get(space, ()))
+    if not targets:
+        where = "" if patterns is None else f" in {', '.join(patterns)}"
+        reasons = _kinds([space.fixed for space in trace.producers() if space.fixed])
+        if not whole and any(space in trace.uniform for space in trace.producers()):
+            reasons.append(f"a whole-number factor would do where channels are normalised together, {factor} does not")
+        raise GrowthError(f"nothing can grow{where}: {'; '.join(reasons) or 'no layer makes channels there'}")
+    grown = {space: width for space, width in targets.items() if width > space.width}
+    if factor > 1 and not grown:
+        widest = max(space.width for space in targets)
+        raise GrowthError(f"factor {factor} adds no whole channel to any layer: the widest has {widest}")
+    return grown
+
+
+def _kind(reason: str) -> str:
+    """A reason without the module that it names."""
+    return re.sub(r" in module '[^']*'", "", reason)
+
+
+def _kinds(reasons: Sequence[str]) -> list[str]:
+    """Reasons without those that differ from another by the module alone."""
+    kinds: dict[str, list[str]] = {}
+    for reason in dict.fromkeys(reasons):
+        kinds.setdefault(_kind(reason), []).append(reason)
+    return [its[0] + (f" (and {len(its) - 1} more like this)" if its[1:] else "") for its in kinds.values()]
+
+
+def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
+    if not widths:
+        raise GrowthError("widths= is empty: name at least one layer, e.g. {'layer1.conv1': 96}")
+    made: dict[str, tuple[str, int]] = {}
+    for name, dim in trace.outputs:
+        made.setdefault(owner(name), (name, dim))
+    targets: dict[Space, tuple[int, str]] = {}
+    asked: set[Space] = set()
+    for module, width in widths.items():
+        if module not in made:
+            near = difflib.get_close_matches(module, made, 5) or list(made)
+            rest = f" and {len(near) - 8} more" if len(near) > 8 else ""
+            raise GrowthError(
+                f"widths names {module!r}, which makes no channels; layers that do: {', '.join(near[:8])}{rest}"
+            )
+        name, dim = made[module]
+        axis = resolve(trace.axes[name][dim] or ())
+        if isinstance(width, bool) or not isinstance(width, int):
+            raise GrowthError(f"the width of {module!r} must be a whole number of channels, got {width!r}")
+        current = sum(space.width * repeat for space, repeat in axis)
+        if width < current:
+            raise GrowthError(f"{module!r} has {current} channels already: cannot widen it to {width}")
+        space = axis[0][0]
+        units = current // space.width  # how often a space comes, in a grouped convolution or before one
+        if any(other is not space for other, _ in axis) or width % units:
+            if width == current:
+                continue
+            parts = " + ".join(f"{s.width} × {repeat}" if repeat > 1 else str(s.width) for s, repeat in axis)
+            fixed = next((f" ({s.fixed})" for s, _ in axis if s.fixed), "")
+            hint = f"a multiple of {units}" if all(s is space for s, _ in axis) else "widen those, or use factor="
+            raise GrowthError(f"the {current} channels of {module!r} follow other layers' ({parts}): {hint}{fixed}")
+        width, current = width // units, space.width
+        if space.fixed and width > current:
+            raise GrowthError(f"cannot widen {module!r}: its channels have to stay as they are, {space.fixed}")
+        if targets.get(space, (width, ""))[0] != width:
+            other_width, other = targets[space]
+            if space not in asked:
+                raise GrowthError(f"{module!r} and {other!r} are normalised together: widen both by the same factor")
+            raise GrowthError(
+                f"{module!r} ({width}) and {other!r} ({other_width}) share their channels: give both the same width"
+            )
+        if space in trace.uniform and width % current:
+            raise GrowthError(
+                f"cannot widen {module!r} to {width * units}: its channels are normalised together, and each has to "
+                f"come equally often; give a multiple of {current * units}"
+            )
+        targets[space] = (width, module)
+        asked.add(space)
+        for other in trace.uniform.get(space, ()):
+            same = other.width * width // current
+            if targets.get(other, (same, ""))[0] != same:
+                raise GrowthError(
+                    f"{module!r} and {targets[other][1]!r} are normalised together: widen both by the same factor"
+                )
+            targets[other] = (same, module)
+    return {space: width for space, (width, _) in targets.items() if width > space.width}
+
+
+def _draw(old: int, new: int, seed: int, name: str) -> torch.Tensor:
+    """The random map g of sec 2.3: the identity for the first `old` channels, then uniform with replacement."""
+    copies = torch.randint(old, (new - old,), generator=generator_for(seed, "map", name))
+    return torch.cat([torch.arange(old), copies])
+
+
+def _evenly(old: int, new: int) -> torch.Tensor:
+    """A map under which each channel comes equally often: what normalising over the channels needs."""
+    return torch.arange(old).repeat(new // old)
+
+
+def _grows(axis: Axis, maps: Maps) -> bool:
+    return any(space in maps for space, _ in resolve(axis))
