@@ -1,6 +1,7 @@
 """The checkout itself: the pins agree, the Makefile explains itself, and nobody imports what they should not."""
 
 import ast
+import graphlib
 import os
 import re
 import subprocess
@@ -139,6 +140,52 @@ print(net2net.__file__, net2net.__version__, student[0].out_features)
     assert Path(place).is_relative_to(tmp_path)
     assert (version, width) == (net2net.__version__, "16")
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+
+
+PACKAGES = ("net2net", "training", "experiments", "replicate", "figures")
+
+
+def cycles(graph):
+    """The groups of modules that import each other, directly or by way of others."""
+    sorter = graphlib.TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports inside functions count as well: they are where circles hide."""
+    files = [f for package in PACKAGES for f in (ROOT / package).rglob("*.py")]
+    names = {}
+    for file in [*files, ROOT / "train.py"]:
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    graph = {name: set() for name in names}
+    for name, file in names.items():
+        tree = ast.parse(file.read_text(), file)
+        types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        names_alone = {inner for block in types for inner in ast.walk(block)}
+        for node in set(ast.walk(tree)) - names_alone:
+            if isinstance(node, ast.Import):
+                found = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                within = {f"{node.module}.{alias.name}" for alias in node.names}
+                found = {x if x in names else node.module for x in within}
+            else:
+                continue
+            graph[name] |= (found & names.keys()) - {name}
+    assert cycles({"a": {"b"}, "b": {"a"}})
+    assert cycles(graph) == []
+
+
+def test_the_editable_install_finds_the_checkout(tmp_path):
+    names = ["figures", "net2net", "replicate", "train", "training"]
+    code = f"from importlib.util import find_spec\nfor name in {names}: print(find_spec(name).origin)"
+    found = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True).splitlines()
+    parts = [Path(x).resolve().relative_to(ROOT.resolve()).parts[0] for x in found]
+    assert parts == ["figures", "net2net", "replicate", "train.py", "training"]
 
 
 def imports(package):
