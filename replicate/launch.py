@@ -21,13 +21,22 @@ SMALL = ("fashion_mnist", "generated")  # data that one CPU core is enough for
 def main(description: str, arms: tuple[str, ...], argv: list[str] | None = None) -> int:
     parser = _parser(description)
     arguments = parser.parse_args(argv)
-    _check(parser, arguments)
+    check(parser, arguments)
     scale = "smoke" if arguments.smoke else arguments.scale
     if not (arguments.configs / scale).is_dir():
         scales = ", ".join(sorted(p.parent.name for p in arguments.configs.glob("*/base.yaml"))) or "none"
         parser.error(f"--scale: there is no {arguments.configs.name}/{scale}; there are {scales}")
     try:
         stages = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs, arguments.set)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return start(parser, arguments, stages, arguments.runs / scale / ".slurm")
+
+
+def start(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> int:
+    """Runs the stages or prints them, as the options of `add_launcher` say; Slurm's scripts go into `folder`."""
+    try:
         missing = [root for root in _folders(stages) if not Path(root).is_dir()]
         if missing:
             problem = f"there is no folder {missing[0]}, where the images should be: --set data.root=FOLDER"
@@ -36,7 +45,7 @@ def main(description: str, arms: tuple[str, ...], argv: list[str] | None = None)
             print(f"note: {problem}", file=sys.stderr)
         if arguments.launcher == "local":
             return _local(parser, arguments, stages)
-        return _slurm(arguments, stages, arguments.runs / scale / ".slurm")
+        return _slurm(arguments, stages, folder)
     except (ConfigError, SlurmError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -51,8 +60,14 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for all stages: data.root, wandb.mode, ..."
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, its price, what is there; run nothing")
     parser.add_argument("--smoke", action="store_true", help="short for --scale smoke: a few steps of every stage")
+    add_launcher(parser)
+    return parser
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """The options that say where stages are run, of the figures' scripts and of the study."""
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, its price, what is there; run nothing")
     parser.add_argument(
         "--launcher",
         choices=("local", "slurm", "print"),
@@ -70,10 +85,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
     site.add_argument("--gpus", type=int, metavar="N", help="per node, of one stage; 0: a CPU partition")
     site.add_argument("--nodes", type=int, metavar="N", help="of one stage")
     site.add_argument("--minutes", type=int, metavar="N", help="time limit of one job; longer stages are queued again")
-    return parser
 
 
-def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     local = arguments.launcher == "local"
     for name in ("site", *SITE) if local else LOCAL:
         if getattr(arguments, name) is not None:

@@ -131,7 +131,8 @@ class Stage:
 
     def seconds(self) -> float | None:
         """What a committed run of this arm took, by the number of steps, if there is one: the least disturbed one."""
-        recorded = map(read_json, (ROOT / "results" / self.scale / (self.base or self.arm)).glob("seed*/run.json"))
+        results = ROOT / "results" / self.folder.parents[1].name
+        recorded = map(read_json, (results / (self.base or self.arm)).glob("seed*/run.json"))
         each = [one["result"]["wall_s"] / one["config"]["training.steps"] for one in recorded if "result" in one]
         return min(each) * self.steps if each else None
 
@@ -168,8 +169,16 @@ def plan(
             stage = Stage(scale, arm, config, runs / scale / arm / f"seed{seed}", configs, overrides)
             stages[stage.name] = stage
     for stage in stages.values():
-        if stage.teacher and stage.teacher not in stages:
-            raise ConfigError(f"{stage.file}: growth.teacher: {stage.config.teacher!r} is no arm of this figure")
+        above, teacher = [stage.name], stage.teacher
+        while teacher:
+            if teacher in above:
+                raise ConfigError(
+                    f"{stage.file}: {stage.config.teacher!r}, its teacher, is or grows from the arm itself"
+                )
+            if teacher not in stages:
+                raise ConfigError(f"{stage.file}: growth.teacher: {stage.config.teacher!r} is no arm of this figure")
+            above.append(teacher)
+            teacher = stages[teacher].teacher
 
     def ahead(stage: Stage) -> float:
         """Cost of a stage and of the longest chain of students after it."""
@@ -282,6 +291,7 @@ class Runner:
         self.waiting = [stage for stage in stages if not stage.finished]
         self.running: dict[str, tuple[Stage, BaseProcess | Torchrun]] = {}
         self.failed: dict[str, str] = {}
+        self.steps = {stage.name: stage.step for stage in stages}
         self.stopping = False
         # Forked from a server that has imported torch and timm once: that alone takes ten seconds.
         self.context = multiprocessing.get_context("forkserver")
@@ -299,7 +309,7 @@ class Runner:
             while self.running or self._startable():
                 while len(self.running) < self.jobs and (ready := [s for s in self._startable() if self._fits(s)]):
                     self._start(ready[0])
-                time.sleep(0.2)
+                self._wait()
                 for stage, process in list(self.running.values()):
                     if not process.is_alive():
                         self._ended(stage, process)
@@ -319,6 +329,12 @@ class Runner:
             if process.exitcode != 0:
                 return False
         return True
+
+    def _wait(self) -> None:
+        """A second, or until a process has ended: the folders may be on a file system that many share."""
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until and all(process.is_alive() for _, process in self.running.values()):
+            time.sleep(0.1)
 
     def _startable(self) -> list[Stage]:
         if self.stopping:
@@ -351,6 +367,7 @@ class Runner:
 
     def _ended(self, stage: Stage, process: BaseProcess) -> None:
         del self.running[stage.name]
+        self.steps[stage.name] = stage.step
         self.free += self.taken.pop(stage.name, [])
         if stage.finished:
             result = stage.manifest()["result"]
@@ -370,8 +387,10 @@ class Runner:
             process.terminate()  # train.py saves and ends
 
     def _show(self) -> None:
-        self.bar.n = sum(stage.step for stage in self.stages)
-        parts = [f"{stage.arm} {stage.step / stage.steps:.0%}" for stage, _ in self.running.values()]
+        running = [stage for stage, _ in self.running.values()]
+        self.steps.update({stage.name: stage.step for stage in running})  # what does not run is not read again
+        self.bar.n = sum(self.steps.values())
+        parts = [f"{stage.arm} {self.steps[stage.name] / stage.steps:.0%}" for stage in running]
         self.bar.set_description_str(", ".join(parts) or ("waiting" if self.waiting else "done"))
         if self.bar.disable and self.running and time.monotonic() - self.reported > REPORT_EVERY:
             self.reported = time.monotonic()

@@ -7,6 +7,7 @@ python -m replicate status --scale imagenet --seeds 0 1 2
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -121,6 +122,22 @@ def table(stages: list[Stage], found: dict[str, State]) -> str:
     return "\n".join([*lines, f"{len(stages)} runs: " + ", ".join(f"{n} {word}" for word, n in counts.most_common())])
 
 
+def as_json(stages: list[Stage], found: dict[str, State]) -> str:
+    facts = [
+        {
+            "arm": stage.arm,
+            "seed": stage.config.seed,
+            "folder": str(stage.folder),
+            "state": found[stage.name].word,
+            "text": found[stage.name].text,
+            "step": stage.step,
+            "steps": stage.steps,
+        }
+        for stage in stages
+    ]
+    return json.dumps(facts, indent=1)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m replicate status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -129,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", metavar="K", help="(default: those that are in runs, or 0)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="where scales are (default: configs)")
+    parser.add_argument("--json", action="store_true", help="a list with an object for each run, for other programs")
     arguments = parser.parse_args(argv)
     there = {path.name.removeprefix("seed") for path in (arguments.runs / arguments.scale).glob("*/seed*")}
     seeds = arguments.seeds or sorted(int(name) for name in there if name.isdigit()) or [0]
@@ -142,5 +160,10 @@ def main(argv: list[str] | None = None) -> int:
     except SlurmError as error:
         print(f"{error}; what follows is from the runs' folders alone", file=sys.stderr)
         queued = None
-    print(table(stages, states(stages, queued)))
+    found = states(stages, queued)
+    text = as_json(stages, found) if arguments.json else table(stages, found)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # of `status | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again when it ends
     return 0

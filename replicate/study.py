@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from experiments import Part, study
-from replicate.launch import with_seconds
-from replicate.runner import CONFIGS, Runner, Stage
+from replicate.launch import add_launcher, check, start
+from replicate.runner import CONFIGS, Stage
 from training.config import load
 from training.errors import ConfigError
 
@@ -29,12 +28,14 @@ def stages(part: Part, runs: Path, seeds: tuple[int, ...] = ()) -> list[Stage]:
     named = {**{arm: {"arm": arm} for arm in part.arms}, **part.variants}
     planned = []
     for seed in seeds or part.seeds:
+        repetition = []
         for name, variant in named.items():
             arm, changes = variant["arm"], {key: value for key, value in variant.items() if key != "arm"}
             overrides = tuple(f"{key}={_text(value)}" for key, value in {**part.set, **changes}.items())
             config = load(CONFIGS / part.scale / f"{arm}.yaml", [*overrides, f"seed={seed}"])
             folder = runs / part.folder / name / f"seed{seed}"
-            planned.append(Stage(part.scale, name, config, folder, overrides=overrides, base=arm))
+            repetition.append(Stage(part.scale, name, config, folder, overrides=overrides, base=arm))
+        planned += sorted(repetition, key=lambda stage: stage.teacher is not None)  # Slurm is given teachers first
     return planned
 
 
@@ -48,16 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(STUDY)} (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="default: the part's own")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one per core)")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and what it costs; run nothing")
+    add_launcher(parser)
     arguments = parser.parse_args(argv)
     for name in arguments.parts:
         if name not in STUDY:
             parser.error(f"there is no part {name!r} of the study; there are {', '.join(STUDY)}")
-    if arguments.jobs is not None and arguments.jobs < 1:
-        parser.error(f"--jobs: expected at least 1, got {arguments.jobs}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = arguments.jobs or cores
+    check(parser, arguments)
+    arguments.configs, arguments.set = CONFIGS, []
     code = 0
     for name in arguments.parts or STUDY:
         try:
@@ -65,11 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         except ConfigError as error:
             print(error, file=sys.stderr)
             return 2
-        if arguments.dry_run:
-            print(f"{name}:\n{with_seconds(planned, jobs)}\n")
-            continue
-        threads = max(1, cores // jobs)
-        ended = Runner(planned, jobs, threads, {stage.name: 1 for stage in planned}, []).run()
+        if arguments.dry_run or arguments.launcher == "print":
+            print(f"{name}:")
+        ended = start(parser, arguments, planned, arguments.runs / STUDY[name].folder / ".slurm")
         code = code or ended
         if ended > 1:  # stopped, or there is no data; 1 is a run that failed, which says nothing of the next part's
             break

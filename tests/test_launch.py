@@ -207,6 +207,17 @@ def test_the_example_is_a_site():
     assert (site.processes, site.cpus) == (8, 128)
 
 
+def test_the_status_for_other_programs_and_for_a_pipe_that_closes(tmp_path):
+    command = f"{sys.executable} -m replicate status --scale smoke --runs {shlex.quote(str(tmp_path))}"
+    found = json.loads(subprocess.run([*shlex.split(command), "--json"], cwd=ROOT, capture_output=True).stdout)
+    assert len(found) == 8
+    assert {run["state"] for run in found} == {"not started", "waiting"}
+    assert {(run["step"], run["steps"]) for run in found} == {(0, 6)}
+    script = f"{command} | true; echo ${{PIPESTATUS[0]}}"
+    piped = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (piped.stdout, piped.stderr) == ("0\n", "")
+
+
 def test_flags_go_before_the_site_file(tmp_path):
     file = tmp_path / "site.yaml"
     file.write_text("partition: a\ngpus_per_node: 8\nminutes: 60\n")

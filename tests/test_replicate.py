@@ -12,7 +12,7 @@ import pytest
 
 from replicate import fig4, fig5, fig6, record
 from replicate.launch import main
-from replicate.runner import plan
+from replicate.runner import Runner, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))
@@ -106,9 +106,37 @@ def test_a_call_that_is_stopped_goes_on_later(tmp_path, number):
     assert main("", fig5.ARMS, ["--smoke", "--runs", str(tmp_path)]) == 0
 
 
+@pytest.mark.parametrize("teacher", ["own", "other"])
+def test_an_arm_that_grows_from_itself_is_refused(tmp_path, capsys, teacher):
+    for folder in ("mine", "arms"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "mine" / "base.yaml").write_text(f"extends: {ROOT}/configs/smoke/base.yaml\n")
+    for name, its in (("own", teacher), ("other", "own")):
+        (tmp_path / "arms" / f"{name}.yaml").write_text(f"extends: wider.yaml\ngrowth: {{teacher: {its}}}\n")
+    arguments = ["--scale", "mine", "--configs", str(tmp_path), "--runs", str(tmp_path / "runs"), "--dry-run"]
+    assert main("", ("own", "other"), arguments) == 2
+    assert f"own.yaml: {teacher!r}, its teacher, is or grows from the arm itself" in capsys.readouterr().err
+
+
+def test_what_does_not_run_is_not_read_again_and_again(tmp_path, monkeypatch):
+    stages = plan("smoke", ALL, [0], tmp_path)
+    runner = Runner(stages, 1, 1, {stage.name: 1 for stage in stages}, [])
+    read = []
+    monkeypatch.setattr("replicate.runner.read_json", lambda path: read.append(path) or {"step": 1})
+    runner._show()
+    assert read == []
+    runner.running = {stages[0].name: (stages[0], None)}
+    runner._show()
+    assert {path.parent for path in read} == {stages[0].folder}
+    assert runner.bar.n == 1
+
+
 def test_wrong_arguments_are_refused_in_a_sentence(capsys):
     for arguments, words in (
-        (["--scale", "huge"], "there is no configs/huge; there are gpu, imagenet, laptop, laptop-long, long, smoke"),
+        (
+            ["--scale", "huge"],
+            "there is no configs/huge; there are gpu, imagenet, laptop, laptop-1000, laptop-long, long, smoke",
+        ),
         (["--jobs", "0"], "--jobs: expected at least 1"),
     ):
         with pytest.raises(SystemExit) as error:

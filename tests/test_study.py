@@ -8,7 +8,7 @@ import pytest
 from jobs import ROOT
 
 from figures.rules import read
-from replicate import study
+from replicate import launch, study
 from replicate.study import STUDY, Part, stages
 from training.config import flatten
 from training.runfolder import config_id
@@ -87,6 +87,51 @@ def test_a_run_that_fails_does_not_keep_the_next_part_from_running(tmp_path, mon
     monkeypatch.setattr(study, "STUDY", {"bad": bad, "good": good})
     assert study.main(["--runs", str(tmp_path)]) == 1
     assert json.loads((tmp_path / "good" / "teacher_narrow" / "seed3" / "run.json").read_text())["status"] == "finished"
+
+
+def test_teachers_are_before_their_students(planned):
+    """As Slurm's dependencies need them."""
+    for part in planned.values():
+        names = [stage.name for stage in part]
+        assert all(names.index(stage.teacher) < names.index(stage.name) for stage in part if stage.teacher)
+
+
+def test_on_gpus_each_run_has_one_of_its_own(tmp_path, monkeypatch):
+    made = []
+
+    class Made:
+        def __init__(self, *arguments):
+            made.append(arguments)
+
+        def run(self):
+            return 0
+
+    monkeypatch.setattr(launch, "gpus_here", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(launch, "Runner", Made)
+    assert study.main(["prediction", "--runs", str(tmp_path), "--seeds", "1", "2"]) == 0
+    ((stages, jobs, _, processes, gpus),) = made
+    assert (len(stages), jobs, gpus) == (4, 3, ["0", "1", "2"])
+    assert set(processes.values()) == {1}  # batch norm over the whole mini-batch
+
+
+def test_a_part_is_given_to_slurm_as_the_figures_are(tmp_path, capsys):
+    site = ["--launcher", "print", "--gpus", "1", "--minutes", "30"]
+    assert study.main(["sweep_when", "--runs", str(tmp_path), "--seeds", "1", *site]) == 0
+    text = capsys.readouterr().out
+    assert (
+        re.findall(r"job-name=\S*?-(\w+)$", text, re.MULTILINE)
+        == [
+            "teacher_narrow",
+            "teacher_narrow_early",
+            "wider_early",
+            "wider_early_rate_0",
+        ]
+        or "wider_early_rate_0.3" in text
+    )
+    assert text.count("--dependency=") == 2
+    assert not list(tmp_path.iterdir())
+    assert study.main(["sweep_when", "--runs", str(tmp_path), "--launcher", "print", "--gpus", "1"]) == 2
+    assert "minutes is missing" in capsys.readouterr().err
 
 
 def test_an_unknown_part_is_named(capsys):
