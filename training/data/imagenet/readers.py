@@ -195,6 +195,7 @@ class ParquetReader(Reader):
     def __init__(self, root: Path, split: str, declared: Sequence[str] = ()):
         try:
             import datasets
+            from pyarrow import parquet
             from timm.data.readers.reader_hfds import ReaderHfds
         except ImportError:
             raise DataError(
@@ -204,17 +205,18 @@ class ParquetReader(Reader):
         datasets.utils.logging.disable_progress_bar()
         name = "train" if split == "train" else "validation"
         try:
+            # Of the file itself: a column that its metadata promises and that is not there would come as nulls.
+            columns = parquet.read_schema(min([*root.glob("*.parquet"), *root.glob("data/*.parquet")])).names
+            if not {"image", "label"} <= set(columns):
+                raise DataError(
+                    f"{root}: the columns of these parquet files are {', '.join(columns)}: expected image and label; "
+                    "rename them (`datasets`: rename_column)."
+                )
             self.rows = ReaderHfds(str(root), split=name)
         except (ValueError, KeyError, OSError, datasets.exceptions.DatasetsError) as error:
             said = " ".join(str(error).split())[:300]
             raise DataError(f"{root}: the {name} split of these parquet files cannot be opened: {said}") from error
         table = self.rows.dataset.data
-        columns = self.rows.dataset.features
-        if not {"image", "label"} <= set(columns):
-            raise DataError(
-                f"{root}: the columns of these parquet files are {', '.join(columns)}: expected image and label; "
-                "rename them (`datasets`: rename_column)."
-            )
         labels = table.column("label").to_pylist()
         strange = next((k for k, label in enumerate(labels) if type(label) is not int), None)
         if strange is not None:
