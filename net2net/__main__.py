@@ -32,7 +32,7 @@ from torch import nn
 import net2net
 from net2net import sources
 from net2net.certificate import Certificate
-from net2net.errors import GrowthError
+from net2net.errors import DoesNotRun, GrowthError
 from net2net.overview import Summary, costs
 from net2net.sources import CommandError, Inputs
 
@@ -491,7 +491,7 @@ def _report(
         try:
             with sources.attempt(f"the models do not run on {inputs}"):
                 certificates.append(net2net.verify(teacher, student, examples, train=train)._asdict())
-        except CommandError as error:
+        except (CommandError, DoesNotRun) as error:
             if not train:
                 raise
             certificates.append({"mode": "train", "failed": str(error)})  # e.g. batch norm of a single value

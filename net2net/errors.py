@@ -8,6 +8,10 @@ class GrowthError(ValueError):
     """The model cannot be grown as asked."""
 
 
+class DoesNotRun(GrowthError):
+    """A teacher does not run on the inputs that it was given, in the mode that was asked for."""
+
+
 class UnsupportedOperation(GrowthError):
     """The forward pass uses an operation through which the channels cannot be followed."""
 

@@ -424,3 +424,25 @@ def test_synchronised_batch_norm_on_a_cpu():
     net, x = net_of(lambda m, x: m.c(F.relu(m.n(m.b(F.relu(m.a(x)))))), n=nn.BatchNorm2d(6)), images(3, 4, 5)
     student = grown(nn.SyncBatchNorm.convert_sync_batchnorm(net), x)
     assert (type(student.n), student.n.num_features) == (nn.SyncBatchNorm, 12)
+
+
+def test_a_net_that_wants_targets_in_training_is_compared_in_evaluation_alone():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x, targets=None):
+            if self.training and targets is None:
+                raise ValueError("targets should not be None when in training mode")
+            x = self.b(self.a(x).relu()).relu()
+            best = int(x.mean((2, 3)).sum(1).argmax())  # a number that the meta device does not have
+            return self.head(x)[best : best + 1]
+
+    teacher, x = Detector().double().eval(), torch.randn(2, 3, 8, 8).double()
+    with pytest.warns(UserWarning, match="example inputs"):
+        student = net2net.widen(teacher, x, factor=2)
+    assert student.a.out_channels == 16
+    assert net2net.verify(teacher, student, x).relative < 1e-12
+    with pytest.raises(GrowthError, match="the teacher does not run on these inputs: ValueError: targets"):
+        net2net.verify(teacher, student, x, train=True)

@@ -313,7 +313,7 @@ MISTAKES = [
     ("explain SELF:small --model-arg classes", r"expected KEY=VALUE"),
     ("explain SELF:small", r"does not say what it takes: give the shape of one example, --input 3x224x224"),
     ("explain SELF:small --input 3x", r"expected the shape of one example, e\.g\. 3x224x224, got '3x'"),
-    ("explain SELF:small --input 4x8x8", r"the forward pass .* failed in module '0'"),
+    ("explain SELF:small --input 4x8x8", r"the forward pass (.* )?failed in module '0'"),
     ("explain SELF:small --pretrained", r"--pretrained is for timm and torchvision"),
     ("explain SELF:small --device tpu", r"there is no device 'tpu'"),
     ("explain SELF:small --weights none.pt", r"there is no file none\.pt"),

@@ -616,6 +616,6 @@ def test_the_commands_of_the_page_are_understood():
             assert script == "-m replicate"
             continue
         arguments = launch._parser("").parse_args(words)
-        launch._check(launch._parser(""), arguments)
+        launch.check(launch._parser(""), arguments)
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page):
         assert (ROOT / "docs" / Path(target)).exists()

@@ -156,6 +156,7 @@ GROWS = {
     "narrow": lambda: between(lambda m, h: h.narrow(1, halves(h), halves(h)) * h.narrow(1, 0, halves(h)).sin(), 4),
     "stack and sum": lambda: between(lambda m, h: torch.stack([h, h.sin(), m.other(h)]).sum(0), other=conv(8, 8)),
     "stack and flatten": lambda: between(lambda m, h: torch.stack([h, h.sin()], 2).flatten(1, 2), 16),
+    "pixel shuffle": lambda: between(lambda m, h: F.pixel_shuffle(h, 2), 2),
     "repeat by expand": lambda: between(
         lambda m, h: h.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(1, 2) * torch.cat([h.sin(), h], 1), 16
     ),
@@ -195,7 +196,6 @@ HELD = {
     "groups of 2 channels": lambda: between(lambda m, h: shuffle(h, halves(h))),
     "shuffle and identity": lambda: between(lambda m, h: h + shuffle(h, 2)),
     "every second": lambda: between(lambda m, h: h[:, ::2] * h[:, 1::2], 4),
-    "pixel shuffle": lambda: between(lambda m, h: F.pixel_shuffle(h, 2), 2),
     "matmul": lambda: between(lambda m, h: (h.flatten(2) @ h.flatten(2).mT @ h.flatten(2)).view(h.shape)),
     "cumsum": lambda: between(lambda m, h: h.cumsum(1)),
     "permuted": lambda: between(lambda m, h: h[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]),

@@ -152,7 +152,7 @@ def test_the_checkpoint_holds_the_record_that_rebuilds_the_student(runs):
     config = torch.load(teacher, weights_only=True)["config"]
     was = Model(**{k.removeprefix("model."): v for k, v in config.items() if k.startswith("model.")})
     rebuilt = net2net.replay(record, build(was, load(config_file("wider")).data))
-    rebuilt.load_state_dict(net2net.load_weights(student), strict=True)
+    rebuilt.load_state_dict(net2net.load_weights(student, key="model"), strict=True)
     assert net2net.history(rebuilt) == record
 
 
@@ -469,6 +469,8 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(runs, tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path, number):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("it is ignored here, as under nohup, and train.py leaves it so")
     process = start("standard", tmp_path / "run", *LONG)
     while not (tmp_path / "run" / "metrics.csv").exists():
         time.sleep(0.02)
