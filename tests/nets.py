@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from net2net.inception_bn import INCEPTION_BN_28
+
 
 class Net(nn.Module):
     """Named parts under a forward pass `run(parts, x)`."""
@@ -19,3 +21,7 @@ class Net(nn.Module):
 def conv(inputs, outputs, kernel=3, **options):
     """A convolution that keeps the size of its image."""
     return nn.Conv2d(inputs, outputs, kernel, padding="same", **options)
+
+
+# Three of the eleven modules, one of them with a stride: for what is the same for all of them.
+SHORT = INCEPTION_BN_28._replace(modules=INCEPTION_BN_28.modules[:3])

@@ -83,8 +83,8 @@ def test_the_share_of_an_uneven_deal_is_what_makes_it_equal(folder, tmp_path):
 def unweighted(rank):
     original = Statistics.__init__
 
-    def init(self, model, session, chunks_here, chunks):
-        original(self, model, session, chunks_here, chunks)
+    def init(self, model, session, passes, chunks):
+        original(self, model, session, passes, chunks)
         self.weight = 1 / session.world
 
     Statistics.__init__ = init

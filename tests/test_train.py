@@ -364,9 +364,9 @@ def test_a_compiled_pass_takes_the_same_steps(runs, tmp_path, monkeypatch):
     """Traced by dynamo, run without a compiler: code generation for a net of this depth takes minutes on a CPU."""
     compiled = []
 
-    def trace(model):
+    def trace(model, **options):
         compiled.append(model)
-        return real(model, backend="eager")
+        return real(model, backend="eager", **options)
 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", trace)

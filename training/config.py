@@ -109,9 +109,12 @@ class Schedule(Section):
 class Training(Section):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=1)  # global, whatever the number of processes
-    # Images in one forward pass, over which batch norm takes its statistics; null: the whole mini-batch. The mini-batch
-    # is so many of them on any number of processes: what a run computes does not depend on the machine.
+    # Images that batch norm takes its statistics over, a chunk; null: the whole mini-batch. The mini-batch is so many
+    # chunks on any number of processes: what a run computes does not depend on the machine.
     bn_batch_size: int | None = Field(gt=1)
+    # Images that a forward pass takes at the most: several chunks of `bn_batch_size`, each normalised by itself. It is
+    # the machine's matter, not the experiment's; null: on a GPU as many as fit 256 images, on a CPU one.
+    images_per_pass: int | None = Field(None, gt=1)
     eval_every: int = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
     ema_decay: float = Field(ge=0, lt=1)  # average of the weights for evaluation; 0: off
@@ -119,7 +122,8 @@ class Training(Section):
         bool  # the average spans a ninth of the steps so far until that is more than the decay's, as TensorFlow's
     )
     precision: Literal["float32", "bfloat16"]  # of the forward and backward pass; the weights are float32
-    compile: bool  # torch.compile of the training pass
+    # torch.compile of the training pass: as a whole, or module by module, which compiles faster
+    compile: bool | Literal["modules"]
     keep: int = Field(gt=0)  # so many checkpoints, the newest ones, beside a student's first
     save_minutes: float | None = Field(gt=0)  # a checkpoint whenever the last one is older; null: at evaluations only
     device: Literal["auto", "cuda", "cpu"]  # auto: a GPU where there is one, or where the scheduler granted one
@@ -167,7 +171,8 @@ class Config(Section):
 
 # What may differ between two calls that train the same run.
 OPERATIONAL = (
-    *("data.root", "data.workers", "training.keep", "training.save_minutes", "training.device"),
+    *("data.root", "data.workers", "training.images_per_pass", "training.compile", "training.keep"),
+    *("training.save_minutes", "training.device"),
     *("wandb.mode", "wandb.project"),
 )
 

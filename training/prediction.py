@@ -27,6 +27,7 @@ class Prediction(nn.Module):
         """`images` [B, C, H, W]: to see what the layers return."""
         super().__init__()
         self.student, self.weight = student, options.weight
+        self.chunk: int | None = None  # images whose errors go by their own variance; None: the whole batch
         # In a list, which keeps it from being a submodule: its parameters are no part of what is trained, and it never
         # leaves evaluation mode.
         self._teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)]
@@ -79,7 +80,13 @@ class Prediction(nn.Module):
         fractions of the variance of what is predicted."""
         logits, pairs = self._layers(images)
         errors = [
-            (predictor(mine) - theirs).square().mean() / theirs.var()
+            self._error(predictor(mine), theirs)
             for predictor, (mine, theirs) in zip(self.predictors, pairs, strict=True)
         ]
         return logits, self.weight * torch.stack(errors).mean()
+
+    def _error(self, predicted: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        chunk = self.chunk or len(theirs)
+        parts = zip(predicted.split(chunk), theirs.split(chunk), strict=True)
+        errors = [(ours - wanted).square().mean() / wanted.var() for ours, wanted in parts]
+        return errors[0] if len(errors) == 1 else torch.stack(errors).mean()

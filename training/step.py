@@ -9,22 +9,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from training.batchnorm import Statistics
+from training.batchnorm import IMAGES_PER_PASS, Statistics, group_batch_norms, passes
+from training.compilation import compiled
 from training.config import Config
 from training.data.order import Batch, Order
 from training.errors import RunError
-from training.optim import learning_rate, make_optimizer
+from training.optim import AveragedModel, learning_rate, make_optimizer
 from training.prediction import Prediction
 from training.session import Session
 
 
 class TrainStep:
-    """Passes over this rank's chunks of the mini-batch, the optimizer, the average of the weights.
+    """Passes over this rank's part of the mini-batch, the optimizer, the average of the weights.
+
+    A pass takes several chunks at a time, each with batch-norm statistics of its own.
 
     Nothing in a step waits for the device: losses and hits are added up there and read at the next evaluation.
     """
@@ -36,17 +38,21 @@ class TrainStep:
         self.config, self.model, self.prediction, self.session = config, model, prediction, session
         self.trained = model  # with what is trained beside it
         if prediction:
-            self.trained = prediction.to(device)
+            self.trained, prediction.chunk = prediction.to(device), options.chunk
             prediction.teacher.to(device, memory_format=torch.channels_last)
+        # Chunks in each pass. With one, batch norm stays as it is.
+        fits = options.images_per_pass or (options.chunk if device.type == "cpu" else IMAGES_PER_PASS)
+        self.passes = passes(len(order.mine), options.chunk, fits)
+        if max(self.passes) > 1:
+            group_batch_norms(model, options.chunk)
         self.optimizer = make_optimizer(config, self.trained)
         warmup = {"use_warmup": options.ema_warmup, "warmup_gamma": 9.0, "warmup_power": 1.0}  # (step) / (9 + step)
-        self.ema = ModelEmaV3(model, decay=options.ema_decay, **warmup) if options.ema_decay else None
+        self.ema = AveragedModel(model, decay=options.ema_decay, **warmup) if options.ema_decay else None
         self.models = [model, self.ema.module] if self.ema else [model]
-        self.chunks_here = len(order.mine)
-        self.statistics = Statistics(model, session, self.chunks_here, order.chunks_per_batch)
+        self.statistics = Statistics(model, session, self.passes, order.chunks_per_batch)
         # DDP takes the mean over the ranks of what each sums over its chunks; wanted is the mean over all chunks.
         self.chunk_weight = session.world / order.chunks_per_batch
-        self.forward: nn.Module = torch.compile(self.trained) if options.compile else self.trained
+        self.forward: nn.Module = compiled(self.trained, options.compile)
         if session.world > 1:
             with warnings.catch_warnings():  # torch 2.13 has a new name for the argument, torch 2.11 has not
                 warnings.simplefilter("ignore", FutureWarning)
@@ -73,10 +79,11 @@ class TrainStep:
             group["lr"] = learning_rate(self.config, step)
         self.optimizer.zero_grad(set_to_none=True)
         self.statistics.begin_step()
-        for chunk in range(self.chunks_here):
-            images, labels = next(batches)
+        for number, chunks in enumerate(self.passes):
+            images, labels = joined(batches, chunks)
             images = images.contiguous(memory_format=torch.channels_last)
-            last = chunk == self.chunks_here - 1
+            weight = self.chunk_weight * chunks
+            last = number == len(self.passes) - 1
             with contextlib.nullcontext() if last or self.session.world == 1 else self.forward.no_sync():
                 with self.autocast():
                     output = self.forward(images)
@@ -86,10 +93,10 @@ class TrainStep:
                     plain = loss if not options.label_smoothing else F.cross_entropy(logits.detach(), labels)
                     if auxiliary is not None:
                         loss = loss + auxiliary.float()
-                (loss * self.chunk_weight).backward()
-            self.statistics.after_chunk(chunk)
+                (loss * weight).backward()
+            self.statistics.after_pass(number)
             for sums, value in ((self.losses, loss), (self.cross_entropies, plain)):
-                sums[step % options.eval_every] += value.detach() * (self.chunk_weight / self.session.world)
+                sums[step % options.eval_every] += value.detach() * (weight / self.session.world)
             self.correct += (logits.detach().argmax(1) == labels).sum()
         if self.config.optimizer.clip_norm:
             nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.optimizer.clip_norm)
@@ -159,7 +166,8 @@ def failures_explained(config: Config) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"the GPU's memory is full ({str(error).splitlines()[0]}): train on more GPUs, or on ones with more memory"
+            f"the GPU's memory is full ({str(error).splitlines()[0]}): take fewer images at once (--set training.images_per_pass=N), "
+            "which changes no more than rounding, or train on more GPUs"
         ) from None
     except RuntimeError as error:
         if not (config.training.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
@@ -167,5 +175,12 @@ def failures_explained(config: Config) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise RunError(
             f"training.compile: torch.compile failed: {lines[0] if lines else type(error).__name__}; it needs a C++ "
-            "compiler (g++, or the one that CXX names). --set training.compile=false trains without, as another run"
+            "compiler (g++, or the one that CXX names). --set training.compile=false goes on without, which changes "
+            "no more than rounding"
         ) from None
+
+
+def joined(batches: Iterator[Batch], chunks: int) -> Batch:
+    """The next chunks in one batch."""
+    images, labels = zip(*(next(batches) for _ in range(chunks)), strict=True)
+    return (images[0], labels[0]) if chunks == 1 else (torch.cat(images), torch.cat(labels))

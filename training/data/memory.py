@@ -38,6 +38,7 @@ class MemoryImages:
         self._whole = Order(n, config.seed, training.batch_size, training.batch_size)
         self.fingerprint = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (*train, *test))).hexdigest()
         self.facts = {"source": data.name, "train_images": n, "val_images": data.val_images}
+        self.device = device
         self.images, self.labels = (t.to(device) for t in train)
         self.val_images, self.all_val_images = data.val_images, len(test[0])
         self._val = [t[: data.val_images][rank::world].to(device) for t in test]
@@ -48,18 +49,19 @@ class MemoryImages:
     def stream(self, step: int) -> Iterator[Batch]:
         while True:
             epoch, chunks = self.order.chunks(step)
-            for index in chunks:
-                yield self._take(epoch, index)
+            images, labels = self._take(epoch, torch.cat(chunks))  # all of them at once: one way to the device
+            yield from zip(images.split(self.order.chunk), labels.split(self.order.chunk), strict=True)
             step += 1
 
     def _take(self, epoch: int, index: torch.Tensor) -> Batch:
+        """The images at `index`, on the host; nothing here waits for the device."""
         if epoch != self._epoch:
-            self._flipped = torch.rand(self.order.n, generator=self._whole.begin(epoch)) < 0.5
-            self._epoch = epoch
+            flipped = torch.rand(self.order.n, generator=self._whole.begin(epoch)) < 0.5
+            self._flipped, self._epoch = sent(flipped, self.device), epoch
+        index = sent(index, self.device)
         images, labels = _normalise(self.images[index]), self.labels[index]
         if self.flip:
-            flipped = self._flipped[index].to(images.device)
-            images[flipped] = transforms.horizontal_flip(images[flipped])
+            images = torch.where(self._flipped[index][:, None, None, None], transforms.horizontal_flip(images), images)
         return images, labels
 
     def first(self, n: int) -> torch.Tensor:
@@ -78,6 +80,13 @@ class MemoryImages:
 
     def close(self) -> None:
         return
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host's on its way to the device: nobody waits for it to arrive."""
+    if device.type == "cuda":  # from other memory than pinned one the copy would wait for the work before it
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _normalise(images: torch.Tensor) -> torch.Tensor:

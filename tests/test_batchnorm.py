@@ -1,15 +1,24 @@
 """Batch norm over groups of images in one pass: equal to the groups one after the other, and known to the library."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from nets import SHORT
 from torch import nn
 from torch.nn import functional as F
 
 import net2net
-from net2net.inception_bn import inception_bn
-from training.grouped import GroupedBatchNorm2d, group_batch_norms, passes
+from net2net.inception_bn import TABLES, InceptionBN
+from training.batchnorm import GroupedBatchNorm2d, Statistics, group_batch_norms, passes
+from training.config import load
+from training.data import open_data
+from training.prediction import Prediction
+from training.session import Session
+from training.step import TrainStep
+
+ROOT = Path(__file__).resolve().parents[1]
 
 GROUP, GROUPS = 4, 3
 
@@ -20,8 +29,8 @@ def images(n, dtype=torch.float64, seed=0):
     return x.contiguous(memory_format=torch.channels_last), torch.arange(n) % 10
 
 
-def net(name="inception_bn_28", **options):
-    return inception_bn(name, width=0.25, num_classes=10, **options)
+def net():
+    return InceptionBN(SHORT, width=0.25, num_classes=10)
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +188,86 @@ def test_a_widened_net_that_is_wrong_over_groups_is_noticed(trained):
 @pytest.mark.parametrize(
     ("chunks", "chunk", "images", "wanted"),
     [
-        (64, 32, None, [8] * 8),
-        (1, 128, None, [1]),
-        (2, 128, None, [2]),
-        (4, 512, None, [1] * 4),  # one chunk is more than that
-        (22, 32, None, [8, 7, 7]),
-        (11, 32, None, [6, 5]),
+        (64, 32, 256, [8] * 8),
+        (1, 128, 256, [1]),
+        (2, 128, 256, [2]),
+        (4, 512, 256, [1] * 4),  # one chunk is more than that
+        (22, 32, 256, [8, 7, 7]),
+        (11, 32, 256, [6, 5]),
         (64, 32, 32, [1] * 64),
         (64, 32, 4096, [64]),
     ],
 )
 def test_passes_are_few_and_as_equal_as_can_be(chunks, chunk, images, wanted):
     assert passes(chunks, chunk, images) == wanted
+
+
+# ---- in training
+
+
+SMALL = ("training.batch_size=24", "training.bn_batch_size=4", "training.eval_every=2", "data.val_images=20")
+PREDICTED = {"teacher_prediction": ["teacher_prediction.layers=[inception.3a, inception.3c]"]}
+
+
+@pytest.fixture
+def step(trained, monkeypatch):
+    """A function that makes two updates with so many images in a pass; returns the step and its gradients."""
+
+    monkeypatch.setitem(TABLES, "inception_bn_28", SHORT)
+
+    def take(images_per_pass, arm="standard", dtype=torch.float64):
+        config = load(
+            ROOT / "configs" / "smoke" / f"{arm}.yaml",
+            [*SMALL, *PREDICTED.get(arm, ()), f"training.images_per_pass={images_per_pass}"],
+        )
+        model = copy.deepcopy(trained).to(dtype)
+        data = open_data(config, torch.device("cpu"))
+        prediction = None
+        if config.teacher_prediction:
+            prediction = Prediction(model, trained, config.teacher_prediction, images(2)[0], 0).to(dtype)
+        made = TrainStep(config, model, Session(), data.order, prediction)
+        made.losses, made.cross_entropies = made.losses.double(), made.cross_entropies.double()
+        batches = ((x.to(dtype), labels) for x, labels in data.stream(0))
+        grads = []
+        made.optimizer.register_step_pre_hook(
+            lambda *_: grads.append([p.grad.clone() for p in made.trained.parameters()])
+        )
+        for number in range(2):
+            made(number, batches)
+        return made, grads
+
+    return take
+
+
+@pytest.mark.parametrize(("arm", "images_per_pass"), [("standard", 8), ("standard", 1000), ("teacher_prediction", 16)])
+def test_how_many_images_a_pass_takes_changes_rounding_alone(step, arm, images_per_pass):
+    one, wanted = step(4, arm)
+    several, found = step(images_per_pass, arm)
+    assert one.passes == [1] * 6
+    assert several.passes == {8: [2] * 3, 16: [3] * 2, 1000: [6]}[images_per_pass]
+    # The second step's gradients are of weights that differ by rounding already, and a net like this is sensitive.
+    assert differences(found[0], wanted[0])[1] < 1e-6  # the loss is float32, as ever
+    assert differences(found[1], wanted[1])[1] < 1e-5
+    for ours, theirs in ((several.losses, one.losses), (several.cross_entropies, one.cross_entropies)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    assert several.correct == one.correct
+    for ours, theirs in zip(several.models, one.models, strict=True):
+        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=name)
+            if "num_batches" in name:
+                assert a.item() == b.item() > 0
+
+
+def test_with_one_chunk_in_a_pass_batch_norm_stays_as_it_is(step):
+    assert {type(m) for m in step(4)[0].model.modules() if isinstance(m, nn.BatchNorm2d)} == {nn.BatchNorm2d}
+    assert {type(m) for m in step(8)[0].model.modules() if isinstance(m, nn.BatchNorm2d)} == {GroupedBatchNorm2d}
+
+
+def test_passes_of_different_size_count_by_their_chunks():
+    statistics = Statistics(nn.BatchNorm1d(2), Session(), [4, 2], 6)
+    mean = statistics.buffers[0]
+    statistics.begin_step()
+    for number, value in enumerate((3.0, 6.0)):
+        mean.fill_(value)
+        statistics.after_pass(number)
+    assert mean.tolist() == [4.0, 4.0]
