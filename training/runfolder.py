@@ -27,8 +27,9 @@ from typing import Any
 
 import torch
 
+from training.background import Background
 from training.config import OPERATIONAL, Config, differences, effective, flatten
-from training.errors import CheckpointError, RunError, UserError
+from training.errors import CheckpointError, RunError, Stopped, UserError
 from training.files import duplicate, patiently, write_atomic
 from training.lease import Lease, Taken
 from training.session import Session
@@ -57,14 +58,22 @@ class RunFolder:
         self.manifest: dict[str, Any] = {}  # what run.json holds; kept up to date on the main rank
         self._lease: Lease | None = None
         self._saved: int | None = None  # step of checkpoint.pt
+        # On a CPU it would take cores and memory from training, and gain nothing.
+        self._background = Background() if session.device.type != "cpu" else None
 
     def __enter__(self) -> RunFolder:
         self.manifest = self._open()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._lease:
-            self._lease.release()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self._await_writing()
+        except Exception:
+            if kind is None or issubclass(kind, Stopped):  # else the first error is the one to tell
+                raise
+        finally:
+            if self._lease:
+                self._lease.release()
 
     @on_main
     def _open(self) -> dict[str, Any]:
@@ -149,6 +158,8 @@ class RunFolder:
         self._note(**facts)
 
     def _note(self, **facts: Any) -> None:
+        if facts.get("status") == "finished":
+            self._await_writing()
         self._check_lease()
         self.manifest.update(facts)
         self._write("run.json", json.dumps(self.manifest, indent=1).encode() + b"\n")
@@ -171,7 +182,23 @@ class RunFolder:
 
     @on_main
     def save(self, state: dict[str, Any]) -> None:
-        """Checkpoint first, then the metrics that it holds."""
+        """Checkpoint first, then the metrics that it holds.
+
+        From a GPU it is copied now and written while training goes on; what goes wrong then is raised by the next call
+        of this, or when the run ends.
+        """
+        self._check_lease()
+        if self._background:
+            self._background.start(self._save, state)
+        else:
+            self._save(state)
+
+    def _await_writing(self) -> None:
+        """Until the last checkpoint is on the disk."""
+        if self._background:
+            self._background.wait()
+
+    def _save(self, state: dict[str, Any]) -> None:
         self._check_lease()
         # `history` is the record that net2net's `load_record` looks for: how this model came to be.
         history = self.manifest.get("growth", {}).get("history", [])

@@ -191,7 +191,7 @@ class Trainer:
             where = f" (in process {', '.join(ranks)} of {session.world})" if session.world > 1 else ""
             every, began = self.config.training.eval_every, self.rows[-1]["step"] if self.rows else 0
             what = f"the training loss is not a number at step {began // every * every + first}{where}"
-        elif not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        elif not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
             what = f"the weights are not numbers after step {self.step - 1}"  # they are the same on all ranks
         else:
             return

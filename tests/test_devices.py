@@ -1,0 +1,224 @@
+"""What a GPU would do otherwise than a CPU, seen on a pretended device: two devices in one operation, and waiting.
+
+Whether it is fast, and what the kernels compute, only a GPU can tell (tests/test_gpu.py, bench/gpu.py).
+"""
+
+import contextlib
+import copy
+
+import pretended
+import pytest
+import torch
+from nets import SHORT
+from pretended import MixedDevices, Pretending
+from torch.nn import functional as F
+
+import net2net
+from net2net.inception_bn import TABLES, InceptionBN
+from training.config import load
+from training.data import open_data
+from training.evaluation import before_training, evaluate
+from training.network import build
+from training.optim import make_optimizer
+from training.prediction import Prediction
+from training.session import Session
+from training.step import TrainStep
+
+CONFIGS = pretended.ROOT / "configs" / "smoke"
+SMALL = (
+    *("training.batch_size=24", "training.bn_batch_size=4", "training.images_per_pass=12", "training.eval_every=2"),
+    *("data.val_images=20", "model.width=0.15"),
+)
+PREDICTED = {"teacher_prediction": ["teacher_prediction.layers=[inception.3a, inception.3c]"]}
+
+
+@pytest.fixture
+def device():
+    with Pretending() as device:
+        yield device
+
+
+def small(**options):
+    torch.manual_seed(0)
+    return InceptionBN(SHORT, num_classes=10, width=0.5, **options).to(memory_format=torch.channels_last)
+
+
+# ---- the pretended device itself
+
+
+def test_it_computes_what_the_cpu_does(device):
+    model = small().double()
+    x, labels = torch.randn(8, 1, 28, 28, dtype=torch.double), torch.arange(8)
+    there = copy.deepcopy(model).to(pretended.device())
+    loss, wanted = (
+        F.cross_entropy(net(*given), target)
+        for net, *given, target in (
+            (there, x.to(pretended.device()), labels.to(pretended.device())),
+            (model, x, labels),
+        )
+    )
+    loss.backward()
+    wanted.backward()
+    assert loss.device.type == pretended.NAME
+    torch.testing.assert_close(loss.cpu(), wanted)
+    for ours, theirs in zip(there.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_it_refuses_tensors_of_two_devices(device):
+    there, here = torch.ones(3, device=pretended.device()), torch.ones(3)
+    for operation in (lambda: there + here, lambda: torch.cat([here, there]), lambda: there.add_(here)):
+        with pytest.raises(MixedDevices, match=r"test_devices\.py"):
+            operation()
+    assert (there + torch.tensor(1.0)).cpu().tolist() == [2.0] * 3  # as CUDA: a number may come from anywhere
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda t: t.sum().item(),
+        lambda t: t.cpu(),
+        lambda t: bool(t.sum()),
+        lambda t: t.nonzero(),
+        lambda t: t[t > 0],
+        lambda t: torch.equal(t, t),
+        lambda t: t.copy_(torch.zeros(3)),
+        lambda t: t[torch.tensor([0, 1])],
+        lambda t: torch.tensor(1.0, device=t.device),
+    ],
+)
+def test_it_notes_where_the_program_waits(device, wait):
+    there = torch.ones(3, device=pretended.device())
+    device.reset()
+    wait(there)
+    assert sum(device.waits.values()) == 1
+    assert next(iter(device.waits)).startswith("tests/test_devices.py:")
+
+
+@pytest.mark.parametrize(
+    "go_on",
+    [
+        lambda t: t.sum() + 1,
+        lambda t: torch.where(t > 0, t, -t),
+        lambda t: torch.zeros(3).to(t.device, non_blocking=True),
+        lambda t: t.copy_(torch.zeros(3), non_blocking=True),
+        lambda t: t.to(torch.float64),
+    ],
+)
+def test_it_notes_nothing_where_it_does_not(device, go_on):
+    there = torch.ones(3, device=pretended.device())
+    device.reset()
+    go_on(there)
+    assert not device.waits
+
+
+# ---- training
+
+
+@pytest.fixture
+def training(device, monkeypatch):
+    """A function that makes a training step of an arm on the device, with its data."""
+
+    monkeypatch.setitem(TABLES, "inception_bn_28", SHORT)
+
+    def make(arm, *overrides):
+        config = load(CONFIGS / f"{arm}.yaml", [*SMALL, *PREDICTED.get(arm, ()), *overrides])
+        session = Session()
+        session.device = pretended.device()
+        data = open_data(config, session.device)
+        torch.manual_seed(0)
+        model = build(config.model, config.data)
+        prediction = None
+        if config.teacher_prediction:
+            prediction = Prediction(model, copy.deepcopy(model), config.teacher_prediction, data.first(2).cpu(), 0)
+        model.to(session.device, memory_format=torch.channels_last)
+        step = TrainStep(config, model, session, data.order, prediction)
+        for group in step.optimizer.param_groups:
+            group["foreach"] = True  # what timm's default comes to on CUDA (tests/test_gpu.py)
+        return step, data
+
+    return make
+
+
+@pytest.mark.parametrize("arm", ["standard", "deeper", "teacher_prediction"])
+def test_a_step_waits_for_nothing(device, training, arm):
+    step, data = training(arm, "optimizer.clip_norm=2.0", "training.label_smoothing=0.1", "training.ema_warmup=true")
+    batches = data.stream(0)
+    step(0, batches)  # the optimizer's state is made
+    device.reset()
+    step(1, batches)
+    assert not device.waits
+    # An optimizer and an average that went through the parameters one by one would launch thousands.
+    assert sum(n for name, n in device.operations.items() if "_foreach_" in name) < 30
+
+
+def test_evaluation_waits_once_and_saving_does_not(device, training):
+    step, data = training("standard")
+    step(0, data.stream(0))
+    device.reset()
+    with torch.no_grad():  # views of a device written in Python do not go with inference mode
+        evaluate.__wrapped__(step.evaluated, data, step.session, contextlib.nullcontext)
+    lines = {where.split()[0] for where in device.waits}  # at its end, for the counts
+    assert len(lines) <= 2
+    assert all(line.startswith("training/evaluation.py") for line in lines), device.waits
+    device.reset()
+    step.state_dict()
+    assert not device.waits
+    before_training(step.model, data, step.session, contextlib.nullcontext)
+    assert all(where.startswith("training/evaluation.py") for where in device.waits), device.waits
+
+
+def test_optimizer_and_average_launch_a_few_kernels_whatever_the_number_of_layers(device):
+    config = load(CONFIGS / "standard.yaml", [*SMALL, "training.ema_decay=0.99"])
+    counts = []
+    for pairs in (0, 2):
+        model = small(extra_pairs=pairs).to(pretended.device())
+        session = Session()
+        session.device = pretended.device()
+        data = open_data(config, session.device)
+        step = TrainStep(config, model, session, data.order)
+        for group in step.optimizer.param_groups:
+            group["foreach"] = True
+        step(0, data.stream(0))
+        device.reset()
+        step.optimizer.step()
+        step.ema.update(model, 2)
+        counts.append(sum(device.operations.values()))
+    assert len(list(model.parameters())) > 2 * 36
+    assert counts[0] <= 2 * 11 + 2  # two groups of parameters; the average's weights and its counters
+    assert counts[0] == counts[1]
+
+
+# ---- growing
+
+
+GROWN = {
+    "widen": lambda model, x: net2net.widen(model, x, 1.5),
+    "widen with noise": lambda model, x: net2net.widen(model, x, 1.5, noise=0.02),
+    "random_pad": lambda model, x: net2net.random_pad(model, x, 1.5),
+    "deepen": lambda model, x: net2net.deepen(model, x, {"inception.*.middle.2": [(3, 1), (1, 3)]}, calibration=[x]),
+}
+
+
+@pytest.mark.parametrize("how", list(GROWN))
+def test_growing_keeps_to_the_device_and_gives_what_the_cpu_gives(device, how):
+    config = load(CONFIGS / "standard.yaml", SMALL)
+    teacher, x, labels = small().double(), torch.randn(8, 1, 28, 28, dtype=torch.double), torch.arange(8)
+    found = []
+    for place in ("cpu", pretended.device()):
+        model, images = copy.deepcopy(teacher).to(place), x.to(place)
+        optimizer = make_optimizer(config, model)
+        F.cross_entropy(model(images), labels.to(place)).backward()
+        optimizer.step()
+        student = GROWN[how](model, images)
+        grown = net2net.grow_optimizer(optimizer, student, teacher=model)
+        assert {p.device for p in student.parameters()} == {torch.device(place)}
+        assert {t.device for s in grown.state.values() for t in s.values() if t.ndim} == {torch.device(place)}
+        for train in (False, True):
+            certificate = net2net.verify(model, student, images, train=train)
+            assert certificate.relative < (2 if "noise" in how or how == "random_pad" else 1e-9)
+        F.cross_entropy(student(images), labels.to(place)).backward()
+        grown.step()
+        found.append([p.detach().cpu() for p in student.parameters()])
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-12)
