@@ -447,6 +447,47 @@ def test_an_estimate_is_of_the_work_or_of_the_launches_whichever_is_more(tmp_pat
     assert price.assumed_rate(large) == (pytest.approx(60e12 / (3 * flops)), "60 TFLOP/s")
 
 
+def test_the_assumptions_are_what_public_figures_come_to():
+    """A published ResNet-50 rate times its operations; the operations of one of our layers times 6 us."""
+    import torch
+    import torchvision
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from net2net.inception_bn import ConvBNReLU
+
+    with torch.device("meta"):
+        resnet, image = torchvision.models.resnet50(), torch.empty(2, 3, 224, 224)
+    with FlopCounterMode(display=False) as counter:
+        resnet(image).sum().backward()
+    assert pytest.approx(2600 * counter.get_total_flops() / 2, rel=0.1) == price.ASSUMED
+
+    class Count(TorchDispatchMode):
+        views = ("view", "detach", "t", "alias", "expand", "as_strided", "permute")
+        n = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.n += str(func.overloadpacket).removeprefix("aten.") not in self.views
+            return func(*args, **(kwargs or {}))
+
+    layer, x = ConvBNReLU(8, 8, (3, 3)), torch.randn(2, 8, 6, 6, requires_grad=True)
+    with Count() as count:
+        layer(x).sum().backward()
+    assert pytest.approx(count.n * 6e-6, rel=0.5) == price.LAUNCH
+
+
+def test_a_large_pass_costs_fewer_launches():
+    config = load(ROOT / "configs" / "imagenet" / "standard.yaml")
+    assert price.images_in_a_pass(config) == 256
+    small = load(
+        ROOT / "configs" / "imagenet" / "standard.yaml", ["training.bn_batch_size=16", "training.images_per_pass=16"]
+    )
+    assert price.images_in_a_pass(small) == 16
+    flops, layers = price.forward_cost(config)
+    assert price.assumed_rate(config) == (pytest.approx(60e12 / (3 * flops)), "60 TFLOP/s")
+    assert price.assumed_rate(small) == (pytest.approx(16 / (layers * 60e-6)), "60 us a layer")
+
+
 def test_flops_are_two_for_each_multiply_add():
     """Against a count by hand: output pixels times the weights of each convolution, and the classifier's."""
     import torch
