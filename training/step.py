@@ -166,8 +166,8 @@ def failures_explained(config: Config) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"the GPU's memory is full ({str(error).splitlines()[0]}): take fewer images at once (--set training.images_per_pass=N), "
-            "which changes no more than rounding, or train on more GPUs"
+            f"the GPU's memory is full ({str(error).splitlines()[0]}): take fewer images at once "
+            "(--set training.images_per_pass=N, which changes no more than rounding), or train on more GPUs"
         ) from None
     except RuntimeError as error:
         if not (config.training.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
