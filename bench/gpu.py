@@ -104,8 +104,8 @@ from training.background import Background  # noqa: E402
 from training.batchnorm import group_batch_norms  # noqa: E402
 from training.compilation import compiled  # noqa: E402
 from training.config import Config, load  # noqa: E402
-from training.data import open_data  # noqa: E402
 from training.data.order import Order  # noqa: E402
+from training.data.source import open_data  # noqa: E402
 from training.network import build  # noqa: E402
 from training.optim import make_optimizer  # noqa: E402
 from training.session import Session  # noqa: E402

@@ -65,8 +65,17 @@ class _Module:
     def _is_in_bad_fork(self) -> bool:
         return False
 
-    def manual_seed_all(self, seed: int) -> None:
-        return
+    def manual_seed(self, seed: int) -> None:
+        self.stream = torch.tensor([seed])
+
+    manual_seed_all = manual_seed
+    stream = torch.tensor([0])
+
+    def get_rng_state(self, device: torch.device) -> torch.Tensor:
+        return self.stream
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+        self.stream = state
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]

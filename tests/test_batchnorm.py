@@ -13,7 +13,7 @@ import net2net
 from net2net.inception_bn import TABLES, InceptionBN
 from training.batchnorm import GroupedBatchNorm2d, Statistics, group_batch_norms, passes
 from training.config import load
-from training.data import open_data
+from training.data.source import open_data
 from training.prediction import Prediction
 from training.session import Session
 from training.step import TrainStep

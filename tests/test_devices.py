@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import net2net
 from net2net.inception_bn import TABLES, InceptionBN
 from training.config import load
-from training.data import open_data
+from training.data.source import open_data
 from training.evaluation import before_training, evaluate
 from training.network import build
 from training.optim import make_optimizer
