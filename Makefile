@@ -48,7 +48,7 @@ test-slurm: .venv/.installed ## Figure 4's smoke scale through a Slurm of its ow
 	PYTHON=$(PY) sh tools/test_slurm.sh
 
 fuzz: .venv/.installed ## grow random networks until one fails: NET2NET_FUZZ=5000 of them for each test (ARGS=... for pytest)
-	NET2NET_FUZZ=$${NET2NET_FUZZ:-1000} OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests/test_fuzz.py $(ARGS)
+	NET2NET_FUZZ=$${NET2NET_FUZZ:-1000} OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests/net2net/test_fuzz.py $(ARGS)
 
 lint: .venv/.installed ## check style and formatting with ruff
 	$(PY) -m ruff check .

@@ -1,6 +1,6 @@
 """The pixels that training and validation are fed, as they were recorded: begun runs go on with the same ones.
 
-`python tests/test_pixels.py` records anew, after a change that is meant to change them.
+`python tests/training/test_pixels.py` records anew, after a change that is meant to change them.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from training.data.decode import backend
 from training.data.loader import ImageData
 from training.data.source import open_data
 
-RECORD = Path(__file__).parent / "golden" / "pixels.json"
+RECORD = Path(__file__).parents[1] / "golden" / "pixels.json"
 CPU = torch.device("cpu")
 KINDS = ("RGB", "L", "P", "CMYK", "RGBA")
 SECTION = {

@@ -29,7 +29,7 @@ from training.errors import DataError
 
 SIZE, BATCH, CHUNK = 32, 8, 4  # 24 training images: three mini-batches of two chunks in an epoch
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

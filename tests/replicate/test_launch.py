@@ -374,9 +374,8 @@ def test_torchrun_is_deaf_to_the_scheduler_and_listens_to_us(tmp_path):
 
 def test_torchrun_is_told_when_we_are_killed(tmp_path):
     log = tmp_path / "log"
-    code = (
-        f"import sys, os; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pathlib import Path; import test_launch\n"
-    )
+    here = str(Path(__file__).parent)
+    code = f"import sys, os; sys.path.insert(0, {here!r}); from pathlib import Path; import test_launch\n"
     code += f"test_launch.spawn_child(Path({str(log)!r})); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -9
     deadline = time.monotonic() + 20

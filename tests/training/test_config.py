@@ -11,7 +11,7 @@ from net2net.inception_bn import TABLES
 from training.config import ConfigError, Model, _keys, differences, flatten, load
 from training.runfolder import config_id
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARMS = experiments.arms()
 
 

@@ -11,7 +11,7 @@ from training.background import Background
 from training.errors import RunError
 from training.runfolder import RunFolder, load_checkpoint
 
-ROOT = train.Path(__file__).resolve().parents[1]
+ROOT = train.Path(__file__).resolve().parents[2]
 SMALL = ("training.steps=4", "training.eval_every=2", "training.batch_size=8", "data.val_images=20", "model.width=0.15")
 
 

@@ -18,7 +18,7 @@ from training.prediction import Prediction
 from training.session import Session
 from training.step import TrainStep
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 GROUP, GROUPS = 4, 3
 

@@ -10,27 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from test_figures import write_run
+from finished import add
 
 from figures import claims, evidence, metrics, sweeps
 from figures.claims import Arms, pace, verdict
-from figures.curves import Problem, Results, read_seeds
+from figures.curves import Problem, Results
 from figures.metrics import Estimate, arrival, estimate, speedup
 from figures.rules import Rule, Rules
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def add(root, arm, seed, val, final=None, rate=1.0, flops=10, teacher=None, **how):
-    """A run with what run.json says of a finished one."""
-    folder = root / arm / f"seed{seed}"
-    write_run(folder, val, **how)
-    info = json.loads((folder / "run.json").read_text())
-    info["config"] |= {"optimizer.lr_scale": rate, "growth.teacher": teacher}
-    info |= {"training_flops_per_image": flops, "parameters": 350_000}
-    info |= {"result": {"all_val_top1": (val[-1] if final is None else final) / 100}}
-    (folder / "run.json").write_text(json.dumps(info))
-    return read_seeds(root / arm)[seed]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 CLAIM = {"section": "", "says": "", "shows": "", "tests": [{"metric": "final", "arm": "a", "against": "b", "above": 0}]}

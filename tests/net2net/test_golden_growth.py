@@ -1,6 +1,6 @@
-"""What grew before grows the same: records and weights of five nets, kept in tests/golden_growth.json.
+"""What grew before grows the same: records and weights of five nets, kept in tests/golden/growth.json.
 
-`python tests/test_golden_growth.py` writes that file anew, for a change that means to grow otherwise.
+`python tests/net2net/test_golden_growth.py` writes that file anew, for a change that means to grow otherwise.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from torch import nn
 from net2net import deepen, history, random_pad, widen
 from net2net.inception_bn import inception_bn
 
-GOLDEN = Path(__file__).with_name("golden_growth.json")
+GOLDEN = Path(__file__).parents[1] / "golden" / "growth.json"
 
 
 def residual():

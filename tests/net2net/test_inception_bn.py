@@ -12,7 +12,7 @@ from net2net.inception_bn import TABLES, ConvBNReLU, InceptionBN, inception_bn, 
 from training import network
 from training.config import load
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NARROW = 0.3**0.5
 
 

@@ -14,7 +14,7 @@ from replicate import fig4, fig5, fig6, record
 from replicate.launch import main
 from replicate.runner import Runner, plan
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ALL = tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))
 
 

@@ -29,7 +29,7 @@ from training.session import Session, StopSignals
 from training.step import TrainStep
 from training.student import teacher_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 context = multiprocessing.get_context("forkserver")

@@ -20,7 +20,7 @@ from training.data.fashion_mnist import ensure, load
 from training.errors import DataError
 
 NAMES = [name for name, _ in FashionMNIST.resources]
-REAL_DATA = Path(__file__).resolve().parent.parent / "data"
+REAL_DATA = Path(__file__).resolve().parents[2] / "data"
 real_run = fashion_mnist._run
 
 

@@ -19,7 +19,7 @@ import net2net
 from net2net import __main__ as cli
 from net2net import overview, sources
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = ("--input", "3x8x8")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.cuda.is_available()
 # timm leaves closing the files that it opens to the garbage collector; torch 2.13 has a new name for DDP's argument.
 pytestmark = pytest.mark.filterwarnings(

@@ -26,7 +26,7 @@ from net2net import (
     widen,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 BUILD = {

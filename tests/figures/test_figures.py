@@ -8,26 +8,17 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from finished import write_run
 
 from experiments import figures
 from figures.command import main
-from figures.curves import COLUMNS, read_arms, read_there
+from figures.curves import read_arms, read_there
 from figures.style import LOOK, draw
 from figures.tables import as_text, final_table, levels, steps_table
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).resolve().parents[2]
 FIG4, FIG5, FIG6 = figures().values()
 PARTS = [".pdf", ".png", "_final.csv", "_steps.csv"]
-
-
-def write_run(folder, val, *, every=100, status="finished", data="fashion_mnist", train=None):
-    """A run whose validation accuracies, in percent, are `val`: one evaluation every `every` steps."""
-    folder.mkdir(parents=True)
-    lines = [",".join(COLUMNS)]
-    for k, (seen, unseen) in enumerate(zip(train or val, val, strict=True)):
-        lines.append(f"{k * every},{k * every * 128},{k}.5,0.01,1.0,{seen / 100 if k else ''},1.0,{unseen / 100}")
-    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    (folder / "run.json").write_text(json.dumps({"status": status, "config": {"data.name": data}}))
 
 
 @pytest.fixture

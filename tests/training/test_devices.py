@@ -1,6 +1,6 @@
 """What a GPU would do otherwise than a CPU, seen on a pretended device: two devices in one operation, and waiting.
 
-Whether it is fast, and what the kernels compute, only a GPU can tell (tests/test_gpu.py, bench/gpu.py).
+Whether it is fast, and what the kernels compute, only a GPU can tell (tests/training/test_gpu.py, bench/gpu.py).
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def test_it_notes_where_the_program_waits(device, wait):
     device.reset()
     wait(there)
     assert sum(device.waits.values()) == 1
-    assert next(iter(device.waits)).startswith("tests/test_devices.py:")
+    assert next(iter(device.waits)).startswith("tests/training/test_devices.py:")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def training(device, monkeypatch):
         model.to(session.device, memory_format=torch.channels_last)
         step = TrainStep(config, model, session, data.order, prediction)
         for group in step.optimizer.param_groups:
-            group["foreach"] = True  # what timm's default comes to on CUDA (tests/test_gpu.py)
+            group["foreach"] = True  # what timm's default comes to on CUDA (tests/training/test_gpu.py)
         return step, data
 
     return make

@@ -12,7 +12,7 @@ import pytest
 from net2net import rules
 from net2net.__main__ import _parser
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 CARDS = sorted(DOCS.glob("net2*.md"))
 PAGES = [*CARDS, DOCS / "rules.md", DOCS / "training.md"]
 

@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 
 import net2net
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

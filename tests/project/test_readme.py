@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from test_claims import add
+from finished import add
 
 from figures.curves import Problem
 from figures.documents import documents, readme, replication, study
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 
