@@ -136,6 +136,11 @@ def test_what_is_submitted_is_not_submitted_again(fake_slurm, tmp_path, capsys):
     texts = [path.read_text() for path in sorted(fake_slurm.glob("*.sh"))]
     assert [re.search("job-name=smoke-(.*)", text)[1] for text in texts] == list(fig4.ARMS)
     assert ["aftercorr:1" in text for text in texts] == [False, False, True, True]
+    machines = {str(tmp_path): "TMP", sys.executable: "PYTHON", str(ROOT): "ROOT"}
+    neutral = "".join(texts)
+    for path, name in machines.items():
+        neutral = neutral.replace(path, name)
+    assert neutral == (ROOT / "tests" / "golden" / "sbatch.txt").read_text()  # so jobs in a queue stay what they are
     for text in texts:
         assert "#SBATCH --requeue\n" in text
         assert "#SBATCH --kill-on-invalid-dep=yes\n" in text
