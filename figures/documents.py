@@ -4,6 +4,9 @@
 
 A table stands between two comments of its name, `<!-- arms -->` and `<!-- /arms -->`. In the tables of the study the
 first cell of a row names an arm of the folder that the comment names, and the rest is filled in.
+A number in a sentence stands between `<!--final long: wider-->` (a metric of figures/claims.py, a folder of runs, an arm:
+its mean over seeds) and `<!--/-->`. After `<!--final long: wider - standard-->` it is the mean of the differences of the
+same seed, with its interval.
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from figures import metrics
-from figures.curves import Problem, Run, read_seeds
+from figures.claims import DIFFERENCES
+from figures.curves import Problem, Results, Run, read_seeds
+from figures.metrics import SHOWN, estimate
 from figures.style import LOOK
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +53,7 @@ def _spread(values: pd.Series) -> str:
 
 def readme(text: str, results: Path) -> str:
     """The README with its verdicts as the results have them."""
+    text = numbers(text, results)
     return _between(text, "verdicts", lambda _: (results / "figures" / "verdicts.md").read_text())
 
 
@@ -61,14 +68,58 @@ def claims(text: str, results: Path) -> str:
     return _between(text, "claims", lambda _: (results / "figures" / "claims.md").read_text())
 
 
+NUMBER = re.compile(r"(<!--(\w+) ([\w.-]+): ([\w.]+)(?: - ([\w.]+))?-->).*?(<!--/-->)", re.DOTALL)
+
+
+def numbers(text: str, results: Path) -> str:
+    """The text with its sentences' numbers as the results have them; "not run" where they have none."""
+    there = Results(results)
+
+    def fill(found: re.Match[str]) -> str:
+        begin, metric, runs, name, other, end = found.groups()
+        arm, against = there.arm(runs, name), there.arm(runs, other) if other else {}
+        if other:
+            values = [DIFFERENCES[metric](arm[seed], against[seed]) for seed in sorted(arm.keys() & against.keys())]
+        else:
+            values = [getattr(metrics, metric)(run) for run in arm.values()]
+        return begin + _value(values, signed=bool(other)) + end
+
+    return NUMBER.sub(fill, text)
+
+
+def _value(values: list[float], signed: bool) -> str:
+    if not values:
+        return "not run"
+    one = estimate(values)
+    mean = f"{one.mean:+.2f}" if signed else f"{one.mean:.2f}"
+    if signed and one.n >= SHOWN:
+        mean += f" [{one.low:+.2f}, {one.high:+.2f}]"
+    return f"{mean} (n = {one.n})"
+
+
 def study(text: str, results: Path) -> str:
-    """docs/study.md with the numbers of its arms, at step 0 and at the end with the interval over seeds."""
+    """docs/study.md with its numbers, and how soon each student is where the net from scratch converges."""
+    table = pd.read_csv(results / "figures" / "pace.csv")
+    rows = [_pace(row) for row in table[table.level == "converged - 1 points"].itertuples()]
+    head = "| arm | against | mini-batches | operations | operations, the teacher's counted | n |\n"
+    return _between(numbers(text, results), "pace", lambda _: head + "|---" * 6 + "|\n" + "".join(rows))
+
+
+def _pace(row: Any) -> str:
+    ratios = (row.ratio_steps, row.ratio_operations, row.ratio_operations_with_teacher)
+    missed = row.seeds - row.both_reached
+    cells = [f"not all arrive: {row.both_reached} of {row.seeds}", "", ""] if missed else [f"{x:.1f}×" for x in ratios]
+    return f"| `{row.arm}` | `{row.against}` | {' | '.join(cells)} | {row.seeds} |\n"
+
+
+def sweeps(text: str, results: Path) -> str:
+    """docs/sweeps.md with the numbers of its arms, at step 0 and at the end with the interval over seeds."""
     table = pd.read_csv(results / "figures" / "sweeps.csv").set_index(["runs", "arm"])
 
     def fill(runs: str) -> Callable[[str], str]:
         def row(found: re.Match[str]) -> str:
             if (runs, found[1]) not in table.index:
-                raise Problem(f"docs/study.md has a row for {found[1]}, of which results/{runs} has no three seeds.")
+                raise Problem(f"docs/sweeps.md has a row for {found[1]}, of which results/{runs} has no three seeds.")
             of = table.loc[(runs, found[1])]
             return f"| `{found[1]}` | {of.start:.2f} | {of.final:.2f} [{of.final_low:.2f}, {of.final_high:.2f}] |"
 
@@ -87,6 +138,7 @@ def documents(root: Path) -> dict[Path, Callable[[str], str]]:
         root / "docs" / "claims.md": lambda text: claims(text, results),
         root / "docs" / "replication.md": lambda text: replication(text, results),
         root / "docs" / "study.md": lambda text: study(text, results),
+        root / "docs" / "sweeps.md": lambda text: sweeps(text, results),
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from finished import add
 
 from figures.curves import Problem
-from figures.documents import documents, readme, replication, study
+from figures.documents import documents, numbers, readme, replication, study, sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -46,9 +46,38 @@ def test_an_arm_of_the_study_that_was_not_run_is_named(tmp_path):
     columns = "runs,arm,start,final,final_low,final_high\nheld,wider,80,90,89,91\n"
     (tmp_path / "figures" / "sweeps.csv").write_text(columns)
     text = "<!-- rate: held -->\n| `{}` | old |\n<!-- /rate -->\n"
-    assert "| `wider` | 80.00 | 90.00 [89.00, 91.00] |" in study(text.format("wider"), tmp_path)
+    assert "| `wider` | 80.00 | 90.00 [89.00, 91.00] |" in sweeps(text.format("wider"), tmp_path)
     with pytest.raises(Problem, match="has a row for deeper"):
-        study(text.format("deeper"), tmp_path)
+        sweeps(text.format("deeper"), tmp_path)
+
+
+def test_the_numbers_of_a_sentence_are_filled_in_from_the_runs(tmp_path):
+    for seed in (1, 2):
+        add(tmp_path / "long", "wider", seed, [80, 90], final=90 + seed)
+        add(tmp_path / "long", "standard", seed, [10, 90], final=90.5)
+    text = "Ends at <!--final long: wider-->?<!--/--> %, <!--final long: wider - standard-->?<!--/--> points above."
+    filled = numbers(text, tmp_path)
+    assert "-->91.50 (n = 2)<!--/--> %, " in filled
+    assert "-->+1.00 [-5.35, +7.35] (n = 2)<!--/--> points" in filled
+    assert numbers(filled, tmp_path) == filled
+    assert "-->not run<!--/-->" in numbers("<!--final long: deeper-->91.50<!--/-->", tmp_path)
+    assert "-->-0.50 (n = 1)<!--/-->" in numbers("<!--start long: wider_2 - standard-->?<!--/-->", _one_more(tmp_path))
+
+
+def _one_more(results):
+    add(results / "long", "wider_2", 1, [89.5, 90])
+    return results
+
+
+def test_how_soon_each_arm_arrives_is_filled_in(tmp_path):
+    (tmp_path / "figures").mkdir()
+    head = "arm,against,level,seeds,both_reached,ratio_steps,ratio_operations,ratio_operations_with_teacher\n"
+    rows = "wider,standard,converged - 1 points,5,5,4,3.96,1.5\nwider,standard,50 % of the way,5,5,9,9,9\n"
+    (tmp_path / "figures" / "pace.csv").write_text(head + rows + "deeper,standard,converged - 1 points,5,3,,,\n")
+    filled = study("<!-- pace -->\n<!-- /pace -->\n", tmp_path)
+    assert filled.count("\n") == 6
+    assert "| `wider` | `standard` | 4.0× | 4.0× | 1.5× | 5 |\n" in filled
+    assert "| `deeper` | `standard` | not all arrive: 3 of 5 |  |  | 5 |\n" in filled
 
 
 def test_every_file_and_command_it_names_exists():
