@@ -4,8 +4,8 @@
 
 A table stands between two comments of its name, `<!-- arms -->` and `<!-- /arms -->`. In the tables of the study the
 first cell of a row names an arm of the folder that the comment names, and the rest is filled in.
-A number in a sentence stands between `<!--final long: wider-->` (a metric of figures/claims.py, runs, an arm: its mean over
-seeds) and `<!--/-->`. After `<!--final long: wider - standard-->` it is the mean of the differences of the same seed.
+A number of a sentence is between `<!--final long: wider-->` (a metric of figures/claims.py, runs, an arm: the mean of
+its seeds) and `<!--/-->`; with `wider - standard` for `wider` it is the mean of the differences of the same seed.
 """
 
 from __future__ import annotations
