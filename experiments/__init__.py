@@ -43,6 +43,13 @@ from experiments.reading import YamlError, read
 
 HERE = Path(__file__).parent
 
+# Keys of a config that may differ between two calls that train the same run, and so between two seeds of one arm.
+OPERATIONAL = (
+    *("data.root", "data.workers", "training.images_per_pass", "training.compile", "training.keep"),
+    *("training.save_minutes", "training.device"),
+    *("wandb.mode", "wandb.project"),
+)
+
 
 class Look(NamedTuple):
     """How an arm is drawn."""

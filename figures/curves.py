@@ -17,15 +17,14 @@ from typing import Any
 
 import pandas as pd
 
+from experiments import OPERATIONAL
 from experiments import Figure as Plot
 
 COLUMNS = ["step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]
 EXPECTED = f"expected are the columns {','.join(COLUMNS)} and one row per evaluation"
 
 
-# What the runs of one arm may differ in: the seed, and what does not change what is trained.
-FREE = {"seed", "figures", "data.root", "data.workers", "wandb.mode", "wandb.project", "training.keep"}
-FREE |= {"training.compile", "training.device", "training.images_per_pass", "training.save_minutes"}
+FREE = {"seed", "figures", *OPERATIONAL}  # what the runs of one arm may differ in
 # What the arms of one figure have in common, which is what makes a scale.
 SCALE = ("model.name", "data.name", "data.validation", "data.val_images", "data.image_size", "optimizer.lr")
 SCALE += ("schedule.name", "schedule.decay_rate", "schedule.decay_steps", "training.batch_size", "training.eval_every")

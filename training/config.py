@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from experiments import OPERATIONAL
 from experiments.reading import YamlError, parse, read
 from training.errors import ConfigError
 
@@ -167,14 +168,6 @@ class Config(Section):
             if self.data.name == "imagenet" and getattr(self.data, key) is None:
                 raise ValueError(f"data.{key}: null (as many as are found) is for data.name: folder, not for ImageNet")
         return self
-
-
-# What may differ between two calls that train the same run.
-OPERATIONAL = (
-    *("data.root", "data.workers", "training.images_per_pass", "training.compile", "training.keep"),
-    *("training.save_minutes", "training.device"),
-    *("wandb.mode", "wandb.project"),
-)
 
 
 SCALE = "base.yaml"  # in each folder of configs/: what its arms share
