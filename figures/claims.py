@@ -127,6 +127,8 @@ class Outcome:
     against: str
     unit: str
     rule: str
+    above: float | None  # what the interval has to lie above, and below
+    below: float | None
     found: Estimate | None
     frozen: float | None  # what a student would be given that stayed as good as it was at step 0
     arrived: int | None  # speedup: seeds in which the arm reached the level at all
@@ -169,7 +171,8 @@ def judge(test: Rule, seeds: list[int], arms: Arms) -> Outcome:
         metric = f"speedup to {to}"
     unit = "x" if ratio else "points"
     arrived = arrived if found else None
-    return Outcome(metric, arm.name, against.name, unit, rule, found, frozen, arrived, len(seeds), state)
+    bounds = test.within or (test.above, test.below)
+    return Outcome(metric, arm.name, against.name, unit, rule, *bounds, found, frozen, arrived, len(seeds), state)
 
 
 def _state(test: Rule, found: Estimate | None) -> tuple[str, str]:
@@ -233,13 +236,15 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
                     "seeds": outcome.wanted,
                     "unit": outcome.unit,
                     "rule": outcome.rule,
+                    "above": outcome.above,
+                    "below": outcome.below,
                     "test": outcome.state,
                     "verdict": verdict(outcomes),
                     "shows": claim.shows,
                 }
             )
-    kinds = {"n": "Int64", "arrived": "Int64", "mean": float, "low": float, "high": float, "frozen": float}
-    return pd.DataFrame(rows).astype(kinds)
+    numbers = ("mean", "low", "high", "frozen", "above", "below")
+    return pd.DataFrame(rows).astype({"n": "Int64", "arrived": "Int64", **dict.fromkeys(numbers, float)})
 
 
 def ours(row: Any) -> str:

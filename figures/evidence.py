@@ -43,7 +43,7 @@ def forest(rows: pd.DataFrame) -> Figure:
             colour = STATES[row.test]
             ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, solid_capstyle="butt")
             ax.plot(row.mean, y, "o", color=colour, ms=4)
-            for bound in _bounds(row.rule):
+            for bound in (row.above, row.below):  # one that a test has not is not drawn
                 ax.plot(bound, y, "|", color="black", ms=9, mew=1.2)
         names = [f"{row.claim}   {row.arm} – {row.against}" for row in part.itertuples()]
         if ratio := "speedup" in PANELS[title]:
@@ -61,12 +61,6 @@ def forest(rows: pd.DataFrame) -> Figure:
     handles += figure.axes[0].plot([], [], "|", color="black", ms=9, label="what it takes")
     figure.legend(handles=handles, loc="outside upper right", ncols=5)
     return figure
-
-
-def _bounds(rule: str) -> list[float]:
-    """The thresholds of a rule as the table writes it: "> 0", "in -0.5 … 0.5", "> 2, mean ≥ 4"."""
-    words = rule.split(",")[0].removeprefix("in ").strip("<> ").split(" … ")
-    return [float(word) for word in words]
 
 
 @in_style

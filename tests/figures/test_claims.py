@@ -119,7 +119,7 @@ def test_what_an_interval_decides(rule, found, state):
 
 def test_a_claim_needs_all_its_tests():
     def of(*states):
-        return verdict([claims.Outcome("", "", "", "", "", None, None, None, 5, state) for state in states])
+        return verdict([claims.Outcome("", "", "", "", "", None, None, None, None, None, 5, state) for state in states])
 
     assert of("holds", "holds") == "yes"
     assert of("holds", "refuted", "not run") == "no"
