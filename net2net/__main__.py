@@ -20,6 +20,7 @@ import ast
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
 from importlib import metadata
@@ -67,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _spelled(text: str) -> str:
     """What the library says, with the options of the command line for its arguments."""
-    for argument in ("calibration", "factor", "modules"):
-        text = text.replace(f"{argument}=", f"--{argument}")
+    for argument in ("calibration", "factor", "modules", "multiple_of", "new_head"):
+        text = re.sub(rf"\b{argument}(=| names)", lambda found: f"--{found[0].rstrip('=').replace('_', '-')}", text)
     text = text.replace("choose one by key=", "choose one by --weights-key").replace(
         "key= takes", "--weights-key takes"
     )
@@ -177,6 +178,23 @@ def _parser() -> Parser:
         type=_width,
         help="instead of --factor: the new number of channels of a layer; can be repeated",
     )
+    group.add_argument(
+        "--multiple-of",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="round the widths that --factor asks for up to a multiple, e.g. 8, which tensor cores are made for",
+    )
+    for made in growing:
+        made.add_argument_group("another number of classes").add_argument(
+            "--new-head",
+            action="append",
+            default=[],
+            metavar="[LAYER=]N",
+            type=_head,
+            help="replace the layer that makes the outputs by one with N of them, initialised anew; can be repeated "
+            "with LAYER",
+        )
     group = widened.add_argument_group("with what")
     group.add_argument(
         "--noise",
@@ -260,6 +278,21 @@ def _width(text: str) -> tuple[str, int]:
     return layer, int(value)
 
 
+def _head(text: str) -> tuple[str, int]:
+    """A layer and its number of outputs; "" for the only one that makes them."""
+    layer, sign, number = text.rpartition("=")
+    if not number.isdecimal() or not int(number) or (sign and not layer):
+        raise argparse.ArgumentTypeError(f"expected a number of classes, e.g. 10 or fc=10, got {text!r}")
+    return layer, int(number)
+
+
+def _new_head(asked: argparse.Namespace) -> Any:
+    heads = _once(asked.new_head, "--new-head")
+    if "" in heads and len(heads) > 1:
+        raise CommandError("--new-head N is for a model with one classifier: name the layer of each, e.g. fc=10")
+    return heads.get("", heads or None)
+
+
 def _site(text: str) -> tuple[str, list[Any]]:
     """Kernels are "3", "1x3" or a word that `deepen` knows, separated by commas; or all of them are a list in JSON."""
     wanted = "GLOB=KERNELS, e.g. 'layer1.*=3' or 'layer2.1=1x3,3x1'"
@@ -311,6 +344,7 @@ def widen(asked: argparse.Namespace) -> int:
     if asked.random_pad and asked.noise is not None:
         raise CommandError("--noise is for copies, and --random-pad makes none: give one of them")
     options: dict[str, Any] = {"widths": widths or None, "modules": asked.modules, "seed": asked.seed}
+    options |= {"multiple_of": asked.multiple_of, "new_head": _new_head(asked)}
     out = _writable(asked)
     inputs, teacher, weights, examples = _teacher(asked)
     with sources.attempt("cannot widen this"):
@@ -323,7 +357,7 @@ def widen(asked: argparse.Namespace) -> int:
 
 
 def deepen(asked: argparse.Namespace) -> int:
-    sites = _once(asked.site, "--site")
+    sites, new_head = _once(asked.site, "--site"), _new_head(asked)
     out = _writable(asked)
     files = None
     if asked.calibration not in (None, "random"):
@@ -335,7 +369,7 @@ def deepen(asked: argparse.Namespace) -> int:
     if files:
         batches = sources.calibration_batches(files, asked.calibration_batch, examples.device)
     with sources.attempt("cannot deepen this"):
-        student = net2net.deepen(teacher, examples, sites, batches)
+        student = net2net.deepen(teacher, examples, sites, batches, new_head=new_head, seed=asked.seed)
     if asked.calibration == "random" and _new_norms(teacher, student):
         _note(
             "warning: --calibration random measured the batch-norm statistics of the new layers on noise: the student "
@@ -487,10 +521,11 @@ def _report(
 ) -> dict[str, Any]:
     """All that the table says, as plain data."""
     certificates: list[dict[str, Any]] = []
+    compared = _with_old_head(teacher, student)
     for train in (False, True):
         try:
             with sources.attempt(f"the models do not run on {inputs}"):
-                certificates.append(net2net.verify(teacher, student, examples, train=train)._asdict())
+                certificates.append(net2net.verify(teacher, compared, examples, train=train)._asdict())
         except (CommandError, DoesNotRun) as error:
             if not train:
                 raise
@@ -509,7 +544,20 @@ def _report(
         "stayed": [{**row, "reason": _spelled(row["reason"])} for row in found.stayed],
         "numbers": found.numbers,
         "unclear": found.unclear,
+        "heads": found.heads,
     }
+
+
+def _with_old_head(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    """The student with its teacher's classifier, grown along, in place of a new one: what can be compared."""
+    entries = net2net.history(student)[len(net2net.history(teacher)) :]
+    heads = tuple(f"{name}." for entry in entries if entry["op"] == "new_head" for name in entry["heads"])
+    if not heads:
+        return student
+    old = net2net.replay([entry for entry in entries if entry["op"] != "new_head"], teacher)
+    kept = {name: value for name, value in student.state_dict().items() if not name.startswith(heads)}
+    old.load_state_dict({**old.state_dict(), **kept})
+    return old
 
 
 def _new_norms(teacher: nn.Module, student: nn.Module) -> int:
@@ -535,6 +583,8 @@ def _show(asked: argparse.Namespace, report: dict[str, Any]) -> None:
         else:
             norms = certificate["mode"] == "train" and report["new_batch_norms"]
             print(f"{Certificate(**certificate)}" + (", exact on the whole calibration batch alone" if norms else ""))
+    if report["heads"]:
+        print("compared with the teacher's own classifier in place of the new one")
     lines = _summary(report).growth(asked.all, ": --all")
     print(*lines, *([""] if lines else []), sep="\n", end="\n" if lines else "")
     for file in report.get("files", ()):
@@ -547,7 +597,7 @@ def _show(asked: argparse.Namespace, report: dict[str, Any]) -> None:
 
 def _summary(report: dict[str, Any]) -> Summary:
     widened, deepened = ([row for row in report["grew"] if key in row] for key in ("made_by", "after"))
-    rest = (report["parameters"], report["macs"], widened, deepened, [], report["stayed"])
+    rest = (report["parameters"], report["macs"], widened, deepened, report["heads"], report["stayed"])
     return Summary(*rest, report["numbers"], report["unclear"])
 
 

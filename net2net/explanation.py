@@ -19,13 +19,22 @@ from net2net.trace import Trace, traced
 
 
 class SpaceRow(NamedTuple):
-    """One channel space: `fixed` says why it cannot grow, None if it can; `whole`: by whole-number factors only."""
+    """Channels that grow together: how many their first layer has; `fixed` says why they cannot grow, None if they can;
+    `whole`: by whole-number factors only; `step`: so many at a time, e.g. whole groups or heads."""
 
     width: int
     made_by: list[str]
     read_by: list[str]
     fixed: str | None
     whole: bool
+    step: int = 1
+
+    @property
+    def how(self) -> str:
+        """Whether and how they can grow, in words."""
+        if self.fixed or self.whole:
+            return self.fixed or "whole-number factors"
+        return "yes" if self.step == 1 else f"in steps of {self.step}"
 
 
 class Explanation(NamedTuple):
@@ -38,10 +47,7 @@ class Explanation(NamedTuple):
 
     def __str__(self) -> str:
         rows = [("width", "made by", "read by", "widen")]
-        rows += [
-            (str(r.width), _few(r.made_by), _few(r.read_by), r.fixed or ("whole-number factors" if r.whole else "yes"))
-            for r in self.spaces
-        ]
+        rows += [(str(r.width), _few(r.made_by), _few(r.read_by), r.how) for r in self.spaces]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
         if self.unknown:
@@ -82,16 +88,17 @@ def explain(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> E
             if (name, dim) in trace.contracted:
                 for space in dict.fromkeys(space for space, _ in resolve(axis or ())):
                     readers.setdefault(space, []).append(owner(name))
-    spaces = [
-        SpaceRow(
-            space.width,
-            [owner(w) for w in dict.fromkeys(weights)],
-            readers.get(space, []),
-            space.fixed,
-            space in trace.uniform,
-        )
-        for space, weights in trace.producers().items()
-    ]
+    spaces: list[SpaceRow] = []
+    steps, last = trace.steps(), None
+    for space, weights in trace.producers().items():
+        group, step = trace.uniform.get(space), steps.get(space, 1)
+        made = [owner(w) for w in dict.fromkeys(weights)]
+        row = SpaceRow(space.width * step, made, readers.get(space, []), space.fixed, group is not None, step)
+        # The parts of a layer that grow by the same factor are one for the reader.
+        if group is not None and last is not None and last in group and spaces[-1][1:4] == row[1:4]:
+            row = row._replace(width=row.width + spaces.pop().width)
+        spaces.append(row)
+        last = space
     return Explanation(spaces, deepenable(trace), trace.unknown)
 
 

@@ -35,11 +35,15 @@ class AxisMap(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """One channel space that grows: `g` [n'] is its map to `width` old channels, the identity for the first of them."""
+    """One channel space that grows: `g` [n'] is its map to `width` old channels, the identity for the first of them.
+
+    note  for the reader, where it does not grow just as was asked
+    """
 
     made_by: list[str]
     width: int
     g: torch.Tensor
+    note: str = ""
 
 
 class Along(NamedTuple):
@@ -194,6 +198,7 @@ class Growth:
             "attributes": self.attributes,
             "held": self.held,
             "stayed": self.stayed,
+            **({"notes": notes} if (notes := {str(k): s.note for k, s in enumerate(self.spaces) if s.note}) else {}),
             **({"unclear": self.unclear} if self.unclear else {}),
             **({"unknown": self.unknown} if self.unknown else {}),
         }
@@ -204,9 +209,12 @@ class Growth:
         try:
             spaces = [
                 Channels(
-                    list(s["made_by"]), s["from"], torch.tensor([*range(s["from"]), *s["copies_of"]], dtype=torch.int64)
+                    list(s["made_by"]),
+                    s["from"],
+                    torch.tensor([*range(s["from"]), *s["copies_of"]], dtype=torch.int64),
+                    str(dict(record.get("notes", {})).get(str(k), "")),
                 )
-                for s in record["spaces"]
+                for k, s in enumerate(record["spaces"])
             ]
             tensors = {
                 name: {

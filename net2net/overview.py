@@ -25,7 +25,8 @@ class Summary(NamedTuple):
 
     parameters  before and after
     macs        multiply-accumulates of one example before and after; None where they are not known
-    grew        {"made_by": modules, "from", "to"} for each channel space that was widened
+    grew        {"made_by": modules, "from", "to"} for channels that were widened, as the first of these modules has
+                them; with a "note" where it is not the width that was asked for
     inserted    {"after": site, "layers"} for each site that was deepened
     heads       {"module", "from", "to"} for each new classifier
     stayed      {"made_by", "width", "reason"} for each channel space that the last widening left as it was
@@ -55,7 +56,11 @@ class Summary(NamedTuple):
         lines: list[str] = []
         if self.grew:
             lines += ["", f"{plural(len(self.grew), 'channel space')} grew:"]
-            cells = [(f"{r['from']} -> {r['to']}", few(r["made_by"], names)) for r in self.grew]
+            notes = [f" ({r['note']})" if r.get("note") else "" for r in self.grew]
+            cells = [
+                (f"{r['from']} -> {r['to']}", few(r["made_by"], names) + note)
+                for r, note in zip(self.grew, notes, strict=True)
+            ]
             wide = max(len(cell) for cell, _ in cells[:most])
             lines += _rows([f"{cell.rjust(wide)}  {makers}" for cell, makers in cells], most, hint)
         if self.inserted:
@@ -106,13 +111,31 @@ def summary(student: nn.Module, example_inputs: Any = None, teacher: nn.Module |
     return Summary(
         (_size(before(new, after)), _size(after)),
         (cost[0], cost[1]),
-        [{"made_by": owners(s["made_by"]), "from": s["from"], "to": s["to"]} for e in widened for s in e["spaces"]],
+        [row for entry in widened for row in _grew(entry)],
         [{"after": site, "layers": layers} for e in new for site, layers in e.get("sites", {}).items()],
         [{"module": name, **head} for e in new for name, head in e.get("heads", {}).items()],
         stayed,
         _merged(new, "attributes"),
         _merged(new, "unclear"),
     )
+
+
+def _grew(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The widths of the layers that make channels: a space comes several times in them where it holds groups or heads,
+    and several spaces are parts of one layer."""
+    growth = growth_of(entry)
+    rows: list[dict[str, Any]] = []
+    for k, space in enumerate(growth.spaces):
+        makes = [how for name in space.made_by[:1] for how in growth.tensors[name].values() if how.role == "makes"]
+        blocks = [b for how in makes[:1] for b in how.blocks if not isinstance(b, int)]
+        step = sum(repeat for number, repeat in blocks if number == k) or 1
+        row = {"made_by": owners(space.made_by), "from": space.width * step, "to": len(space.g) * step}
+        row |= {"note": space.note} if space.note else {}
+        if rows and len(blocks) > 1 and rows[-1]["made_by"] == row["made_by"]:
+            row |= {key: rows[-1][key] + row[key] for key in ("from", "to")}
+            rows.pop()
+        rows.append(row)
+    return rows
 
 
 def _stayed(entry: Mapping[str, Any]) -> list[dict[str, Any]]:

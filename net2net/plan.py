@@ -6,13 +6,13 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from math import inf, isclose
+from math import ceil, inf, isclose, lcm
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 
-from net2net.errors import GrowthError
+from net2net.errors import GrowthError, whole
 from net2net.growth import Along, Channels, Growth
 from net2net.kept import Kept
 from net2net.names import children, inside, owner
@@ -31,11 +31,20 @@ def settle(
     widths: Mapping[str, int] | None = None,
     modules: str | Sequence[str] | None = None,
     seed: int = 0,
+    multiple_of: int = 1,
 ) -> Growth:
     """Grow what was asked without data, and fix in the trace what turns out to count on its width, until all fits."""
     kept = Kept(trace)
+    multiple_of = whole(multiple_of, "multiple_of=")
+    if multiple_of < 1 or (multiple_of > 1 and widths is not None):
+        raise GrowthError(
+            f"multiple_of= is {multiple_of}: expected a number of channels of at least 1"
+            if multiple_of < 1
+            else "multiple_of= rounds what factor= asks for; widths= says each width itself"
+        )
     while True:
-        targets = _targets(trace, factor, widths, modules)
+        scale = None if factor is None else Scale(trace, factor, multiple_of)
+        targets = _named_targets(trace, widths) if _by_name(factor, widths, modules) else _targets(scale, modules)
         producers = trace.producers()
         maps = {
             space: _evenly(space.width, width)
@@ -43,42 +52,88 @@ def settle(
             else _draw(space.width, width, seed, producers[space][0])
             for space, width in targets.items()
         }
-        growth = _growth(trace, maps, producers)
+        growth = _growth(trace, maps, producers, scale)
         kept.find(lambda axis, maps=maps: _size(axis, maps))
         while True:
             noted = growth.noting(kept.follow, kept.unclear)
             conflict = find_conflict(trace, noted, maps, example_inputs)
             if conflict is None:
-                noted.stayed = _stayed(trace, maps, factor, modules)
+                noted.stayed = _stayed(trace, maps, scale, modules)
                 return noted
             if not kept.doubt(conflict.call.module):
                 break
         _hold(trace, maps, conflict)
 
 
-def _stayed(
-    trace: Trace, maps: Maps, factor: float | None, modules: str | Sequence[str] | None
-) -> list[dict[str, Any]]:
-    """The channel spaces that do not grow, and why."""
+class Scale:
+    """What a factor makes of each width: whole channels, or where these come in steps, e.g. as groups, whole steps.
+
+    The nearest is taken, of two the narrower; `multiple_of` rounds up instead.
+    """
+
+    def __init__(self, trace: Trace, factor: float, multiple_of: int = 1):
+        self.trace = trace
+        self.factor = factor
+        self.multiple_of = multiple_of
+        self.whole = float(factor).is_integer()
+        self.steps = trace.steps()
+
+    def channels(self, space: Space) -> int:
+        """A space's width in channels of its layer."""
+        return space.width * self.steps.get(space, 1)
+
+    def asked(self, space: Space) -> int:
+        """The channels that were asked for."""
+        return -(-round(self.channels(space) * self.factor) // self.multiple_of) * self.multiple_of
+
+    def width(self, space: Space) -> int:
+        """The new width of a space: what comes nearest."""
+        if space in self.trace.uniform:
+            return round(space.width * self.factor) if self.whole else space.width
+        step = self.steps.get(space, 1)
+        nearest = round(space.width * self.factor) if step == 1 else ceil(space.width * self.factor - 0.5)
+        if self.multiple_of == 1:
+            return nearest
+        whole = lcm(step, self.multiple_of)
+        up = -(-self.asked(space) // whole) * whole // step
+        return up if step == 1 or up <= 2 * nearest else nearest
+
+    def why(self, space: Space) -> str:
+        """Why a space has another width than was asked for; "" where it has not."""
+        asked = self.asked(space)
+        if asked == self.width(space) * self.steps.get(space, 1):
+            return ""
+        if space in self.trace.uniform:
+            return f"asked for {asked}: by whole-number factors only, because they are normalised together"
+        step, why = self.steps.get(space, 1), self.trace.why_steps(space)
+        return f"asked for {asked}: in steps of {step}" + (f", {why}" if why else "")
+
+
+def _stayed(trace: Trace, maps: Maps, scale: Scale | None, modules: str | Sequence[str] | None) -> list[dict[str, Any]]:
+    """The channel spaces that do not grow, and why; their widths in channels of their layers."""
     patterns = [modules] if isinstance(modules, str) else modules
 
     def why(space: Space, weights: list[str]) -> str:
-        if factor is None:
+        if scale is None:
             return "not asked for"
         if patterns is not None and not any(inside(owner(w), pattern) for w in weights for pattern in patterns):
             return "outside modules="
-        if round(space.width * factor) == space.width:
-            return f"times {factor:g} it is no whole channel more"
-        return "by whole-number factors only"
+        if space in trace.uniform and not scale.whole:
+            return "by whole-number factors only"
+        return scale.why(space) or f"times {scale.factor:g} it is no whole channel more"
 
-    return [
-        {"made_by": weights, "width": space.width, "reason": space.fixed or why(space, weights)}
-        for space, weights in trace.producers().items()
-        if space not in maps
-    ]
+    steps, found = trace.steps(), []
+    for space, weights in trace.producers().items():
+        if space not in maps:
+            width, reason = space.width * steps.get(space, 1), space.fixed or why(space, weights)
+            part = space in trace.uniform and found and found[-1]["made_by"] == weights
+            if part and found[-1]["reason"] == reason:  # of a layer whose channels are normalised in groups
+                width += found.pop()["width"]
+            found.append({"made_by": weights, "width": width, "reason": reason})
+    return found
 
 
-def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]]) -> Growth:
+def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]], scale: Scale | None) -> Growth:
     number = {space: k for k, space in enumerate(maps)}
 
     def blocks(axis: Axis) -> tuple[tuple[int, int] | int, ...]:
@@ -105,7 +160,10 @@ def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]]) -> Grow
             was = getattr(trace.skeleton.get_submodule(module), key)
             size = _size(axis, maps)
             attributes.setdefault(module, {})[key] = [size] if isinstance(was, (tuple, list)) else size
-    spaces = [Channels(producers.get(space, []), space.width, g) for space, g in maps.items()]
+    spaces = [
+        Channels(producers.get(space, []), space.width, g, scale.why(space) if scale else "")
+        for space, g in maps.items()
+    ]
     held: dict[str, int] = {}
     for space in producers:
         if space.fixed and space not in maps:
@@ -220,13 +278,8 @@ def _close(a: list[Any], b: list[Any]) -> bool:
     )
 
 
-def _targets(
-    trace: Trace,
-    factor: float | None,
-    widths: Mapping[str, int] | None,
-    modules: str | Sequence[str] | None,
-) -> dict[Space, int]:
-    """The new width of every space that grows."""
+def _by_name(factor: float | None, widths: Mapping[str, int] | None, modules: str | Sequence[str] | None) -> bool:
+    """Whether widths are given by name; `GrowthError` for arguments that do not go together or are no such."""
     if (factor is None) == (widths is None):
         raise GrowthError("say how far to widen by either factor= or widths=, e.g. factor=1.5")
     if widths is not None:
@@ -236,11 +289,17 @@ def _targets(
             raise GrowthError(
                 f"widths= is {widths!r}: expected a dict of layers and widths, e.g. {{'layer1.conv1': 96}}"
             )
-        return _named_targets(trace, widths)
+        return True
     if not isinstance(factor, Real):
         raise GrowthError(f"factor= is {factor!r}: expected a number, e.g. 1.5")
     if not 1 <= factor < inf:
         raise GrowthError(f"factor must be at least 1 and finite, got {factor}: this package only grows models")
+    return False
+
+
+def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, int]:
+    """The new width of every space that a factor makes grow."""
+    trace, factor = scale.trace, scale.factor
     patterns = [modules] if isinstance(modules, str) else modules
     if patterns is not None:
         if not isinstance(patterns, Sequence) or not all(isinstance(each, str) for each in patterns):
@@ -249,26 +308,29 @@ def _targets(
         for pattern in patterns:
             if not any(inside(name, pattern) for name in names):
                 raise GrowthError(f"no module matches {pattern!r}; the top level is {children(trace.skeleton)}")
-    whole = float(factor).is_integer()
     targets = {
-        space: round(space.width * factor)
+        space: scale.width(space)
         for space, weights in trace.producers().items()
         if not space.fixed
-        and (whole or space not in trace.uniform)
+        and (scale.whole or space not in trace.uniform)
         and (patterns is None or any(inside(owner(w), pattern) for w in weights for pattern in patterns))
     }
     for space in list(targets):
-        targets.update((other, round(other.width * factor)) for other in trace.uniform.get(space, ()))
+        targets.update((other, scale.width(other)) for other in trace.uniform.get(space, ()))
     if not targets:
         where = "" if patterns is None else f" in {', '.join(patterns)}"
         reasons = _kinds([space.fixed for space in trace.producers() if space.fixed])
-        if not whole and any(space in trace.uniform for space in trace.producers()):
+        if not scale.whole and any(space in trace.uniform for space in trace.producers()):
             reasons.append(f"a whole-number factor would do where channels are normalised together, {factor} does not")
         raise GrowthError(f"nothing can grow{where}: {'; '.join(reasons) or 'no layer makes channels there'}")
     grown = {space: width for space, width in targets.items() if width > space.width}
-    if factor > 1 and not grown:
-        widest = max(space.width for space in targets)
-        raise GrowthError(f"factor {factor} adds no whole channel to any layer: the widest has {widest}")
+    if (factor > 1 or scale.multiple_of > 1) and not grown:
+        widest = max(targets, key=scale.channels)
+        why = scale.why(widest)
+        raise GrowthError(
+            f"factor {factor} adds no whole channel to any layer: the widest has {scale.channels(widest)}"
+            + (f", {why}" if why else "")
+        )
     return grown
 
 
@@ -309,12 +371,17 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
             raise GrowthError(f"{module!r} has {current} channels already: cannot widen it to {width}")
         space = axis[0][0]
         units = current // space.width  # how often a space comes, in a grouped convolution or before one
-        if any(other is not space for other, _ in axis) or width % units:
+        if all(other in trace.uniform.get(space, ()) for other, _ in axis) and not (space.fixed or width % current):
+            # In parts, because they are normalised in groups: all of them by one factor.
+            width, current, units = width // current * space.width, space.width, 1
+        elif any(other is not space for other, _ in axis) or width % units:
             if width == current:
                 continue
             parts = " + ".join(f"{s.width} × {repeat}" if repeat > 1 else str(s.width) for s, repeat in axis)
             fixed = next((f" ({s.fixed})" for s, _ in axis if s.fixed), "")
             hint = f"a multiple of {units}" if all(s is space for s, _ in axis) else "widen those, or use factor="
+            if all(other in trace.uniform.get(space, ()) for other, _ in axis):
+                hint = f"normalised together, they take a multiple of {current}"
             raise GrowthError(f"the {current} channels of {module!r} follow other layers' ({parts}): {hint}{fixed}")
         width, current = width // units, space.width
         if space.fixed and width > current:

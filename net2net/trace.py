@@ -61,6 +61,7 @@ class Trace(Recording):
         self.attributes: list[tuple[str, str, Axis]] = []
         self.uniform: dict[Space, list[Space]] = {}
         self._together: list[tuple[Axis, str]] = []
+        self._steps: list[tuple[Axis, str]] = []
         self._used: set[str] = set()  # parameters and buffers that some operation read
         self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
         self._values: dict[int, Value] = {}
@@ -108,6 +109,14 @@ class Trace(Recording):
         """Let an axis grow by a whole number only, every channel equally often."""
         if axis is not None:
             self._together.append((axis, reason))
+
+    def in_steps(self, axis: Axis, reason: str) -> None:
+        """Note why channels grow several at a time, e.g. as whole groups, for the reader alone."""
+        self._steps.append((axis, reason))
+
+    def why_steps(self, space: Space) -> str:
+        """The reason why a space's channels grow several at a time, as far as a rule gave one."""
+        return next((reason for axis, reason in self._steps if any(s is space for s, _ in resolve(axis))), "")
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         super()._enter(module, inputs)
@@ -252,6 +261,17 @@ class Trace(Recording):
                 seen.add(id(value))
                 before += value.call.inputs
         return axes
+
+    def steps(self) -> dict[Space, int]:
+        """How many channels of the first layer that makes a space grow with each of its own, e.g. those of a group."""
+        found: dict[Space, int] = {}
+        for name, dim in self.outputs:
+            own: dict[Space, int] = {}
+            for space, repeat in resolve(self.axes[name][dim] or ()):
+                own[space] = own.get(space, 0) + repeat
+            for space, repeat in own.items():
+                found.setdefault(space, repeat)
+        return found
 
     def producers(self) -> dict[Space, list[str]]:
         """Each space that weights make, with the names of these weights, in the order of the forward pass."""

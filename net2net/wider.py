@@ -35,6 +35,7 @@ def widen(
     widths: Mapping[str, int] | None = None,
     *,
     modules: str | Sequence[str] | None = None,
+    multiple_of: int = 1,
     noise: float = 0.05,
     exact: bool = True,
     new_head: int | Mapping[str, int] | None = None,
@@ -51,10 +52,12 @@ def widen(
 
     model           any `nn.Module`; it is left untouched
     example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
-    factor          multiplies the width of every layer that can grow (rounded to whole channels), or
+    factor          multiplies the width of every layer that can grow (rounded to whole channels; where they come as
+                    groups or heads, to whole ones, and the record says so), or
     widths          the new number of channels of some layers, by module name, e.g. {"layer1.conv1": 96}
     modules         restricts `factor` to modules that match a glob pattern ("*" stops at dots, "**" does not), and all
                     that is inside them; layers that share their channels with one of those grow along
+    multiple_of     round the widths that `factor` asks for up to a multiple, e.g. 8, which tensor cores are made for
     noise           standard deviation of normal noise that makes the copies of a channel diverge once trained, as a
                     fraction of each filter's own. With 0 copies stay equal for ever, unless training treats them
                     differently, e.g. by dropout: the student then has no more capacity than its teacher.
@@ -84,8 +87,8 @@ def widen(
     exact, noise, seed = bool(exact and noise), float(noise), whole(seed, "seed=")
     model = unwrapped(model)
     trace = traced(model, example_inputs, strict=strict)
-    growth = settle(trace, example_inputs, factor, widths, modules, seed)
-    entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **growth.record()}
+    growth = settle(trace, example_inputs, factor, widths, modules, seed, multiple_of)
+    entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **_rounding(multiple_of), **growth.record()}
 
     def grown(teacher: nn.Module) -> nn.Module:
         student = growth.copied(teacher)
@@ -113,7 +116,9 @@ def random_pad(
     widths: Mapping[str, int] | None = None,
     *,
     modules: str | Sequence[str] | None = None,
+    multiple_of: int = 1,
     init: Callable[[nn.Module], None] | None = None,
+    new_head: int | Mapping[str, int] | None = None,
     seed: int = 0,
     strict: bool = False,
 ) -> nn.Module:
@@ -133,8 +138,15 @@ def random_pad(
     seed = whole(seed, "seed=")
     model = unwrapped(model)
     trace = traced(model, example_inputs, strict=strict)
-    growth = settle(trace, example_inputs, factor, widths, modules, seed)
+    growth = settle(trace, example_inputs, factor, widths, modules, seed, multiple_of)
     student = growth.copied(model)
     pad(student, growth, init, seed)
-    remember(student, {"op": "random_pad", "seed": seed, **growth.record()})
+    remember(student, {"op": "random_pad", "seed": seed, **_rounding(multiple_of), **growth.record()})
+    if new_head is not None:
+        student = renew(student, trace, example_inputs, new_head, seed)
     return student
+
+
+def _rounding(multiple_of: int) -> dict[str, int]:
+    """What a record says of it: a replay has the maps, and needs no more."""
+    return {"multiple_of": int(multiple_of)} if multiple_of != 1 else {}

@@ -8,7 +8,7 @@ import torch
 
 from net2net.recording import Call
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, Space, fix, tie
+from net2net.spaces import Axis, Space, cut, fix, resolve, tie
 
 if TYPE_CHECKING:
     from net2net.trace import Trace
@@ -42,20 +42,36 @@ def layer_norm(trace: Trace, call: Call) -> list[Axis | None]:
 
 
 def group_norm(trace: Trace, call: Call) -> list[Axis | None]:
-    """Groups grow as a whole: a copied group has the statistics of the one that it copies."""
+    """Groups grow as a whole, as many as the factor asks for: a copied group has the statistics of the one that it
+    copies. Where their number has to stay (a single group, a number in code, groups that several layers make together)
+    every channel in a group comes equally often instead, which keeps them, too."""
     value, groups = call.inputs[0], call.get(1, "num_groups")
     axis = value.axes[1]
     for other in (value.axes[0], *value.axes[2:]):
         fix(other, f"{call.where} averages over them")
-    group = ((Space(groups), 1),)
+    number: Axis | None = None
     if axis is not None:
         size = value.tensor.shape[1] // groups
-        tie(axis, tuple((space, size) for space, _ in group), f"{call.where} normalises over groups of them")
-        trace.keeps(call.module, "num_groups", group)
+        kept = vars(trace.skeleton.get_submodule(call.module)).get("num_groups") == groups
+        if groups > 1 and kept and _hold_groups(axis, size):
+            number = ((Space(groups), 1),)
+            tie(axis, tuple((space, size) for space, _ in number), f"{call.where} normalises over groups of them")
+            trace.keeps(call.module, "num_groups", number)
+            trace.in_steps(number, f"{call.where} normalises over groups of {size}")
+        else:
+            cut(axis, [size] * groups, f"{call.where} normalises over groups of them")
+            trace.evenly(axis, f"{call.where} normalises over them")
         trace.keeps(call.module, "num_channels", axis)
     _tie(trace, call, axis, {"weight": 2, "bias": 3})
-    call.counted.append(group)
+    call.counted.append(number)
     return list(value.axes)
+
+
+def _hold_groups(axis: Axis, size: int) -> bool:
+    """Whether each block of an axis is a number of whole groups, of channels that are free to come as groups."""
+    return all(
+        space.width * repeat % size == 0 and (repeat in (1, size) or size == 1) for space, repeat in resolve(axis)
+    )
 
 
 def weight_norm(trace: Trace, call: Call) -> list[Axis | None]:

@@ -57,6 +57,7 @@ def _heads(trace: Trace, call: Call, axis: Axis, sizes: list[int], at: int) -> l
     head = ((Space(sizes[at]), 1),)
     for part in cut(axis, [sizes[at] * inner] * outer, reason):
         tie(part, tuple((space, repeat * inner) for space, repeat in resolve(head)), reason)
+    trace.in_steps(head, f"{call.where} makes attention heads of {inner} of them")
     trace.keeps(call.module, "num_heads", head)
     # What else the module may keep is the length of all heads together; whether it does shows when the student runs.
     together = tuple((space, inner) for space, _ in head)
@@ -290,6 +291,7 @@ def pixel_shuffle(trace: Trace, call: Call) -> list[Axis | None]:
     elif channels is not None:
         whole: Axis = ((Space(call.out.shape[-3]), 1),)
         tie(channels, tuple((space, area) for space, _ in whole), f"{call.where} makes pixels of them")
+        trace.in_steps(whole, f"{call.where} makes pixels of {area} of them")
         channels = whole
     return [*axes[:-3], channels, None, None]
 

@@ -120,6 +120,46 @@ def test_long_lists_are_cut_and_shown_by_all(run, capsys, monkeypatch):
     assert "  6 -> 12  0\n  8 -> 16  3.0\n\n" in run(*common, "--all")[1]
 
 
+def test_widths_are_rounded_up_to_a_multiple(run, weights, tmp_path):
+    out = tmp_path / "wide.safetensors"
+    options = (*SHAPE, "--factor", 1.1, "--multiple-of", 8, "--out", out)
+    status, printed, _ = run("widen", SMALL, "--weights", weights, *options)
+    assert status == 0
+    assert "   6 -> 8  0\n  8 -> 16  3.0\n" in printed
+    (entry,) = sources.load_record(out)
+    assert entry["multiple_of"] == 8
+    again = net2net.replay([entry], teacher(weights)).state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in load_file(out).items())
+    assert run("verify", SMALL, "--weights", weights, "--student", out)[0] == 0
+    said = run("widen", SMALL, *SHAPE, "--width", "0=9", "--multiple-of", 4)[2]
+    assert said.startswith("net2net: --multiple-of rounds what --factor asks for")
+    assert "'0'" in run("widen", SMALL, *SHAPE, "--factor", 2, "--multiple-of", 0)[2]
+
+
+@pytest.mark.parametrize(
+    "how", [("widen", "--factor", 1.5), ("widen", "--factor", 1.5, "--random-pad"), ("deepen", "--site", "3=3")]
+)
+def test_a_new_head_for_other_classes(how, run, weights, tmp_path):
+    out = tmp_path / "other.safetensors"
+    common = (how[0], SMALL, "--weights", weights, *SHAPE, *how[1:])
+    status, printed, _ = run(*common, "--new-head", 7, "--out", out)
+    assert status == 0
+    assert "new head: 6, 5 -> 7 outputs, initialised anew" in printed
+    assert "compared with the teacher's own classifier in place of the new one" in printed
+    assert load_file(out)["6.weight"].shape[0] == 7
+    # The body is compared again from the file, and a body that is another fails.
+    command = ("verify", SMALL, "--weights", weights, "--student", out)
+    assert run(*command)[0] == int("--random-pad" in how)
+    record, state = sources.load_record(out), load_file(out)
+    state["0.weight"][0] += 1
+    save_file(state, out, {"net2net": json.dumps(record)})
+    assert run(*command)[0] == 1
+    assert run(*common, "--new-head", "6=7", "--out", tmp_path / "named")[0] == 0
+    assert load_file(tmp_path / "named.safetensors")["6.weight"].shape == load_file(out)["6.weight"].shape
+    assert "name the layer of each" in run(*common, "--new-head", "6=7", "--new-head", 3)[2]
+    assert "--new-head names '3.0', which does not make the outputs" in run(*common, "--new-head", "3.0=7")[2]
+
+
 def test_random_pad_is_the_baseline_and_its_error_is_shown(run, weights, tmp_path):
     out = tmp_path / "padded"
     status, printed, _ = run(

@@ -1,5 +1,8 @@
 """What growth reaches beyond plain networks: groups, channels taken apart, and operations that only hold them back."""
 
+import copy
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,7 @@ import torchvision
 from nets import Net, conv
 from torch import nn
 
-from net2net import GrowthError, verify, widen
+from net2net import GrowthError, explain, history, replay, summary, verify, widen
 
 timm = pytest.importorskip("timm")
 
@@ -18,8 +21,8 @@ def between(run, inputs=8, **parts):
     def forward(m, x):
         return m.fc(F.relu(m.bn(m.read(run(m, F.silu(m.make(x)))))).mean((2, 3)))
 
-    parts |= {"make": conv(3, 8), "read": conv(inputs, 5), "bn": nn.BatchNorm2d(5), "fc": nn.Linear(5, 3)}
-    return Net(forward, **parts)
+    around = {"make": conv(3, 8), "read": conv(inputs, 5), "bn": nn.BatchNorm2d(5), "fc": nn.Linear(5, 3)}
+    return Net(forward, **around | parts)
 
 
 def images(*shape, batch=3, seed=1):
@@ -308,10 +311,82 @@ def test_whole_groups_are_copied_under_group_norm(randomise):
     assert (student.gn.num_groups, student.gn.num_channels, student.make.out_channels) == (6, 12, 12)
     certify(teacher, student, x)
     step(student, x)
-    hard_coded = randomise(between(lambda m, h: F.group_norm(h, 4))).double()
-    student = widen(hard_coded, x, 2)
-    assert student.make.out_channels == 8
-    certify(hard_coded, student, x)
+
+
+NORMALISED = {
+    "one group": (lambda m, h: m.norm(h), {"norm": nn.GroupNorm(1, 12)}, 1),
+    "their number is in code": (lambda m, h: F.group_norm(h, 4, m.scale), {"scale": nn.Parameter(torch.rand(12))}, 4),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALISED)
+def test_channels_in_a_group_come_equally_often_where_the_number_of_groups_stays(kind, randomise):
+    """A mean over a group of twelve is that of its student where every channel comes k times, and of no eighteen."""
+    run, parts, groups = NORMALISED[kind]
+    net = between(run, make=conv(3, 12), read=conv(12, 5), **{k: copy.deepcopy(v) for k, v in parts.items()})
+    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    row = explain(teacher, x).spaces[0]
+    assert (row.width, row.made_by, row.how) == (12, ["make"], "whole-number factors")
+    student = widen(teacher, x, 2)
+    assert student.make.out_channels == 24
+    assert getattr(student, "norm", nn.GroupNorm(groups, 24)).num_groups == groups
+    certify(teacher, student, x)
+    step(student, x)
+    student = widen(teacher, x, 1.5)
+    assert (student.make.out_channels, student.read.out_channels) == (12, 8)
+    assert {"made_by": ["make"], "width": 12, "reason": "by whole-number factors only"} in summary(student).stayed
+    certify(teacher, student, x)
+
+
+def test_two_layers_normalised_in_groups_across_their_border_grow_together(randomise):
+    net = between(
+        lambda m, h: m.norm(torch.cat([h, m.more(h)], 1)), make=conv(3, 6), more=conv(6, 10),
+        norm=nn.GroupNorm(4, 16), read=conv(16, 5),
+    )  # fmt: skip
+    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    student = widen(teacher, x, 3)
+    assert (student.make.out_channels, student.more.out_channels, student.norm.num_groups) == (18, 30, 4)
+    certify(teacher, student, x)
+    assert [(r["made_by"], r["from"], r["to"]) for r in summary(student).grew][:2] == [
+        (["make"], 6, 18),
+        (["more"], 10, 30),
+    ]
+    with pytest.raises(GrowthError, match="normalised together, they take a multiple of 10"):
+        widen(teacher, x, widths={"more": 15})
+    assert widen(teacher, x, widths={"more": 20}).make.out_channels == 12
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "factor", "multiple_of", "to", "note"),
+    [
+        (8, 64, 1.5, 1, 96, ""),
+        (4, 8, 1.2, 1, 10, ""),
+        (3, 12, 1.5, 1, 16, "asked for 18: in steps of 4"),
+        (3, 12, 1.7, 1, 20, ""),
+        (6, 24, 1.5, 8, 40, ""),
+        (3, 9, 1.5, 8, 24, "asked for 16: in steps of 3"),
+        (2, 14, 1.1, 8, 14, "asked for 16: in steps of 7"),  # 56 would be far from 15
+    ],
+)
+def test_groups_grow_as_a_whole_and_a_width_that_is_none_is_named(groups, channels, factor, multiple_of, to, note):
+    net = between(
+        lambda m, h: m.norm(h), make=conv(3, channels), norm=nn.GroupNorm(groups, channels), read=conv(channels, 5)
+    ).double()
+    x = images(3, 4, 4).double()
+    row = explain(net, x).spaces[0]
+    assert (row.width, row.how) == (channels, f"in steps of {channels // groups}")
+    student = widen(net, x, factor, multiple_of=multiple_of)
+    assert student.make.out_channels == student.norm.num_channels == to
+    assert student.norm.num_groups == to * groups // channels
+    certify(net, student, x)
+    found = summary(replay(json.dumps(history(student)), net))
+    assert found == summary(student)
+    said = [row.get("note", "") for row in found.grew if row["made_by"] == ["make"]]
+    said += [row["reason"] for row in found.stayed if row["made_by"] == ["make"]]
+    assert len(said) == 1
+    assert said[0].startswith(note) if note else not said[0]
+    assert f"normalises over groups of {channels // groups}" in said[0] or not note
+    assert not note or note in str(found)
 
 
 def certify(teacher, student, x, *, evaluation=1e-10, training=1e-9, dtype=torch.float64):
