@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from net2net import rules
 from net2net.errors import GrowthError, UnsupportedOperation
-from net2net.recording import Call, Recording, cloned_tensor, local, on_meta, output_tensors, place, rebuilt
+from net2net.recording import Call, Recording, cloned_tensor, first_line, local, on_meta, output_tensors, place, rebuilt
 from net2net.spaces import Axis, Space, fix, resolve
 
 
@@ -42,7 +42,8 @@ class Trace(Recording):
     axis) of numbers that modules keep and that grow along.
 
     With `strict` an operation without a rule is an error; else nothing that it reads and makes can grow, and `unknown`
-    has its name and where it was called. With `real` the pass is run with the inputs' numbers, on a copy.
+    has its name and where it was called; `failed` what an exception in a rule said. With `real` the pass is run with
+    the inputs' numbers, on a copy.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, *, strict: bool = True, real: bool = False):
@@ -51,6 +52,7 @@ class Trace(Recording):
         self._rules = rules.RULES
         self._strict = strict
         self.unknown: dict[str, list[str]] = {}
+        self.failed: dict[str, str] = {}
         # What was there before the pass is a constant; of anything else it can be said what made it.
         self._before = _all_tensors() if real else {}
         self.axes: dict[str, list[Axis | None]] = {}
@@ -170,7 +172,12 @@ class Trace(Recording):
         except UnsupportedOperation as error:
             failure = error
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
-            failure = call.unsupported(f"its rule does not cover this use (shapes {shapes}; {type(error).__name__})")
+            said = f"{type(error).__name__}: {first_line(error)}"
+            failure = call.unsupported(f"its rule failed on this use (shapes {shapes}; {said})")
+            whose = (
+                "please report it" if rule.__module__.startswith("net2net.") else "it was registered by register_rule"
+            )
+            self.failed.setdefault(call.name, f"{call.where} failed with {said} ({whose})")
         if self._strict:
             raise UnsupportedOperation(
                 f"{failure}: the model was left as it is; write it in other operations, or say how channels pass "
@@ -303,10 +310,14 @@ def traced(model: nn.Module, example_inputs: Any, *, strict: bool = False, name_
             f"forward passes: {error}",
             stacklevel=4,
         )
-    if trace.unknown and name_unknown:
+    if not name_unknown:
+        return trace
+    for failure in trace.failed.values():
+        warnings.warn(f"the rule for {failure}; what the operation reads and makes stays as it is", stacklevel=4)
+    if unknown := {name: places for name, places in trace.unknown.items() if name not in trace.failed}:
         warnings.warn(
             "no rule says how channels pass through "
-            + "; ".join(f"{name!r} in {_places(places)}" for name, places in trace.unknown.items())
+            + "; ".join(f"{name!r} in {_places(places)}" for name, places in unknown.items())
             + ": what they read and make stays as it is; net2net.register_rule says how, strict=True makes it an error",
             stacklevel=4,
         )

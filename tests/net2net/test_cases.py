@@ -263,7 +263,7 @@ def test_a_rule_that_fails_is_no_fault_of_the_model(monkeypatch):
     net, x = net_of(lambda m, x: m.c(F.silu(m.b(F.relu(m.a(x)))))), images(3, 4, 5)
     with pytest.warns(UserWarning, match="'relu'"):
         assert grown(net, x).b.out_channels == 12
-    with pytest.raises(net2net.UnsupportedOperation, match="does not cover this use"):
+    with pytest.raises(net2net.UnsupportedOperation, match="its rule failed on this use"):
         explain(net, x, strict=True)
 
 

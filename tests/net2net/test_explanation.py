@@ -68,6 +68,26 @@ def test_register_rule_by_name_and_by_function(monkeypatch):
         net2net.register_rule(torch.fft.fft, "nonsense")
 
 
+def test_a_fault_in_a_rule_is_reported_and_is_no_missing_rule(monkeypatch):
+    monkeypatch.setattr(rules, "RULES", rules.RULES.copy())
+
+    def faulty(*arguments):
+        return {}["axes"]
+
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 6), nn.Linear(6, 2)), torch.randn(5, 3)
+    monkeypatch.setattr(rules.elementwise, "broadcast", faulty)
+    with pytest.warns(UserWarning, match=r"rule for 'gelu' in module '1' failed with KeyError: 'axes' \(please report"):
+        student = net2net.widen(model, x, 1.5)
+    assert [layer.out_features for layer in student if isinstance(layer, nn.Linear)] == [4, 9, 2]
+    with pytest.raises(net2net.UnsupportedOperation, match=r"rule failed on this use .* KeyError: 'axes'"):
+        net2net.widen(model, x, 1.5, strict=True)
+    net2net.register_rule("gelu", faulty)
+    with pytest.warns(UserWarning, match=r"KeyError: 'axes' \(it was registered by register_rule\)") as caught:
+        found = net2net.explain(model, x)
+    assert len(caught) == 1  # and none that says that there is no rule
+    assert found.unknown == {"gelu": ["1"]}
+
+
 def test_a_student_that_moved_is_refused_with_the_numbers(monkeypatch):
     monkeypatch.setattr(Growth, "divide", lambda growth, student: None)
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
