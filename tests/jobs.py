@@ -134,15 +134,6 @@ def state(out, name="checkpoint.pt"):
     return torch.load(Path(out) / name, weights_only=True)
 
 
-def same(a, b):
-    """Whether two checkpoints, or parts of them, are equal to the bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
 def floats(found):
     """Every floating number in a checkpoint that is a run's, not the machine's, by its path in there."""
     flat = {}

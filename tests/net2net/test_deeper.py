@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from compare import certify, same
 from nets import Net, conv
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,20 +33,8 @@ def images(*shape, batch=4, seed=1):
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def certify(teacher, student, inputs, *, train=True):
-    for mode in (False, True)[: 1 + train]:
-        certificate = verify(teacher, student, inputs, train=mode)
-        # In training mode each of the new layers normalises by statistics that rounding has touched before.
-        assert certificate.relative <= (1e-9 if mode else 1e-10), certificate
-    assert verify(teacher, student, inputs, dtype=torch.float32).relative <= 1e-5
-
-
 def weights(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(a, b):
-    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("kernels", [[3], [5], [(3, 1)], [(1, 5)], [1], PAIR, PAIR * 2, [(3, 5), 7]], ids=str)
@@ -54,7 +43,7 @@ def test_preserves_the_function(kernels, randomise):
     outputs = teacher.eval()(x)
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3 * outputs.abs().max()
     student = deepen(teacher, x, {"0": kernels, "2": kernels}, [x])
-    certify(teacher, student, x)
+    certify(teacher, student, x, single=True)
     assert verify(teacher, student, images(3, 5, 6, seed=2)).relative <= 1e-10  # on other inputs just as well
     assert [type(m) for m in student[0]] == [nn.Sequential] * (1 + len(kernels))
 

@@ -8,6 +8,7 @@ import timm.optim
 import timm.utils
 import torch
 import torch.nn.functional as F
+from compare import same
 from torch import nn
 
 from net2net import GrowthError, deepen, grow_optimizer, history, random_pad, replay, verify, widen
@@ -207,14 +208,6 @@ def trained(teacher, kind=torch.optim.Adam, named=True, **options):
 
 def snapshot(optimizer):
     return copy.deepcopy(optimizer.state_dict()), [[id(p) for p in g["params"]] for g in optimizer.param_groups]
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize("foreach", [False, True])

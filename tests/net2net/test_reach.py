@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from compare import certify
 from nets import Net, conv
 from torch import nn
 
-from net2net import GrowthError, explain, history, replay, summary, verify, widen
+from net2net import GrowthError, explain, history, replay, summary, widen
 
 timm = pytest.importorskip("timm")
 
@@ -387,12 +388,6 @@ def test_groups_grow_as_a_whole_and_a_width_that_is_none_is_named(groups, channe
     assert said[0].startswith(note) if note else not said[0]
     assert f"normalises over groups of {channels // groups}" in said[0] or not note
     assert not note or note in str(found)
-
-
-def certify(teacher, student, x, *, evaluation=1e-10, training=1e-9, dtype=torch.float64):
-    for train, limit in ((False, evaluation), (True, training)):
-        certificate = verify(teacher, student, x, train=train, dtype=dtype)
-        assert certificate.relative <= limit, certificate
 
 
 def step(student, x):

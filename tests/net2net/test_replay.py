@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from compare import same
 from torch import nn
 
 from net2net import (
@@ -49,11 +50,6 @@ SMALL = torch.randn(5, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtyp
 @pytest.fixture
 def teacher(randomise):
     return randomise(small()).double()
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return list(a) == list(b) and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
 # ---- the record

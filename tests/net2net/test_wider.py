@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from compare import certify, same
 from nets import Net, conv
 from torch import nn
 
@@ -229,20 +230,8 @@ def images(*shape, batch=3, seed=1):
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def certify(teacher, student, inputs, *, train=True):
-    """The same function in double precision, in both modes, and in single precision up to its rounding."""
-    for mode in (False, True)[: 1 + train]:
-        certificate = verify(teacher, student, inputs, train=mode)
-        assert certificate.relative <= 1e-10, certificate
-    assert verify(teacher, student, inputs, dtype=torch.float32).relative <= 1e-5
-
-
 def weights(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(a, b):
-    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("factor", [1.5, 3.7])
@@ -253,7 +242,7 @@ def test_preserves_the_function(build, factor, randomise):
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3 * outputs.abs().max()  # else every student would do
     student = widen(teacher, x, factor)
     assert sum(p.numel() for p in student.parameters()) > sum(p.numel() for p in teacher.parameters())
-    certify(teacher, student, x)
+    certify(teacher, student, x, single=True)
 
 
 @pytest.mark.parametrize("name", ["inception_bn_28", "inception_bn_2015"])
@@ -264,7 +253,7 @@ def test_preserves_the_papers_networks(name, factor, randomise):
         randomise(inception_bn(name, width=width, num_classes=7)).double(),
         images(3 if width == 0.1 else 1, 28, 28),
     )
-    certify(teacher, widen(teacher, x.double(), factor), x)
+    certify(teacher, widen(teacher, x.double(), factor), x, single=True)
 
 
 def test_preserves_resnet18(randomise):

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 import torch
-from jobs import rows, same
+from compare import same
+from jobs import rows
 
 import train
 from training.background import Background

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import ROOT, Job, finish, manifest, rows, same, state
+from compare import same
+from jobs import ROOT, Job, finish, manifest, rows, state
 
 import train
 from training import files, lease, runfolder, trainer

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from compare import same
 from images import COUNTS, copy, make_archive, make_folders, make_shards, picture, truncate
 from PIL import Image
 from torchvision.transforms import v2
@@ -76,12 +77,6 @@ def take(data, n, step=0):
 def exhaust(stream):
     for _ in range(50):
         next(stream)
-
-
-def same(some, others):
-    return len(some) == len(others) and all(
-        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(some, others, strict=True)
-    )
 
 
 @pytest.fixture(scope="module")

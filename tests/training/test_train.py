@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import rows, same
+from compare import same
+from jobs import rows
 
 import net2net
 import train
