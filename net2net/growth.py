@@ -130,11 +130,14 @@ class Growth:
             new[dim] = sum(b if isinstance(b, int) else len(self.spaces[b[0]].g) * b[1] for b in along.blocks)
         return new
 
-    def copied(self, model: nn.Module) -> nn.Module:
-        """A wider copy of the model, each parameter and buffer indexed by its maps."""
+    def copied(self, model: nn.Module, divided: bool = True) -> nn.Module:
+        """A wider copy of the model, each parameter and buffer indexed by its maps.
+
+        What a layer sums over is `divided` by the replica counts, the first copy's share too.
+        """
 
         def make(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            return _copied(tensor.detach(), self.axes(name))
+            return _copied(tensor.detach(), self.axes(name), self._shared(name) if divided else ())
 
         warn_of_hooks(model)
         return self._noted(rebuilt(model, make))
@@ -164,12 +167,9 @@ class Growth:
                 set_number(module, key, value)
         return student
 
-    @torch.no_grad()
-    def divide(self, student: nn.Module) -> None:
-        """Divide what a layer sums over by the replica counts, the first copy's share too."""
-        for name, dim, axis in self.each(student, "sums"):
-            tensor = get_tensor(student, name)
-            tensor.div_(axis.copies.to(tensor).view(along(dim, tensor.ndim)))
+    def _shared(self, name: str) -> list[int]:
+        """The dimensions along which a tensor is summed over."""
+        return [dim for dim, how in self.tensors.get(name, {}).items() if how.role == "sums"]
 
     def each(self, student: nn.Module, role: str) -> list[tuple[str, int, AxisMap]]:
         """The (name, dimension, map) of all that grows in a role, in the order of the student's tensors."""
@@ -268,19 +268,30 @@ def growth_of(entry: Mapping[str, Any], widest: int | None = None) -> Growth:
     return growth
 
 
-def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
-    """A new tensor, indexed along the given dimensions. Where the copies come after all that is old, as they do but for
-    concatenations, the old ones are written in one piece and the copies beside them."""
+def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap], shared: Sequence[int]) -> torch.Tensor:
+    """A new tensor, indexed along the given dimensions and divided by the number of copies along those that are shared.
+    Where the copies come after all that is old, as they do but for concatenations, the old ones are written in one
+    piece and the copies beside them."""
+    if not axes:
+        return empty_like(tensor, tensor.shape).copy_(tensor)
+    if tensor.ndim == 1 and not shared:
+        return tensor.index_select(0, axes[0].index.to(tensor.device))
     shape = [len(axes[dim].index) if dim in axes else n for dim, n in enumerate(tensor.shape)]
     for dim, axis in axes.items():
         if axis.fresh[: tensor.shape[dim]].any():
             rest = {d: a for d, a in axes.items() if d != dim}
             taken = [shape[d] if d == dim else n for d, n in enumerate(tensor.shape)]
-            index = axis.index.to(tensor.device)
-            return _copied(empty_like(tensor, taken).copy_(tensor.index_select(dim, index)), rest)
+            indexed = tensor.index_select(dim, axis.index.to(tensor.device))
+            new = empty_like(tensor, taken)
+            torch.div(indexed, _counts(axis, dim, indexed), out=new) if dim in shared else new.copy_(indexed)
+            return _copied(new, rest, shared)
     new = empty_like(tensor, shape)
     filled = new[tuple(map(slice, tensor.shape))]
-    filled.copy_(tensor)
+    done = tensor
+    for dim in (d for d in shared if d in axes):
+        done = torch.div(done, _counts(axes[dim], dim, tensor), out=filled)
+    if done is tensor:
+        filled.copy_(tensor)
     for dim, axis in sorted(axes.items(), reverse=True):  # rows last: they are long, and in one piece by then
         old, before = tensor.shape[dim], filled
         filled = new[tuple(slice(shape[d] if d >= dim else n) for d, n in enumerate(tensor.shape))]
@@ -292,8 +303,15 @@ def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap]) -> torch.Tensor:
     return new
 
 
+def _counts(axis: AxisMap, dim: int, tensor: torch.Tensor) -> torch.Tensor:
+    """How many copies there are of what a tensor has along a dimension, in a shape that divides it."""
+    return axis.copies[: tensor.shape[dim]].to(tensor).view(along(dim, tensor.ndim))
+
+
 def empty_like(tensor: torch.Tensor, shape: Sequence[int], device: torch.device | str | None = None) -> torch.Tensor:
     """An empty tensor of another shape, its dimensions in the same order in memory, e.g. channels last."""
+    if tensor.ndim < 3 and tensor.is_contiguous():
+        return tensor.new_empty(shape, device=device)
     natural = list(range(tensor.ndim))
     orders = [natural]
     if tensor.ndim in (4, 5):

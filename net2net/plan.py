@@ -53,7 +53,7 @@ def settle(
             for space, width in targets.items()
         }
         growth = _growth(trace, maps, producers, scale)
-        kept.find(lambda axis, maps=maps: _size(axis, maps))
+        kept.find(lambda axis, targets=targets: _size(axis, targets))
         while True:
             noted = growth.noting(kept.follow, kept.unclear)
             conflict = find_conflict(trace, noted, maps, example_inputs)
@@ -135,6 +135,7 @@ def _stayed(trace: Trace, maps: Maps, scale: Scale | None, modules: str | Sequen
 
 def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]], scale: Scale | None) -> Growth:
     number = {space: k for k, space in enumerate(maps)}
+    widths = {space: len(g) for space, g in maps.items()}
 
     def blocks(axis: Axis) -> tuple[tuple[int, int] | int, ...]:
         found: list[Any] = []
@@ -158,7 +159,7 @@ def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]], scale: 
     for module, key, axis in trace.attributes:
         if _grows(axis, maps):
             was = getattr(trace.skeleton.get_submodule(module), key)
-            size = _size(axis, maps)
+            size = _size(axis, widths)
             attributes.setdefault(module, {})[key] = [size] if isinstance(was, (tuple, list)) else size
     spaces = [
         Channels(producers.get(space, []), space.width, g, scale.why(space) if scale else "")
@@ -172,8 +173,8 @@ def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]], scale: 
     return Growth(spaces, grown, attributes, held, unknown=trace.unknown)
 
 
-def _size(axis: Axis, maps: Maps) -> int:
-    return sum((len(maps[s]) if s in maps else s.width) * repeat for s, repeat in resolve(axis))
+def _size(axis: Axis, widths: Mapping[Space, int]) -> int:
+    return sum(widths.get(s, s.width) * repeat for s, repeat in resolve(axis))
 
 
 class Conflict(NamedTuple):
@@ -193,19 +194,19 @@ def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any)
     """
     if trace.real:
         student = local(growth.copied(trace.model))
-        growth.divide(student)
     else:
         student = growth.emptied(trace.model)
     recording = Recording(student, trace.real)
+    widths = {space: len(g) for space, g in maps.items()}
     for training, theirs in ((False, trace.calls), (True, trace.training_calls)):
-        if theirs is None:
+        if theirs is None or (training and theirs is trace.calls):
             continue
         why = "its numbers, shapes or connections do not grow along"
         try:
-            done = _first_difference(theirs, recording.run(example_inputs, training), maps, trace.real)
+            done = _first_difference(theirs, recording.run(example_inputs, training), widths, trace.real)
         except GrowthError as error:
             why = str(error)
-            done = _first_difference(theirs, recording.calls, maps, trace.real)
+            done = _first_difference(theirs, recording.calls, widths, trace.real)
             done = len(recording.calls) if done is None else done
         if done is not None:
             return Conflict(theirs[min(done, len(theirs) - 1)], theirs, why)
@@ -247,12 +248,14 @@ def _siblings(trace: Trace, call: Call, calls: Sequence[Call]) -> list[Call]:
     ]
 
 
-def _first_difference(teacher: Sequence[Call], student: Sequence[Call], maps: Maps, real: bool) -> int | None:
-    """The first call at which a student does something else than its teacher's, grown by the maps; for `real` numbers
+def _first_difference(
+    teacher: Sequence[Call], student: Sequence[Call], widths: Mapping[Space, int], real: bool
+) -> int | None:
+    """The first call at which a student does something else than its teacher's, grown to the widths; for `real` numbers
     up to rounding, which moves what is computed from a sum."""
 
     def size(n: int, axis: Axis | None) -> int:
-        return n if axis is None else _size(axis, maps)
+        return n if axis is None else _size(axis, widths)
 
     for at, (a, b) in enumerate(zip(teacher, student, strict=False)):
         if (a.name, a.module, a.sources) != (b.name, b.module, b.sources):

@@ -65,12 +65,11 @@ def _fill(entry: Mapping[str, Any], model: nn.Module, init: Callable[[nn.Module]
             f"the record of {entry['op']} has seed {seed!r}, noise {noise!r} and exact {exact!r}: expected a whole "
             "number, a number of at least 0, and true or false"
         )
-    student = growth.copied(model)
+    student = growth.copied(model, divided=not padding)
     with torch.no_grad():
         if padding:
             pad(student, growth, init, seed)
         else:
-            growth.divide(student)
             disturb(student, growth, noise, exact, seed)
     remember(student, copy.deepcopy(dict(entry)))
     return student

@@ -95,7 +95,7 @@ class Recording(TorchFunctionMode):
         self.names: dict[int, str] = {}
         for name, tensor in tensors(skeleton):
             self.names.setdefault(id(tensor), name)
-        self.modules = {id(module): name for name, module in skeleton.named_modules()}
+        self.modules = {id(module): name for name, module in submodules(skeleton)}
         self.calls: list[Call] = []
         self._sources: dict[int, Any] = {}
         self._stack: list[str] = []
@@ -419,6 +419,34 @@ def followed_functions() -> Iterator[None]:
         torch.autograd.Function.apply = before
 
 
+# Layers that use `training` for statistics of the batch or for dropout, and do nothing else with it.
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_BY_MODE = {kind.forward for kind in (nn.BatchNorm2d, nn.InstanceNorm2d, *_DROPOUTS)}
+
+
+class Modes:
+    """While it is entered: whether code asks a module for its mode, `training`, in a way that could make the operations
+    of a forward pass other ones. Normalisation and dropout ask, and do the same operations in both."""
+
+    def __init__(self, model: nn.Module):
+        kinds = {type(module) for module in model.modules()}
+        self.matter = any(kind.train is not nn.Module.train or hasattr(kind, "training") for kind in kinds)
+
+    def __enter__(self) -> Modes:
+        def asked(module: nn.Module) -> bool:
+            self.matter |= type(module).forward not in _BY_MODE
+            try:
+                return vars(module)["training"]
+            except KeyError:
+                raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'") from None
+
+        nn.Module.training = property(asked, lambda module, mode: vars(module).__setitem__("training", mode))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        del nn.Module.training
+
+
 def place(module: str) -> str:
     return f"module {module!r}" if module else "the model's own forward"
 
@@ -608,12 +636,32 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def submodules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As `named_modules`, without a generator for each level of a deep tree."""
+    seen: set[int] = set()
+    stack = [("", model)]
+    while stack:
+        name, module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        inner = [(f"{name}.{key}" if name else key, m) for key, m in module._modules.items() if m is not None]
+        stack += reversed(inner)
+
+
 def tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer once, by name."""
     if not isinstance(model, nn.Module):
         raise GrowthError(f"expected a torch.nn.Module, got a {type(model).__name__}")
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    seen: set[int] = set()
+    modules = list(submodules(model))
+    for kind in ("_parameters", "_buffers"):
+        for prefix, module in modules:
+            for key, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield f"{prefix}.{key}" if prefix else key, tensor
 
 
 def rebuilt(model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
@@ -684,7 +732,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for key, value in module.__dict__.items():
         if key == "_compiled_call_impl":
             continue
-        if isinstance(value, _CONSTANT):
+        if type(value) in _CONSTANT or isinstance(value, _CONSTANT):
             state[key] = value
         elif key == "_modules":
             state[key] = {name: child if child is None else _copied(child, memo) for name, child in value.items()}

@@ -37,7 +37,10 @@ Axis = tuple[Block, ...]
 
 def resolve(axis: Axis) -> Axis:
     """The axis in terms of spaces that are not aliases."""
-    if all(space.alias is None for space, _ in axis):
+    for space, _ in axis:
+        if space.alias is not None:
+            break
+    else:
         return axis
     blocks: list[Block] = []
     for space, repeat in axis:

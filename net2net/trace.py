@@ -13,7 +13,18 @@ from torch.utils import _pytree as pytree
 
 from net2net import rules
 from net2net.errors import GrowthError, UnsupportedOperation
-from net2net.recording import Call, Recording, cloned_tensor, first_line, local, on_meta, output_tensors, place, rebuilt
+from net2net.recording import (
+    Call,
+    Modes,
+    Recording,
+    cloned_tensor,
+    first_line,
+    local,
+    on_meta,
+    output_tensors,
+    place,
+    rebuilt,
+)
 from net2net.spaces import Axis, Space, fix, resolve
 
 
@@ -36,8 +47,9 @@ class Trace(Recording):
     After construction: `axes[name]` are the axes of each parameter and buffer; `outputs` the (name, dim) along which a
     weight makes channels; `contracted` those along which it sums over them; `sites[name]` the value that each
     call of a module returned, `entries[name]` the first tensor that it was given; `calls` what the forward pass did in
-    evaluation mode, operation by operation, `training_calls` in training mode (None if that does not run on the meta
-    device); `model` the model, and `skeleton` a copy of it whose parameters and buffers are on the meta device;
+    evaluation mode, operation by operation, `training_calls` in training mode (the very same if no code of the model
+    asks for its mode; None if that does not run on the meta device); `model` the model, and `skeleton` a copy of it
+    whose parameters and buffers are on the meta device;
     `uniform` the spaces that grow by a whole number only, each channel equally often; `attributes` the (module, name,
     axis) of numbers that modules keep and that grow along.
 
@@ -68,11 +80,12 @@ class Trace(Recording):
         self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
         self._values: dict[int, Value] = {}
         self.training_calls: list[Call] | None = None
-        calls = self.run(example_inputs)
+        with Modes(self.skeleton) as modes:
+            calls = self.run(example_inputs)
         sites, entries, self.sites, self.entries = self.sites, self.entries, {}, {}
         # Then training, where parts can be that evaluation never reaches (auxiliary classifiers), or other code.
         try:
-            self.training_calls = self.run(example_inputs, training=True)
+            self.training_calls = self.run(example_inputs, training=True) if modes.matter else calls
         except GrowthError as error:
             # Randomness that depends on data does not run on the meta device; all parameters are known anyway.
             known = self._used.issuperset(name for name, _ in self.skeleton.named_parameters())

@@ -92,7 +92,6 @@ def widen(
 
     def grown(teacher: nn.Module) -> nn.Module:
         student = growth.copied(teacher)
-        growth.divide(student)
         if exact:
             disturb(student, growth, noise, exact, seed)
         return student
@@ -139,7 +138,7 @@ def random_pad(
     model = unwrapped(model)
     trace = traced(model, example_inputs, strict=strict)
     growth = settle(trace, example_inputs, factor, widths, modules, seed, multiple_of)
-    student = growth.copied(model)
+    student = growth.copied(model, divided=False)
     pad(student, growth, init, seed)
     remember(student, {"op": "random_pad", "seed": seed, **_rounding(multiple_of), **growth.record()})
     if new_head is not None:

@@ -225,7 +225,7 @@ def test_rounding_that_an_ill_conditioned_net_blows_up_is_told_from_a_fault(monk
         net.float()
     with pytest.warns(UserWarning, match=r"ill-conditioned.*grown in float64 it is its teacher's"):
         widen(net, x, 3, seed=1)
-    monkeypatch.setattr(net2net.growth.Growth, "divide", lambda growth, student: None)
+    monkeypatch.setattr(net2net.growth.Growth, "_shared", lambda growth, name: [])
     with pytest.raises(GrowthError, match="Please report"):
         widen(net, x, 3, seed=1)
 

@@ -8,6 +8,7 @@ from torchvision.models import resnet18
 import net2net
 from net2net import rules
 from net2net.growth import Growth
+from net2net.trace import Trace
 
 
 def test_explain_lists_spaces_readers_reasons_and_sites():
@@ -88,8 +89,41 @@ def test_a_fault_in_a_rule_is_reported_and_is_no_missing_rule(monkeypatch):
     assert found.unknown == {"gelu": ["1"]}
 
 
+class Doubled(nn.Linear):
+    """Another layer in training mode, by its own code or by its `train`."""
+
+    def __init__(self, asks):
+        super().__init__(4, 4)
+        self.asks, self.extra = asks, False
+
+    def train(self, mode=True):
+        self.extra = mode and not self.asks
+        return super().train(mode)
+
+    def forward(self, x):
+        x = super().forward(x)
+        return super().forward(x) if self.extra or (self.asks and self.training) else x
+
+
+class Asking(nn.Linear):
+    def forward(self, x):
+        return super().forward(x + 1 if self.training else x)
+
+
+def test_training_mode_is_recorded_where_code_asks_for_it():
+    x, plain = torch.randn(5, 3), [nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.ReLU()]
+    trace = Trace(nn.Sequential(*plain, nn.Linear(4, 2)), x)
+    assert trace.training_calls is trace.calls
+    for last in (Asking(4, 2), nn.Sequential(Doubled(True), nn.Linear(4, 2)), nn.Sequential(Doubled(False))):
+        trace = Trace(nn.Sequential(*plain, last), x)
+        assert len(trace.training_calls) > len(trace.calls)
+    with pytest.raises(net2net.GrowthError, match="forward pass on the meta device failed"):
+        Trace(nn.Sequential(nn.Linear(3, 4)), torch.randn(5, 2))
+    assert not hasattr(nn.Module, "training")  # what listened is gone
+
+
 def test_a_student_that_moved_is_refused_with_the_numbers(monkeypatch):
-    monkeypatch.setattr(Growth, "divide", lambda growth, student: None)
+    monkeypatch.setattr(Growth, "_shared", lambda growth, name: [])
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
     with pytest.raises(
         net2net.GrowthError, match=r"does not compute its teacher's function: max-abs error .* relative"
