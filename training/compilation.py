@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -21,11 +23,31 @@ def compiled(model: nn.Module, how: bool | Literal["modules"]) -> nn.Module:
     if how is True:
         return torch.compile(model, dynamic=False)
     for region in regions(model):
+        if type(region) is nn.Sequential:
+            region.__class__ = Region
         region.compile(dynamic=False)
     return model
+
+
+class Region(nn.Sequential):
+    """`nn.Sequential` with a forward of our own: PyTorch's, which `nn.Module.compile` skips, would run uncompiled."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for module in self:
+            x = module(x)
+        return x
 
 
 def regions(model: nn.Module) -> list[nn.Module]:
     """The stem's layers as one, and each Inception module of the network."""
     network = getattr(model, "student", model)  # of a student that predicts its teacher's layers
     return [network.stem, *network.inception]
+
+
+def uncompiled() -> AbstractContextManager:
+    """Within it, compiled modules run as they are written.
+
+    For evaluations: with other shapes, in another mode and without gradients each of them would be compiled again.
+    """
+    # Where nothing is compiled dynamo is not imported, which takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.compilation import uncompiled
 from training.data.source import Data
 from training.errors import RunError
 from training.session import Session
@@ -67,7 +68,7 @@ class Tally:
 
     def add(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
         """`images` [B, C, H, W]; a label of -1 is no image's: it counts as one more that was not recognised."""
-        with self.autocast():
+        with self.autocast(), uncompiled():
             logits = model(images.contiguous(memory_format=torch.channels_last)).float()
         self.loss += F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1).double()
         self.correct += (logits.argmax(1) == labels).sum()

@@ -9,7 +9,9 @@ import sys
 import pytest
 import torch
 from jobs import DEADLINE, ROOT, SMALL, Job, distance, finish, float64, manifest, rows, state
+from nets import SHORT
 
+from net2net.inception_bn import TABLES
 from training.batchnorm import Statistics
 from training.config import load
 from training.data.source import open_data
@@ -88,6 +90,37 @@ def unweighted(rank):
         self.weight = 1 / session.world
 
     Statistics.__init__ = init
+
+
+@pytest.mark.parametrize("how", ["true", "modules"])
+def test_compiled_passes_on_several_processes_make_the_steps_of_an_eager_one(tmp_path, how):
+    """Three chunks on each process in two passes: one without, one with an exchange of gradients at its end."""
+    options = *SMALL, "training.steps=2", "training.eval_every=2"
+    one = finish("standard", tmp_path / "one", *options, patches=(float64, short))
+    job = Job(
+        *("standard", tmp_path / "two", *options, "training.images_per_pass=8", f"training.compile={how}"),
+        world=2,
+        patches=(float64, short, traced),
+    )
+    assert job.wait() == [0, 0], job.errors()
+    equal(one, job.out)
+    graphs = 2 if how == "modules" else 1  # the stem and a module
+    assert job.errors() == ["a graph\n" * graphs * 2] * 2  # for passes of two sizes
+
+
+def short(rank):
+    TABLES["inception_bn_28"] = SHORT._replace(modules=SHORT.modules[2:])
+
+
+def traced(rank):
+    """torch.compile without code generation, which would take minutes on a CPU; it says what it was given."""
+
+    def backend(graph, example_inputs):
+        print("a graph", file=sys.stderr, flush=True)
+        return graph
+
+    real = torch.compile
+    torch.compile = lambda model, **options: real(model, backend=backend, **options)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
