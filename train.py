@@ -21,6 +21,7 @@ from pathlib import Path
 
 from training.config import Config, load
 from training.data.source import open_data, with_counts
+from training.device import float32_as_asked
 from training.errors import FailedOnAnotherRank, Stopped, UserError
 from training.output import unbreakable_output
 from training.progress import Progress
@@ -67,7 +68,11 @@ def train(config: Config, session: Session, run: RunFolder, teacher: Path | None
 def run_to_the_end(config: Config, folder: Path, stop: Callable[[], bool]) -> None:
     """Train in `folder`, unless that is done; raise `Stopped` or a `UserError`, noted in run.json."""
     teacher = teacher_of(config, folder)
-    with Session(config.training.device, stop) as session, RunFolder(folder, config, session) as run:
+    with (
+        Session(config.training.device, stop) as session,
+        float32_as_asked(config.training.precision),
+        RunFolder(folder, config, session) as run,
+    ):
         if not run.finished:
             try:
                 train(config, session, run, teacher)

@@ -65,7 +65,8 @@ def verify(
 
     inputs  a tensor, a tuple of arguments or a dict of keyword arguments, with at least one example
     train   normalise by the statistics of the batch, as in training; dropout stays off in both modes
-    dtype   precision of the comparison; both models are converted, and what their code converts to float32 and the like
+    dtype   precision of the comparison; both models are converted, and what their code converts to float32 and such;
+            on a device without float64 (MPS) their own, which the certificate names
 
     Works on copies: neither the models nor the inputs change, nor do batch-norm statistics or the streams of random
     numbers. Raises `GrowthError` if a model does not run on the inputs, or if the outputs have different shapes.
@@ -79,10 +80,10 @@ def verify(
     if not any(t.numel() for t in ours):
         raise GrowthError("the models return no numbers to compare: give inputs with at least one example")
     # As one vector, so that a NaN anywhere makes the errors NaN.
-    a, b = (torch.cat([t.flatten().double() for t in outputs]) for outputs in (ours, theirs))
+    a, b = (torch.cat([float64(t.flatten()) for t in outputs]) for outputs in (ours, theirs))
     max_abs, scale = float((a - b).abs().max()), float(a.abs().max())
     relative = max_abs / scale if scale else (0.0 if max_abs == 0 else float("inf"))
-    a, b = ours[0].double(), theirs[0].double()
+    a, b = float64(ours[0]), float64(theirs[0])
     agreement = float((a.argmax(-1) == b.argmax(-1)).double().mean()) if a.ndim else float(a == b)
     return Certificate(max_abs, relative, agreement, "train" if train else "eval", str(dtype).removeprefix("torch."))
 
@@ -106,6 +107,20 @@ def _both(models: list[nn.Module], inputs: Any, train: bool, dtype: torch.dtype,
     raise AssertionError  # the loop returns or raises
 
 
+def has_float64(device: torch.device) -> bool:
+    """MPS has not."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def float64(tensor: torch.Tensor) -> torch.Tensor:
+    """In float64: where the tensor is, or on the CPU if its device has none."""
+    return tensor.double() if has_float64(tensor.device) else tensor.cpu().double()
+
+
 # How far rounding may move the outputs of a deep network, relative to the largest, by the precision of its weights.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
 
@@ -120,7 +135,8 @@ def confirm(
     """Raise `GrowthError`, with the numbers, if a student is further from its teacher than rounding explains; with
     `train` in training mode, too.
 
-    In float32 first where the model is, which is fast; float64 decides where that is not enough. The weights of a
+    In float32 first where the model is, which is fast; float64 decides where that is not enough and the device has it
+    (MPS has not: there the tolerance of float32 decides). The weights of a
     student in float32 are rounded themselves, which can move the function of an ill-conditioned network: `again`, which
     grows the teacher once more, is then given it in float64, and there is a warning if that is right.
     """
@@ -130,6 +146,7 @@ def confirm(
     dtypes = [p.dtype for p in teacher.parameters() if p.dtype in ROUNDING] or [torch.float32]
     own = max(dtypes, key=ROUNDING.__getitem__)
     first = own if own is torch.float32 else torch.float64
+    lacking = next((p.device for p in teacher.parameters() if not has_float64(p.device)), None)
     for mode in (False, True) if train else (False,):
         try:
             certificate = verify(teacher, student, example_inputs, train=mode, dtype=first)
@@ -137,11 +154,11 @@ def confirm(
             if mode:  # detection nets want targets, batch norm more than one image: there is nothing to compare
                 continue
             raise
-        if not certificate.relative <= ROUNDING[own] and first is not torch.float64:
+        if not certificate.relative <= ROUNDING[own] and first is not torch.float64 and lacking is None:
             certificate = verify(teacher, student, example_inputs, train=mode)
         if certificate.relative <= ROUNDING[own]:
             continue
-        if again is not None and own is not torch.float64:
+        if again is not None and own is not torch.float64 and lacking is None:
             precise = rebuilt(teacher, cloned_tensor).double()
             exact = verify(precise, again(precise), example_inputs, train=mode)
             if exact.dtype == "float64" and exact.relative <= ROUNDING[torch.float64]:
@@ -153,9 +170,10 @@ def confirm(
                     stacklevel=3,
                 )
                 continue
+        hint = f" {lacking.type} has no float64: on the CPU it is compared in that." if lacking else ""
         raise GrowthError(
             f"the grown model does not compute its teacher's function: {certificate}; expected a relative error of "
-            f"at most {ROUNDING[own]:g}. Please report the model; verify=False returns it all the same"
+            f"at most {ROUNDING[own]:g}.{hint} Please report the model; verify=False returns it all the same"
         )
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from net2net import residual
-from net2net.certificate import confirm
+from net2net.certificate import confirm, float64
 from net2net.errors import GrowthError, whole
 from net2net.head import renew
 from net2net.history import remember
@@ -253,7 +253,7 @@ def _identity(
                 norm.running_mean.copy_(moments[0].repeat_interleave(pieces))
                 norm.running_var.copy_(moments[1].repeat_interleave(pieces))
             # From the stored variance, so that rounding it cancels: (x - mean) / sqrt(var + eps) is undone exactly.
-            norm.weight.copy_((norm.running_var.double() + eps).sqrt())
+            norm.weight.copy_((float64(norm.running_var) + eps).sqrt())
             norm.bias.copy_(norm.running_mean)
             parts["bn"] = norm
     if layer["maxout"]:
@@ -320,7 +320,7 @@ def _measure(
     square: dict[str, torch.Tensor] = {}  # summed squared deviations from the mean
 
     def see(key: str, seen: torch.Tensor) -> None:
-        x = seen.detach().double().transpose(0, 1).flatten(1)
+        x = float64(seen.detach()).transpose(0, 1).flatten(1)
         n, m = x.shape[1], x.mean(1)
         s = (x - m[:, None]).square().sum(1)
         if key not in mean:

@@ -160,8 +160,10 @@ class Pretending(TorchDispatchMode):
 
     current: Pretending | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, float64: bool = True) -> None:
+        """`float64`: whether the device has it; MPS has not, and says so with this kind of error."""
         super().__init__()
+        self.float64 = float64
         device()
         self.waits: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
@@ -224,5 +226,7 @@ def computed(func, args, kwargs):
         return args[0]
     if not made_there:
         return out
+    if mode is not None and not mode.float64 and any(t.dtype == torch.float64 for t in pytree.tree_leaves(out)):
+        raise TypeError(f"{where()}: {NAME} does not support float64")
     wrapped = pytree.tree_map(lambda value: Tensor(value) if isinstance(value, torch.Tensor) else value, out)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if there else wrapped

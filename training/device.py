@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -46,6 +47,26 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     for warning in said:
         warnings.warn(warning.message, stacklevel=2)
     return torch.device("cpu")
+
+
+@contextmanager
+def float32_as_asked(precision: str) -> Iterator[None]:
+    """For `training.precision`: within it, float32 is computed as such where that is what a run asks for.
+
+    PyTorch lets cuDNN's convolutions round it to TF32, 10 bits of 23, and programs let matrix products do the same.
+    With bfloat16 there is nothing to guard: what is set stays.
+    """
+    # By these flags and not by the newer `fp32_precision`, after which reading these, as other libraries do, raises.
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        if precision == "float32":
+            for backend in backends:
+                backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def granted_by() -> str:

@@ -14,9 +14,12 @@ from pretended import MixedDevices, Pretending
 from torch.nn import functional as F
 
 import net2net
+import train as script
+from net2net.certificate import ROUNDING, confirm
 from net2net.inception_bn import TABLES, InceptionBN
 from training.config import load
 from training.data.source import open_data
+from training.device import float32_as_asked
 from training.evaluation import before_training, evaluate
 from training.network import build
 from training.optim import make_optimizer
@@ -222,3 +225,65 @@ def test_growing_keeps_to_the_device_and_gives_what_the_cpu_gives(device, how):
         found.append([p.detach().cpu() for p in student.parameters()])
     for here, there in zip(*found, strict=True):
         torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["widen", "deepen"])
+def test_where_there_is_no_float64_growth_is_verified_in_float32_and_says_so(how):
+    with Pretending(float64=False):
+        x = torch.randn(8, 1, 28, 28).to(pretended.device())
+        with pytest.raises(TypeError, match="does not support float64"):
+            x.double()
+        teacher = small().to(pretended.device())
+        student = GROWN[how](teacher, x)  # which is verified
+        for train in (False, True):
+            certificate = net2net.verify(teacher, student, x, train=train)
+            assert certificate.dtype == "float32"
+            assert certificate.relative < ROUNDING[torch.float32]
+        with torch.no_grad():
+            student.classifier.bias.add_(1.0)
+        sentence = r"float32\); expected a relative error of at most 0.0001. pretended has no float64: on the CPU"
+        with pytest.raises(net2net.GrowthError, match=sentence):
+            confirm(teacher, student, x, again=lambda _: pytest.fail("there is no float64 to grow it in"))
+
+
+# ---- precision
+
+
+def flags():
+    """As kernels read them, and as programs do."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    read = [backend.fp32_precision == "tf32" for backend in (cudnn.conv, cudnn.rnn, matmul)]
+    return *read, cudnn.allow_tf32, matmul.allow_tf32, torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_float32_is_not_tf32_and_what_was_set_is_set_again(precision, tmp_path, monkeypatch):
+    seen = []
+    before = flags()
+    assert before[:4] == (True, True, False, True)  # PyTorch's own default for convolutions
+
+    def trained(config, session, run, teacher):
+        seen.append(flags())
+        run.manifest["result"] = {}
+
+    monkeypatch.setattr(script, "train", trained)
+    config = load(CONFIGS / "standard.yaml", [f"training.precision={precision}"])
+    script.run_to_the_end(config, tmp_path / "run", lambda: False)
+    assert seen == [(*[False] * 5, before[-1]) if precision == "float32" else before]
+    assert flags() == before
+    with pytest.raises(ZeroDivisionError), float32_as_asked("float32"):
+        1 / 0  # noqa: B018
+    assert flags() == before
+
+
+def test_growing_and_verifying_leave_the_precision_as_it_was():
+    before = flags()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        asked, x = flags(), torch.randn(4, 1, 28, 28)
+        teacher = small()
+        net2net.verify(teacher, net2net.widen(teacher, x, 1.5), x)
+        assert flags() == asked
+    finally:
+        torch.set_float32_matmul_precision(before[-1])
+    assert flags() == before
