@@ -13,7 +13,7 @@ from replicate.runner import CONFIGS, Runner, Stage, gpus_here, plan
 from replicate.slurm import SlurmError, describe, launch, load_site
 from training.errors import ConfigError
 
-LOCAL = ("jobs", "processes")
+LOCAL = ("jobs", "processes", "per_gpu")
 SITE = ("partition", "account", "constraint", "gpus", "nodes", "minutes")
 SMALL = ("fashion_mnist", "generated")  # data that one CPU core is enough for
 
@@ -77,6 +77,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     local = parser.add_argument_group("--launcher local")
     local.add_argument("--jobs", type=int, metavar="N", help="stages side by side (default: one per core, or per GPUs)")
     local.add_argument("--processes", type=int, metavar="N", help="processes of one stage (default: one per GPU)")
+    local.add_argument("--per-gpu", type=int, metavar="N", help="stages that share a GPU, of one process each")
     site = parser.add_argument_group("--launcher slurm and print", "flags go before the site file; docs/cluster.md")
     site.add_argument("--site", type=Path, metavar="FILE", help="YAML, see replicate/site.example.yaml")
     site.add_argument("--partition")
@@ -92,18 +93,22 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     for name in ("site", *SITE) if local else LOCAL:
         if getattr(arguments, name) is not None:
             parser.error(
-                f"--{name} is not read by --launcher {arguments.launcher}, only by "
+                f"--{name.replace('_', '-')} is not read by --launcher {arguments.launcher}, only by "
                 + ("--launcher slurm and print" if local else "--launcher local")
             )
     for name in LOCAL:
         if (value := getattr(arguments, name)) is not None and value < 1:
-            parser.error(f"--{name}: expected at least 1, got {value}")
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    if arguments.per_gpu and arguments.processes not in (None, 1):
+        parser.error("--per-gpu: stages that share a GPU have one process each, leave out --processes")
 
 
 def _local(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stages: list[Stage]) -> int:
     gpus = gpus_here()
     if gpus and (arguments.processes or 1) > len(gpus):
         parser.error(f"--processes: {arguments.processes} processes need as many GPUs, here are {len(gpus)}")
+    if arguments.per_gpu:
+        arguments.processes, gpus = 1, gpus * arguments.per_gpu  # a GPU that is named twice is free twice
     processes = {stage.name: _processes(stage, arguments.processes, len(gpus)) for stage in stages}
     # Nets of this kind use one core each best: two runs of one thread see more images than one run of two threads.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

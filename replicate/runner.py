@@ -281,7 +281,8 @@ def gpus_here() -> list[str]:
 class Runner:
     """Keeps `jobs` stages running until none is left that can.
 
-    With GPUs each stage has `processes` of them to itself, and as many stages run side by side as there are GPUs for.
+    With GPUs each stage has `processes` of them to itself, and as many stages run side by side as there are GPUs for. A
+    GPU that `gpus` names several times is shared by so many stages, of one process each.
     `threads` are those of one process.
     """
 

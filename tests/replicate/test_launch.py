@@ -266,6 +266,9 @@ def test_a_site_file_that_is_not_there(tmp_path):
         (["--partition", "x"], "--partition is not read by --launcher local, only by --launcher slurm and print"),
         (["--launcher", "slurm", "--jobs", "2"], "--jobs is not read by --launcher slurm, only by --launcher local"),
         (["--processes", "0"], "--processes: expected at least 1, got 0"),
+        (["--per-gpu", "0"], "--per-gpu: expected at least 1, got 0"),
+        (["--launcher", "slurm", "--per-gpu", "2"], "--per-gpu is not read by --launcher slurm, only by"),
+        (["--per-gpu", "2", "--processes", "2"], "--per-gpu: stages that share a GPU have one process each"),
     ],
 )
 def test_options_of_another_launcher_are_refused(arguments, words, capsys):
@@ -323,6 +326,22 @@ def test_gpus_are_shared_out_and_given_back(tmp_path, monkeypatch):
     runner._start(stages[2])
     assert seen[2] == ("0,1", "3")
     runner.bar.close()
+
+
+def test_several_stages_share_a_gpu_where_they_are_told_to(tmp_path, monkeypatch):
+    made = []
+
+    class Noted(Runner):
+        def run(self):
+            made.append((self.jobs, self.threads, set(self.processes.values()), self.gpus))
+            return 0
+
+    monkeypatch.setattr(launch, "Runner", Noted)
+    monkeypatch.setattr(launch, "gpus_here", lambda: ["0", "1"])
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    call = ["--scale", "gpu", "--seeds", "0", "1", "--runs", str(tmp_path)]
+    assert launch.main("", fig4.ARMS, [*call, "--per-gpu", "3"]) == 0
+    assert made == [(6, 2, {1}, ["0", "1"] * 3)]
 
 
 def test_gpus_are_those_that_may_be_seen(monkeypatch):
