@@ -14,7 +14,8 @@ so that a busy moment hits both; a number is the median of `--repeat` turns, wit
 On one thread of a CPU the seconds are the process's own, without those that other programs had.
 
 Two floors: `floor_matmul`, the step's floating-point operations at the rate of a large matrix product of the same
-precision, and `floor_decode`, one core that does nothing but decode the JPEGs.
+precision, and `floor_decode`, one core that does nothing but decode the JPEGs. `decode` is the same with another
+decoder, and `prepare` all that a worker does to an image, by what decodes and what resizes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -51,9 +52,13 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # workers preload `train`, which would be this file
 
 from training.config import Config, load
+from training.data.augment import Preparation
+from training.data.decode import decode_jpeg, torchcodec
 from training.data.loader import MEAN, STD, ImageData
 from training.data.order import Batch, Order
-from training.data.workers import cpus
+from training.data.workers import beside_training
+from training.device import float32_as_asked
+from training.errors import DataError
 from training.network import build
 from training.session import Session
 from training.step import TrainStep
@@ -168,7 +173,8 @@ class Ours:
 
     @contextmanager
     def backends(self) -> Iterator[None]:
-        yield  # train.py leaves them as they are
+        with float32_as_asked(self.config.training.precision):
+            yield
 
 
 class Timms:
@@ -387,6 +393,32 @@ def decoding_floor(files: list[Path]) -> Subject:
     return Subject("floor_decode", "", len(contents), lambda: nullcontext(decode))
 
 
+def decoders(files: list[Path], config: Config) -> list[Subject]:
+    """One core with what else decodes JPEGs, and with each way to prepare an image; torchcodec where it is there."""
+    contents = [path.read_bytes() for path in files[:64]]
+    ways = [("pillow", "pillow"), ("pillow", "torch")]
+    found = []
+
+    def one(what: str, name: str, call: Callable[[int, bytes], Any]) -> None:
+        def each() -> None:
+            for number, content in enumerate(contents):
+                call(number, content)
+
+        found.append(Subject(what, name, len(contents), lambda: nullcontext(each)))
+
+    with suppress(DataError):
+        torchcodec()
+        ways.append(("torchcodec", "torch"))
+        one("decode", "torchcodec", lambda _, content: decode_jpeg(content))
+    for decode, resize in ways:
+        data = config.data
+        preparation = Preparation(
+            *(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip), decode, resize
+        )
+        one("prepare", f"{decode} + {resize}", lambda number, content, p=preparation: p.train(content, number))
+    return found
+
+
 def measure(found: list[Subject], turns: int, seconds: float, clock: Callable[[], float]) -> list[list[float]]:
     """Images a second of each subject in each turn; a turn takes about so many seconds, one call at least."""
 
@@ -461,7 +493,12 @@ def summary(path: Path) -> str:
         name = " | ".join(row[key] for key in keys[1:])
         lines.append(f"| {name} | {cell(row)} | {cost:.2f} | {part:.0%} of {floor['images_per_s']} |")
     decoding = next(row for row in table if row["what"] == "floor_decode")
-    return "\n".join([*lines, "", f"Decoding alone, one core: {cell(decoding)} images/s."])
+    lines += ["", f"Decoding alone, one core: {cell(decoding)} images/s."]
+    others = [row for row in table if row["what"] in ("decode", "prepare")]
+    if others:
+        lines += ["", "| one core | by | images/s |", "|---|---|---|"]
+        lines += [f"| {row['what']} | {row['loop']} | {cell(row)} |" for row in others]
+    return "\n".join(lines)
 
 
 def version() -> str:
@@ -488,7 +525,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, nargs="+", metavar="N", help="images in a forward pass; the usual first")
     parser.add_argument("--chunks", type=int, help="forward passes in a mini-batch (default: GPU 8, CPU 1)")
     parser.add_argument(
-        "--workers", type=int, help="that decode (default: GPU the job's cores, CPU 0: the loop itself)"
+        "--workers", type=int, help="that decode (default: GPU the job's cores but one, CPU 0: the loop itself)"
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     parser.add_argument("--repeat", type=int, help="turns (default: 5; with --quick 3)")
@@ -508,7 +545,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     batches = options.batches or ([32, 64, 128, 256] if cuda else [4, 2, 8])
     chunks = options.chunks or (8 if cuda else 1)
-    workers = (cpus() if cuda else 0) if options.workers is None else options.workers
+    workers = (beside_training() if cuda else 0) if options.workers is None else options.workers
     turns = options.repeat or (3 if options.quick else 5)
     seconds = options.seconds or (4.0 if cuda else 1.0)
     tried = cases(batches, PAIRS, WIDTHS)
@@ -539,7 +576,7 @@ def main(argv: list[str] | None = None) -> int:
             table.extend(made)
             write(out, table)
 
-        record(None, [decoding_floor(files)])
+        record(None, [decoding_floor(files), *decoders(files, setup.config(tried[0]))])
         for case in tried:
             torch.compiler.reset()  # else the shapes of the last case make this one's dynamic, and slower
             gc.collect()

@@ -113,8 +113,13 @@ def test_the_script_writes_a_table(bench, tiny, tmp_path, monkeypatch):
     compared = [("step", "net2net"), ("step", "timm"), ("input", "net2net"), ("input", "timm")]
     compared += [("end_to_end", "net2net"), ("end_to_end", "timm"), ("floor_matmul", "")]
     alone = [("step", "net2net"), ("end_to_end", "net2net"), ("floor_matmul", "")]
-    expected = [("floor_decode", ""), *compared, *alone]
+    ways = ["pillow + pillow", "pillow + torch"]
+    decoders = [("prepare", way) for way in ways]
+    if importlib.util.find_spec("torchcodec"):
+        decoders = [("decode", "torchcodec"), *decoders, ("prepare", "torchcodec + torch")]
+    expected = [("floor_decode", ""), *decoders, *compared, *alone]
     assert [(row["what"], row["loop"]) for row in table] == expected
+    assert all(f"| prepare | {way} |" in bench.summary(out) for way in ways)
     assert all(float(row["images_per_s"]) > 0 for row in table)
     assert {row["width"] for row in table} == {"", "0.1", "0.2"}
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,15 +19,19 @@ import torch
 from compare import same
 from images import COUNTS, copy, make_archive, make_folders, make_shards, picture, truncate
 from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from training.data import loader
+from training.config import differences, flatten
+from training.config import load as load_config
+from training.data import decode, loader, pool
+from training.data import workers as processes_of
 from training.data.augment import Preparation, draw_of, drawn_colors, drawn_crop, jittered
 from training.data.decode import quiet
 from training.data.imagenet.layouts import readers
 from training.data.loader import ImageData
-from training.errors import DataError
+from training.errors import ConfigError, DataError
 
 SIZE, BATCH, CHUNK = 32, 8, 4  # 24 training images: three mini-batches of two chunks in an epoch
 CPU = torch.device("cpu")
@@ -58,6 +63,8 @@ def load(monkeypatch):
             "color_jitter": 0.4,
             "flip": True,
             "workers": workers,
+            "decode": "pillow",
+            "resize": "pillow",
             "name": "imagenet",
         }
         section |= dict(zip(("classes", "train_images", "val_images"), COUNTS, strict=True)) | changed
@@ -93,6 +100,8 @@ def reference(original):
         color_jitter=0.4,
         flip=True,
         workers=0,
+        decode="pillow",
+        resize="pillow",
         name="imagenet",
     )
     data = ImageData(section, 3, BATCH, CHUNK, CPU)
@@ -242,6 +251,84 @@ def test_validation_crops_are_torchvisions(size):
     theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
     data = jpeg(size=size)
     assert difference(Preparation(224, 0.875, 0.05, 0, False).val(data), theirs(Image.open(io.BytesIO(data)))) < 1
+
+
+def prepared(by, resize):
+    return Preparation(224, 0.875, 0.05, 0, False, by, resize)
+
+
+@pytest.fixture(params=["its own", "torchvision's"])
+def torchcodec(request, monkeypatch):
+    """torchcodec where it is installed, and in its place the decoder that it comes from."""
+    if request.param == "its own":
+        pytest.importorskip("torchcodec.decoders")
+    else:
+        theirs = SimpleNamespace(decode_jpeg=lambda data, mode: decode_jpeg(data, mode=ImageReadMode[mode]))
+        for module in (decode, loader):
+            monkeypatch.setattr(module, "torchcodec", lambda: theirs)
+        monkeypatch.setattr(decode.importlib.metadata, "version", lambda _: "0")
+
+
+@pytest.mark.parametrize("size", [(500, 375), (300, 460), (1400, 1100), (33, 70), (2, 3)])
+def test_resized_by_torch_pixels_are_torchvisions(size):
+    """A crop first and then resized, as torchvision has it; Pillow looks at what is around the crop, too."""
+    ours, theirs = prepared("pillow", "torch"), v2.RandomResizedCrop(224, scale=(0.05, 1))
+    whole = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    data = jpeg(size=size)
+    for draw in range(4):
+        torch.manual_seed(draw)
+        found = ours.train(data, draw)
+        assert found.shape == (224, 224, 3)
+        assert difference(found, theirs(Image.open(io.BytesIO(data)))) < 1
+    if min(size) > 100:
+        assert difference(ours.val(data), prepared("pillow", "pillow").val(data)) < 1.5
+        assert difference(ours.val(data), whole(Image.open(io.BytesIO(data)))) < 1.5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "PNG"])
+def test_torchcodec_decodes_the_pixels_that_pillow_does(torchcodec, mode):
+    file = io.BytesIO()
+    picture(1, (500, 375)).convert("RGB" if mode == "PNG" else mode).save(file, "PNG" if mode == "PNG" else "JPEG")
+    data = file.getvalue()
+    for draw in range(3):
+        ours, theirs = (prepared(by, "torch").train(data, draw) for by in ("torchcodec", "pillow"))
+        assert np.abs(ours.astype(int) - theirs).max() <= (0 if mode in ("CMYK", "PNG") else 1)
+    ours, theirs = (prepared(by, "torch").val(data) for by in ("torchcodec", "pillow"))
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_a_damaged_jpeg_is_unreadable_for_torchcodec_too(torchcodec, folders, load):
+    reader = readers(folders)["train"]
+    truncate(folders / "train" / reader.name(7))
+    data = load(folders, decode="torchcodec", resize="torch")
+    take(data, 6)
+    assert data.fault_count == 1
+    assert [line.split(": ")[0] for line in data.faults()] == [str(folders / "train" / reader.name(7))]
+    assert data.facts["decode"].startswith("torchcodec ")
+    assert data.facts["decode"].endswith(f"bilinear with antialiasing by torch {torch.__version__}")
+
+
+def test_a_begun_run_keeps_what_decodes_and_resizes():
+    standard = ROOT / "configs" / "imagenet" / "standard.yaml"
+    was = flatten(load_config(standard, ["data.resize=pillow"]))
+    before = {key: value for key, value in was.items() if key not in ("data.decode", "data.resize")}  # there were none
+    assert differences(was, before) == []
+    torchs, codecs = (flatten(load_config(standard, [f"data.decode={by}"])) for by in ("pillow", "torchcodec"))
+    assert differences(torchs, before) == ["data.resize"]
+    assert differences(codecs, torchs) == ["data.decode"]
+    with pytest.raises(ConfigError, match=r"data\.resize: expected torch where data\.decode is torchcodec"):
+        load_config(standard, ["data.decode=torchcodec", "data.resize=pillow"])
+
+
+def test_without_torchcodec_a_sentence_says_so(original, load, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    decode.torchcodec.cache_clear()
+    with pytest.raises(
+        DataError, match=r"data\.decode is torchcodec, which cannot be used here .*pip install"
+    ) as error:
+        load(original, decode="torchcodec", resize="torch")
+    assert "\n" not in str(error.value)
+    decode.torchcodec.cache_clear()
 
 
 def test_colour_jitter_is_torchvisions_to_the_bit():
@@ -439,7 +526,7 @@ def workers_of(load):
 
 
 def test_a_killed_worker(original, workers_of, monkeypatch):
-    monkeypatch.setattr(loader, "POLL", 0.2)
+    monkeypatch.setattr(pool, "POLL", 0.2)
     _, stream, processes = workers_of(original)
     os.kill(processes[0].pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"data worker was killed.*data\.workers=N, now 2.* same command goes on"):
@@ -452,8 +539,8 @@ def test_a_killed_worker(original, workers_of, monkeypatch):
 
 def test_an_idle_worker_that_is_killed(original, load, monkeypatch):
     """While it waits for work, so that no connection breaks."""
-    monkeypatch.setattr(loader, "POLL", 0.2)
-    monkeypatch.setattr(loader, "PREFETCH", 1)
+    monkeypatch.setattr(pool, "POLL", 0.2)
+    monkeypatch.setattr(pool, "PREFETCH", 1)
     data = load(original, workers=1)
     stream = data.stream(0)
     next(stream)
@@ -465,8 +552,8 @@ def test_an_idle_worker_that_is_killed(original, load, monkeypatch):
 
 
 def test_data_that_does_not_answer(folders, load, monkeypatch):
-    monkeypatch.setattr(loader, "POLL", 0.2)
-    monkeypatch.setattr(loader, "STALL", 0.5)
+    monkeypatch.setattr(pool, "POLL", 0.2)
+    monkeypatch.setattr(pool, "STALL", 0.5)
     data = load(folders, workers=1)
     for path in (folders / "train").rglob("*.JPEG"):
         path.unlink()
@@ -492,9 +579,11 @@ def test_workers_end_with_a_process_that_is_killed():
         assert worker.exists()
         main.kill()
     for _ in range(100):
-        if not worker.exists():
-            return
-        time.sleep(0.1)
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if "(zombie)" not in (worker / "status").read_text():  # it may wait for the server to take note of its end
+                time.sleep(0.1)
+                continue
+        return
     os.kill(int(worker.name), signal.SIGKILL)
     pytest.fail("the worker goes on without the process that it worked for")
 
@@ -525,6 +614,60 @@ def test_workers_end_with_a_stream_that_nobody_holds(original, workers_of):
     for process in processes:
         process.join(10)
         assert not process.is_alive()
+
+
+def test_an_evaluation_has_the_workers_of_training(original, workers_of, load, reference):
+    """They are the same processes before, in and after it, and what training had asked for is not lost."""
+    data, stream, processes = workers_of(original)
+    wanted = list(load(original).validation())
+    for round_ in range(2):
+        found = []
+        for batch in data.validation():
+            found.append(batch)
+            assert set(multiprocessing.active_children()) == set(processes)
+        for k in (0, 1):
+            assert torch.equal(torch.cat([batch[k] for batch in found]), torch.cat([batch[k] for batch in wanted]))
+        assert same([next(stream) for _ in range(3)], reference[1 + 3 * round_ : 4 + 3 * round_])
+    left = data.validation()  # as where a run is stopped in an evaluation
+    next(left)
+    del left
+    assert same([next(stream) for _ in range(3)], reference[7:10])
+    assert set(multiprocessing.active_children()) == set(processes)
+
+
+def test_what_is_waited_for_is_what_is_read(original, load, reference):
+    data = load(original)
+    asked = []
+
+    class Noted:
+        def __getitem__(self, task):
+            asked.append(task[0])
+            return data._work[task]
+
+    data._pool.work = Noted()
+    stream = data.stream(0)
+    first = next(stream)
+    measured = data.validation()
+    next(measured)
+    other = data.stream(2)  # a second training stream, as the one that measures step 0, beside the first one
+    assert same([first, next(stream)], reference[:2])
+    assert same([next(other) for _ in range(2)], reference[4:6])
+    assert asked == ["train", "val", "train", "train", "train"]
+
+
+def test_the_process_that_trains_goes_before_its_workers(workers_of, original):
+    _, _, processes = workers_of(original)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    found = [os.getpriority(os.PRIO_PROCESS, process.pid) for process in processes]
+    assert found == [min(19, own + processes_of.NICE)] * 2
+
+
+@pytest.mark.parametrize(("cores", "world", "wanted"), [(16, 1, 15), (2, 1, 1), (1, 1, 1), (16, 4, 3)])
+def test_the_main_thread_has_a_core_of_its_own(monkeypatch, original, load, cores, world, wanted):
+    monkeypatch.setattr(processes_of, "cpus", lambda local_world: cores // local_world)
+    assert processes_of.beside_training(world) == wanted
+    if world == 1 and wanted == 1:
+        assert load(original, workers=None).workers == 1
 
 
 def test_a_resized_copy_is_named_in_the_facts(folders, load):

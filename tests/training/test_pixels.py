@@ -34,6 +34,8 @@ SECTION = {
     "color_jitter": 0.4,
     "flip": True,
     "workers": 0,
+    "decode": "pillow",
+    "resize": "pillow",
     "name": "imagenet",
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from training.data.decode import reading
+from training.data.decode import decode_jpeg, reading
 
 RATIO = (3 / 4, 4 / 3)  # of a training crop
 LOG_RATIO = torch.tensor(RATIO).log().tolist()
@@ -25,9 +25,19 @@ RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
 class Preparation:
     """From a file's contents to the pixels that the network gets, uint8 [size, size, 3]."""
 
-    def __init__(self, size: int, crop_fraction: float, min_area: float, color_jitter: float, flip: bool):
+    def __init__(
+        self,
+        size: int,
+        crop_fraction: float,
+        min_area: float,
+        color_jitter: float,
+        flip: bool,
+        decode: str = "pillow",
+        resize: str = "pillow",
+    ):
+        """`decode` and `resize` are a config's `data.decode` and `data.resize`."""
         self.size, self.crop_fraction, self.min_area = size, crop_fraction, min_area
-        self.color_jitter, self.flip = color_jitter, flip
+        self.color_jitter, self.flip, self.decode, self.resize = color_jitter, flip, decode, resize
 
     def train(self, data: bytes, draw: int) -> np.ndarray:
         """Random-resized crop, flip and colour jitter, all determined by `draw`."""
@@ -35,7 +45,7 @@ class Preparation:
         with reading():
             image = Image.open(io.BytesIO(data))
             left, top, width, height = drawn_crop(*image.size, self.min_area, generator)
-            image = self._resize(image, (left, top, left + width, top + height))
+            image = self._resized(data, image, (left, top, left + width, top + height))
         flip = self.flip and bool(torch.rand(1, generator=generator) < 0.5)
         if self.color_jitter:
             image = jittered(image, *drawn_colors(self.color_jitter, generator))
@@ -50,18 +60,32 @@ class Preparation:
             width, height = image.size
             side = min(width, height) * self.crop_fraction
             left, top = (width - side) / 2, (height - side) / 2
-            return np.asarray(self._resize(image, (left, top, left + side, top + side)))
+            return np.asarray(self._resized(data, image, (left, top, left + side, top + side)))
 
-    def _resize(self, image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    def _resized(self, data: bytes, image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+        """What is in `box` of an image that is not decoded yet."""
         width, height = image.size
+        plain = image.format == "JPEG" and image.mode in ("RGB", "L")
         least = min(box[2] - box[0], box[3] - box[1]) / self.size
-        if least >= 2:  # libjpeg can decode at 1/2, 1/4 or 1/8, which costs less; what is left is enough for the crop
+        if least >= 2:  # Pillow can decode at 1/2, 1/4 or 1/8, which costs less; what is left is enough for the crop
             image.draft(None, (int(width / least), int(height / least)))
+        elif plain and self.decode == "torchcodec":
+            return self._by_torch(decode_jpeg(data), box)
         across, down = image.size[0] / width, image.size[1] / height
         box = (box[0] * across, box[1] * down, min(box[2] * across, image.size[0]), min(box[3] * down, image.size[1]))
         if image.mode != "RGB":  # grey, CMYK, palette
             image = image.convert("RGB")
+        if self.resize == "torch":
+            return self._by_torch(torch.from_numpy(np.array(image)).permute(2, 0, 1), box)
         return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+
+    def _by_torch(self, pixels: torch.Tensor, box: tuple[float, float, float, float]) -> Image.Image:
+        """uint8 [3, H, W]; torch, on CPUs with AVX2, resizes in a third of Pillow's time. The box in whole pixels."""
+        left, top, right, bottom = (round(edge) for edge in box)
+        crop = pixels[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
+        size = self.size, self.size
+        resized = torch.nn.functional.interpolate(crop, size, mode="bilinear", antialias=True)[0]
+        return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
 
 
 def drawn_crop(width: int, height: int, min_area: float, generator: torch.Generator) -> tuple[int, int, int, int]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.metadata
 import io
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import PIL
+import torch
 from PIL import Image, features
+
+from training.errors import DataError
 
 DAMAGED = (OSError, SyntaxError, ValueError, IndexError, KeyError, EOFError)  # and, of Pillow's own modules:
 DAMAGED += (struct.error, zlib.error, Image.DecompressionBombError)
@@ -41,8 +48,35 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
-def backend() -> str:
+@functools.cache
+def torchcodec() -> ModuleType:
+    """torchcodec's decoders; `DataError` where it is not installed or does not fit this PyTorch."""
+    try:
+        found = importlib.import_module("torchcodec.decoders")
+        if not hasattr(found, "decode_jpeg"):
+            raise ImportError(f"version {importlib.metadata.version('torchcodec')} decodes no images, 0.16 does")
+    except (ImportError, OSError, RuntimeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"data.decode is torchcodec, which cannot be used here ({why}): `pip install torchcodec`, in the version "
+            "that goes with this PyTorch. A run that has not begun can be given --set data.decode=pillow instead"
+        ) from None
+    return found
+
+
+def decode_jpeg(data: bytes) -> torch.Tensor:
+    """A JPEG file's contents -> uint8 [3, H, W], by torchcodec."""
+    try:
+        return torchcodec().decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
+    except RuntimeError as error:
+        raise Unreadable((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def backend(decode: str = "pillow", resize: str = "pillow") -> str:
     """What decodes and resizes, with versions; for run.json."""
     turbo = features.version_feature("libjpeg_turbo")
     jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
-    return f"Pillow {PIL.__version__} with {jpeg}, bilinear with antialiasing"
+    by = f"Pillow {PIL.__version__} with {jpeg}"
+    if decode == "torchcodec":
+        by = f"torchcodec {importlib.metadata.version('torchcodec')}, for what is no plain JPEG {by}"
+    return f"{by}, bilinear with antialiasing{f' by torch {torch.__version__}' if resize == 'torch' else ''}"

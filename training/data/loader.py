@@ -10,33 +10,28 @@ import atexit
 import hashlib
 import itertools
 import json
-import multiprocessing
 import time
 import warnings
-import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from training.data.augment import Preparation, draw_of
-from training.data.decode import Unreadable, backend, quiet
+from training.data.decode import Unreadable, backend, quiet, torchcodec
 from training.data.imagenet.check import Report, check
 from training.data.imagenet.readers import SPLITS, Reader, fingerprint
 from training.data.order import Batch, Order
-from training.data.workers import begin_worker, context, cpus
+from training.data.pool import Pool
+from training.data.workers import beside_training, context
 from training.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, scaled to 0..1
-PREFETCH = 2  # chunks for each worker
 RETRIES = (1.0, 5.0, 15.0, 30.0)  # seconds before a file that cannot be read is tried again
-STALL = 900.0  # seconds without a chunk after which the data is given up
-POLL = 5.0  # seconds after which workers from which nothing comes are looked after
 REPLACEMENTS = 10  # for one image
 FIRST = 32  # images in a task of `first`
 
@@ -134,9 +129,11 @@ class ImageData:
 
         `report` is what `check` found of the data, where somebody has looked already: it lists two thousand folders.
         """
-        self.workers = cpus(local_world) if data.workers is None else data.workers
+        self.workers = beside_training(local_world) if data.workers is None else data.workers
         if self.workers:
             context()  # its imports take seconds: begun now, they are done when the first worker is needed
+        if data.decode == "torchcodec":
+            torchcodec()  # said here, where it is missing, and not by each worker
         report = report or check(data.root, data.classes, data.train_images, data.val_images, fast=True)
         if report.problems:
             raise DataError("\n".join(report.problems))
@@ -146,22 +143,26 @@ class ImageData:
         marks = ":".join(fingerprint(readers[split]) for split in SPLITS)
         self.fingerprint = hashlib.sha256(marks.encode()).hexdigest()
         self.val_images = self.all_val_images = len(readers["val"])
-        self.facts = {"source": data.name, **report.facts, "decode": backend(), "workers": self.workers}
+        self.facts = {"source": data.name, **report.facts, "workers": self.workers}
+        self.facts["decode"] = backend(data.decode, data.resize)
         with suppress(OSError, ValueError):
             self.facts["resized"] = json.loads((Path(data.root) / "resize.json").read_text())["settings"]
-        preparation = Preparation(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip)
+        preparation = Preparation(
+            *(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip),
+            *(data.decode, data.resize),
+        )
         self._work = Work(readers, preparation, seed, str(data.root))
         # Of a whole row of pixels: on a CPU, three numbers at a time is five times slower.
         self._row = [torch.tensor(x, device=device).mul(255).repeat(data.image_size) for x in (MEAN, STD)]
         self.fault_count = 0  # images of this process that another one was taken for
         self._reported: set[str] = set()
         self._new: list[str] = []
-        self._running: weakref.WeakSet[Generator] = weakref.WeakSet()
+        self._pool = Pool(self._work, self.workers, device.type == "cuda", str(data.root))
         atexit.register(self.close)
 
     def stream(self, step: int) -> Iterator[Batch]:
         """This process's chunks of mini-batch `step`, of the one after it, and so on without end."""
-        return self._on_device(self._batches(self._tasks(step), self.workers))
+        return self._on_device(self._batches(self._pool.submit(self._tasks(step))))
 
     def _tasks(self, step: int) -> Iterator[Task]:
         for number in itertools.count(step):
@@ -175,15 +176,14 @@ class ImageData:
         # All workers at work, in chunks that are no larger than those of training, which are known to fit the device.
         chunk = max(1, min(self.order.chunk, -(-len(mine) // max(1, self.workers))))
         tasks = (("val", 0, list(mine[k : k + chunk])) for k in range(0, len(mine), chunk))
-        return self._on_device(self._batches(tasks, self.workers))
+        return self._on_device(self._batches(self._pool.submit(tasks)))
 
     def first(self, n: int) -> torch.Tensor:
         """The first `n` training images in the order of the first epoch, augmented; the same on every process."""
         steps = range(min(-(-n // self.order.batch_size), self.order.per_epoch))
         indices = [i for step in steps for chunk in self._whole.chunks(step)[1] for i in chunk.tolist()][:n]
         tasks = [("train", 0, indices[k : k + FIRST]) for k in range(0, len(indices), FIRST)]
-        chunks = self._on_device(self._batches(tasks, min(self.workers, len(tasks))))
-        return torch.cat([images for images, _ in chunks])
+        return torch.cat([images for images, _ in self._on_device(self._batches(self._pool.submit(tasks)))])
 
     def faults(self) -> list[str]:
         """Images that could not be decoded since the last call, "path: reason", each one once."""
@@ -193,81 +193,19 @@ class ImageData:
     def close(self) -> None:
         """End the workers."""
         atexit.unregister(self.close)
-        for batches in list(self._running):
-            batches.close()
+        self._pool.close()
 
-    def _batches(self, tasks: Iterable[Task], workers: int) -> Iterator[Batch]:
-        batches = self._work_off(tasks, workers)
-        self._running.add(batches)
-        return batches
-
-    def _work_off(self, tasks: Iterable[Task], workers: int) -> Generator[Batch]:
-        """The chunks of `tasks`, in their order, uint8 [b, size, size, 3] in (pinned) memory."""
-        options: dict[str, Any] = {}
-        if workers:
-            options = {
-                "prefetch_factor": PREFETCH,
-                "multiprocessing_context": context(),
-                "worker_init_fn": begin,
-                "timeout": POLL,
-            }
-        loader = DataLoader(
-            self._work,
-            batch_size=None,  # a task is a chunk
-            sampler=tasks,
-            num_workers=workers,
-            collate_fn=as_it_is,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the global one, and a resumed run would differ
-            **options,
-        )
-        before = set(multiprocessing.active_children())
-        chunks = iter(loader)
-        processes = set(multiprocessing.active_children()) - before
-        try:
-            while True:
-                asked = time.monotonic()
-                result = None
-                while result is None:
-                    try:
-                        result = next(chunks)
-                    except StopIteration:
-                        return
-                    except (RuntimeError, OSError, EOFError) as error:
-                        self._look_after(processes, error, time.monotonic() - asked)
-                images, labels, faults, replaced, problem = result
-                self.fault_count += replaced
-                for path, reason in faults:
-                    if path not in self._reported:
-                        self._reported.add(path)
-                        self._new.append(f"{path}: {reason}")
-                if problem:
-                    raise DataError(problem)
-                yield images, labels
-        finally:
-            del chunks  # tells the workers to end, and waits
-            for process in processes:
-                if process.is_alive():
-                    process.kill()
-
-    def _look_after(self, processes: set[Any], error: Exception, waited: float) -> None:
-        """Raise what `error`, in place of a chunk, means; return if it only means that none has come yet."""
-        late = "DataLoader timed out" in str(error)
-        # A broken connection is noticed before the end of the process that was at its other end.
-        ended = wait([process.sentinel for process in processes], 0 if late else 2) if processes else []
-        if ended:
-            raise DataError(
-                f"A data worker was killed, most often because memory ran out: use fewer workers "
-                f"(--set data.workers=N, now {self.workers}) or give the job more memory (a container: more /dev/shm). "
-                "The same command goes on from the last checkpoint."
-            ) from error
-        if not late:
-            raise error
-        if waited > STALL:
-            raise DataError(
-                f"No image came for {waited:.0f} s: the data folder {self._work.root} does not answer. Once it does, "
-                "the same command goes on from the last checkpoint."
-            ) from error
+    def _batches(self, results: Iterator[Result]) -> Iterator[Batch]:
+        """Chunks uint8 [b, size, size, 3] in (pinned) memory; notes what could not be read."""
+        for images, labels, faults, replaced, problem in results:
+            self.fault_count += replaced
+            for path, reason in faults:
+                if path not in self._reported:
+                    self._reported.add(path)
+                    self._new.append(f"{path}: {reason}")
+            if problem:
+                raise DataError(problem)
+            yield images, labels
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.device.type != "cuda":
@@ -301,11 +239,3 @@ def handed_over(batch: Batch, done: torch.cuda.Event, stream: torch.cuda.Stream)
     for tensor in batch:
         tensor.record_stream(stream)
     return batch
-
-
-def begin(number: int) -> None:
-    begin_worker()
-
-
-def as_it_is(result: Result) -> Result:
-    return result

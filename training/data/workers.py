@@ -28,6 +28,7 @@ from training.errors import DataError
 # What asks a job to stop goes to all its processes; the one that saves must not lose its workers to it.
 SOCKET_PATH, SOCKET_NAME = 107, 24  # the longest path of a socket; "/listener-" and random letters, with some to spare
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+NICE = 10  # a worker's: it has a tenth of a core that the main thread wants too, and all of one that nobody wants
 
 
 def context() -> BaseContext:
@@ -74,9 +75,11 @@ def _short_temporary_folder() -> None:
 
 
 def begin_worker() -> None:
-    """In a worker: signals are for the process that it works for, and it ends when that one does."""
+    """In a worker: signals are for the process that it works for, which goes first, and it ends when that one does."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError):  # where a sandbox forbids it
+        os.nice(NICE)
     # The server lives as long as its workers, so that a worker which waits for the server's end would wait for ever.
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
@@ -84,6 +87,12 @@ def begin_worker() -> None:
 def _end_with(parent: Any) -> None:
     parent.join()
     os._exit(1)
+
+
+def beside_training(local_world: int = 1) -> int:
+    """How many workers each of `local_world` processes starts: its share of the cores, less one for its main thread,
+    which launches a GPU's kernels and should find a core whenever it wants one."""
+    return max(1, cpus(local_world) - 1)
 
 
 def cpus(local_world: int = 1) -> int:
