@@ -1,5 +1,6 @@
 """On a GPU: what bench/gpu.py checks, check by check. Without one its lines run on the CPU, small."""
 
+import csv
 import importlib.util
 import json
 import os
@@ -14,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.cuda.is_available()
 # timm leaves closing the files that it opens to the garbage collector; torch 2.13 has a new name for DDP's argument.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::FutureWarning"
+    *("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::FutureWarning"),
+    "ignore:The .grad attribute of a Tensor that is not a leaf",  # dynamo's, which hides it by a filter of its own
 )
 
 
@@ -73,6 +75,33 @@ def test_the_first_part_notes_what_failed_and_goes_on_with_the_rest(gpu, tmp_pat
     assert found["wrong"] == {"ok": False, "error": "AssertionError: not equal", "seconds": found["wrong"]["seconds"]}
     assert found["right"]["ok"]
     assert len(calls) == 1
+
+
+def test_a_row_that_cannot_be_measured_is_noted_and_one_that_was_begun_is_measured_anew(gpu, tmp_path, monkeypatch):
+    calls = []
+
+    def full(record):
+        calls.append("full")
+        raise torch.OutOfMemoryError("the memory\nis full")
+
+    def stopped(record):
+        calls.append("stopped")
+        record("step", 1.0, "images/s")
+        if calls.count("stopped") == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "_measurements", lambda day, bench: [("full", 1, full), ("stopped", 1, stopped)])
+    with pytest.raises(KeyboardInterrupt):
+        gpu.part_2(day(gpu, tmp_path))
+    assert gpu.part_2(day(gpu, tmp_path))
+    with (tmp_path / "gpu_table.csv").open() as file:
+        rows = [(row["what"], row["value"], row["unit"]) for row in csv.DictReader(file)]
+    assert rows == [
+        ("full", "nan", "OutOfMemoryError: the memory is full"),
+        ("step", "1", "images/s"),
+        ("stopped", "1", "done"),
+    ]
+    assert calls == ["full", "stopped", "stopped"]
 
 
 def test_a_part_whose_time_is_over_stops_and_says_so(gpu, tmp_path, monkeypatch):
