@@ -122,7 +122,7 @@ def test_by_modules_each_region_is_one_graph(graphs, made, arm):
     assert len(found) == inside
     # A begun run goes on without: the checkpoint is an eager one's.
     eager, others = made(arm, "training.compile=false", "training.images_per_pass=12")
-    state = step.state_dict()
+    state = copy.deepcopy(step.state_dict())  # whose tensors the optimizer would else go on with
     eager.model.load_state_dict(state["model"])
     eager.load_state_dict(state)
     assert not differences(*(flatten(one.config) for one in (step, eager)))

@@ -35,6 +35,14 @@ SMALL = (
 PREDICTED = {"teacher_prediction": ["teacher_prediction.layers=[inception.3a, inception.3c]"]}
 
 
+VIEWS = {  # and what else launches nothing
+    *("view", "detach", "t", "alias", "expand", "as_strided", "permute", "transpose", "slice", "select", "split"),
+    *("split_with_sizes", "unsqueeze", "squeeze", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "unbind"),
+    *("empty_strided", "new_empty", "new_empty_strided", "view_as", "reshape", "unfold"),
+}
+BUDGET = 50  # eager; compiled they are a few
+
+
 @pytest.fixture
 def device():
     with Pretending() as device:
@@ -153,6 +161,10 @@ def test_a_step_waits_for_nothing(device, training, arm):
     assert not device.waits
     # An optimizer and an average that went through the parameters one by one would launch thousands.
     assert sum(n for name, n in device.operations.items() if "_foreach_" in name) < 30
+    # The budget of a pass over three groups, for a layer: convolution, batch norm, ReLU, forward and backward.
+    layers = sum(isinstance(m, torch.nn.Conv2d) for m in step.trained.modules())
+    launches = sum(n for name, n in device.operations.items() if name.removeprefix("aten.") not in VIEWS)
+    assert launches <= BUDGET * layers * len(step.passes) + 150, launches / layers / len(step.passes)
 
 
 def test_evaluation_waits_once_and_saving_does_not(device, training):
