@@ -665,7 +665,7 @@ ARMS = ("step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss"
 
 def part_3(day: Day) -> bool:
     """All arms of the scale by the launcher of the figures, stopped in time; what is there so far, in two files."""
-    from replicate import fig4, fig5, fig6
+    from experiments import arms as arms_of
     from replicate.runner import Runner, plan
     from training.files import write_atomic
 
@@ -674,7 +674,7 @@ def part_3(day: Day) -> bool:
     overrides = [f"data.root={PACKED}"] if packed.exists() and not day.tiny else []
     if day.options.compile:
         overrides.append(f"training.compile={day.options.compile}")
-    arms = dict.fromkeys(("teacher_narrow", "wider") if day.tiny else (*fig4.ARMS, *fig5.ARMS, *fig6.ARMS))
+    arms = ("teacher_narrow", "wider") if day.tiny else arms_of()
     stages = plan(scale, arms, [1], runs, overrides=overrides)
     jobs = day.options.jobs
     # One GPU named several times is shared by so many stages.

@@ -16,6 +16,10 @@ figures.yaml
         teacher_label: Narrow teacher
         also: [...]                  # curves that are drawn where they were run, and that nobody trains for the figure
 
+configs/arms/<arm>.yaml            # an arm of one's own (docs/your-experiment.md) may say the same of itself:
+    figures: [fig4]                  # is trained for them, and drawn where it was
+    look: {label: ..., colour: ..., line: ..., marker: ...}     # default: its name, a colour that no other arm has
+
 study.yaml
     parts, each runs of one scale in a folder of runs of its own:
       sweep_rate:
@@ -33,8 +37,9 @@ What an arm and a scale are stands in configs/.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +47,10 @@ from typing import Any, NamedTuple
 from experiments.reading import YamlError, read
 
 HERE = Path(__file__).parent
+ARMS = HERE.parent / "configs" / "arms"
+OWN = ("figures", "look")  # keys of an arm's file that are read here and say nothing of what is trained
+# Of arms that name none: Paul Tol's muted scheme, none of which stands in figures.yaml.
+SPARE = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#117733", "#DDCC77", "#661100")
 
 # Keys of a config that may differ between two calls that train the same run, and so between two seeds of one arm.
 OPERATIONAL = (
@@ -71,6 +80,12 @@ class Figure:
     teacher: str
     teacher_label: str
     also: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()  # curves of arms whose own files name this figure
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Curves without which it is drawn too."""
+        return (*self.also, *self.own)
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -96,18 +111,59 @@ class Part:
 
 
 @cache
-def looks(file: Path = HERE / "figures.yaml") -> dict[str, Look]:
-    return {name: _made(Look, file, f"arms: {name}", look) for name, look in _section(file, "arms").items()}
+def looks(file: Path = HERE / "figures.yaml", folder: Path = ARMS) -> dict[str, Look]:
+    """How each arm is drawn, those of one's own too."""
+    found = {name: _look(file, f"arms: {name}", look) for name, look in _section(file, "arms").items()}
+    for place, (arm, said) in enumerate(own_arms(folder).items()):
+        path = folder / f"{arm}.yaml"
+        if arm in found:
+            raise YamlError(f"{path}: figures: and look: of {arm} stand in {file}")
+        default = {"label": arm.replace("_", " "), "colour": SPARE[place % len(SPARE)], "marker": "*"}
+        look = said.get("look") or {}
+        if not isinstance(look, dict):
+            raise YamlError(f"{path}: look: expected keys and values, got {look!r}")
+        found[arm] = _look(path, "look", {**default, **look})
+    return found
 
 
 @cache
-def figures(file: Path = HERE / "figures.yaml") -> dict[str, Figure]:
+def figures(file: Path = HERE / "figures.yaml", folder: Path = ARMS) -> dict[str, Figure]:
     found = {}
+    looking = looks(file, folder)
     for name, content in _section(file, "figures").items():
         figure = found[name] = _made(Figure, file, f"figures: {name}", {"name": name, **content})
-        unknown = {figure.scratch, figure.teacher, *figure.curves, *figure.students} - looks(file).keys()
+        for key in ("scratch", "teacher", "teacher_label"):
+            if not isinstance(getattr(figure, key), str):
+                raise YamlError(f"{file}: figures: {name}: {key}: expected a word, got {getattr(figure, key)!r}")
+        if not isinstance(figure.curves, dict) or not all(isinstance(s, str) for s in figure.curves.values()):
+            raise YamlError(f"{file}: figures: {name}: curves: expected arms and their words in the legend")
+        for key in ("students", "also"):
+            if not _words(getattr(figure, key)):
+                raise YamlError(f"{file}: figures: {name}: {key}: expected a list of arms")
+        unknown = {figure.scratch, figure.teacher, *figure.curves, *figure.students, *figure.also} - looking.keys()
         if unknown:
             raise YamlError(f"{file}: figures: {name}: there is no entry in arms: for {', '.join(sorted(unknown))}")
+    for arm, said in own_arms(folder).items():
+        for name in said["figures"]:
+            if name not in found:
+                raise YamlError(f"{folder / arm}.yaml: figures: there is no {name}; there are {', '.join(found)}")
+            curves = {**found[name].curves, arm: looking[arm].label}
+            found[name] = replace(found[name], curves=curves, own=(*found[name].own, arm))
+    return found
+
+
+@cache
+def own_arms(folder: Path = ARMS) -> dict[str, dict[str, Any]]:
+    """What the files of one's own arms say of `OWN`; the other files there say nothing of it."""
+    found = {}
+    for file in sorted(folder.glob("*.yaml")):
+        said = {key: value for key, value in read(file, "arm").items() if key in OWN}
+        if not said:
+            continue
+        said["figures"] = said.get("figures") or []
+        if not _words(said["figures"]):
+            raise YamlError(f"{file}: figures: expected a list, e.g. [fig4], got {said['figures']!r}")
+        found[file.stem] = said
     return found
 
 
@@ -115,25 +171,44 @@ def figures(file: Path = HERE / "figures.yaml") -> dict[str, Figure]:
 def study(file: Path = HERE / "study.yaml") -> dict[str, Part]:
     found = {}
     for name, content in _section(file, "parts").items():
-        rates = content.pop("rates", {})
+        where, rates = f"parts: {name}", content.pop("rates", {})
+        if not isinstance(rates, dict) or not all(
+            isinstance(each, list) and all(_number(rate) for rate in each) for each in rates.values()
+        ):
+            raise YamlError(f"{file}: {where}: rates: expected numbers for each arm, e.g. wider: [1, 0.3]")
         swept = {
             f"{arm}_rate_{rate:g}": {"arm": arm, "optimizer.lr_scale": float(rate)}
             for arm, each in rates.items()
             for rate in each
         }
-        content["variants"] = {**swept, **content.get("variants", {})}
-        found[name] = _made(Part, file, f"parts: {name}", content)
+        variants = content.get("variants", {})
+        for key, value in (("variants", variants), ("set", content.get("set", {}))):
+            if not isinstance(value, dict):
+                raise YamlError(f"{file}: {where}: {key}: expected keys and values, got {value!r}")
+        for variant, changes in variants.items():
+            if not isinstance(changes, dict) or not isinstance(changes.get("arm"), str):
+                raise YamlError(f"{file}: {where}: variants: {variant}: expected arm: and the keys that differ from it")
+        content["variants"] = {**swept, **variants}
+        part = found[name] = _made(Part, file, where, content)
+        if not isinstance(part.scale, str) or not isinstance(part.folder, str):
+            raise YamlError(f"{file}: {where}: scale and folder: expected a word each")
+        if not _words(part.arms):
+            raise YamlError(f"{file}: {where}: arms: expected a list of arms, got {part.arms!r}")
+        if not isinstance(part.seeds, tuple) or not all(type(seed) is int and seed >= 0 for seed in part.seeds):
+            raise YamlError(f"{file}: {where}: seeds: expected a list of whole numbers, got {part.seeds!r}")
     return found
 
 
-def arms() -> tuple[str, ...]:
-    """All arms that the figures need, teachers first."""
-    return tuple(dict.fromkeys(arm for figure in figures().values() for arm in figure.arms))
+def arms(*names: str, folder: Path = ARMS) -> tuple[str, ...]:
+    """All arms that the figures need, teachers first; where some are named, figures or single arms: what these need."""
+    known = figures(folder=folder)
+    needed = [arm for name in names or known for arm in (known[name].arms if name in known else (name,))]
+    return tuple(dict.fromkeys(needed))
 
 
-def figures_of(arm: str) -> list[str]:
+def figures_of(arm: str, folder: Path = ARMS) -> list[str]:
     """The figures that an arm is a curve or the teacher of."""
-    return [name for name, figure in figures().items() if arm in (*figure.curves, figure.teacher)]
+    return [name for name, figure in figures(folder=folder).items() if arm in (*figure.curves, figure.teacher)]
 
 
 def _section(file: Path, name: str) -> dict[str, Any]:
@@ -148,3 +223,31 @@ def _made(kind: Any, file: Path, where: str, content: dict[str, Any]) -> Any:
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
     except TypeError as error:  # a key too many, or one that is missing
         raise YamlError(f"{file}: {where}: {str(error).partition('() ')[2]}") from None
+
+
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+MARKERS = (".", ",", "o", "v", "^", "<", ">", "s", "p", "P", "*", "h", "H", "+", "x", "X", "D", "d", "|", "_")
+
+
+def _look(file: Path, where: str, content: dict[str, Any]) -> Look:
+    look = _made(Look, file, where, content)
+    dashes = look.line if isinstance(look.line, tuple) else ()
+    pattern = dashes[1] if len(dashes) == 2 else None
+    dashed = isinstance(pattern, list) and len(pattern) > 1 and all(_number(x) and x >= 0 for x in pattern)
+    for key, good, expected in (
+        ("label", isinstance(look.label, str) and look.label, "words for a legend"),
+        ("colour", isinstance(look.colour, str) and COLOUR.fullmatch(look.colour), 'a colour such as "#0072B2"'),
+        ("line", look.line in ("-", "--", "-.", ":") or (dashed and _number(dashes[0])), "- or [0, [on, off, ...]]"),
+        ("marker", look.marker is None or look.marker in MARKERS, f"one of {' '.join(MARKERS)}"),
+    ):
+        if not good:
+            raise YamlError(f"{file}: {where}: {key}: expected {expected}, got {content[key]!r}")
+    return look
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -2,8 +2,7 @@
 
 import sys
 
-from experiments import figures
 from figures.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(*figures().values()))
+    sys.exit(main())

@@ -7,14 +7,16 @@ import tempfile
 from pathlib import Path
 
 from experiments import Figure as Plot
+from experiments import figures
+from experiments.reading import YamlError
 from figures.curves import Problem, read_arms, read_there
 from figures.style import draw, save
 from figures.tables import as_text, final_table, steps_table
 
 
-def main(*plots: Plot, argv: list[str] | None = None) -> int:
-    """Draws each figure that it has the runs for; 2 if one could not be drawn, after a sentence that says why."""
-    parser = argparse.ArgumentParser(description=f"Draw {', '.join(plot.name for plot in plots)} from CSV files.")
+def main(*names: str, argv: list[str] | None = None) -> int:
+    """Draws those of these figures, or of all, that it has the runs for; 2, after a sentence, if one was not drawn."""
+    parser = argparse.ArgumentParser(description=f"Draw {', '.join(names) or 'all figures'} from CSV files.")
     parser.add_argument("root", nargs="?", type=Path, default=Path("runs/laptop"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("figures/out"), help="default: %(default)s")
     parser.add_argument("--partial", action="store_true", help="draw unfinished runs too, as far as they are")
@@ -26,6 +28,11 @@ def main(*plots: Plot, argv: list[str] | None = None) -> int:
     if not args.root.is_dir():
         advice = "run `make figures` to train and draw, or `make redraw` to draw the committed results"
         print(f"error: There is no folder {args.root}: {advice}.", file=sys.stderr)
+        return 2
+    try:
+        plots = [figures()[name] for name in names or figures()]
+    except YamlError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     code = 0
     for plot in plots:

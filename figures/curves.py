@@ -69,7 +69,7 @@ def read_arms(plot: Plot, root: Path, partial: bool = False) -> dict[str, list[R
 
     `partial`: runs that are not finished are drawn as far as they are, with a warning; else they are refused.
     """
-    wanted = [arm for arm in plot.curves if arm not in plot.also or read_seeds(root / arm)]
+    wanted = [arm for arm in plot.curves if arm not in plot.optional or read_seeds(root / arm)]
     arms = {arm: _read_arm(plot, root, arm, partial) for arm in dict.fromkeys([*wanted, plot.teacher])}
     first, *others = [runs[0] for runs in arms.values()]
     for other in others:

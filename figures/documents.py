@@ -18,11 +18,11 @@ from typing import Any
 
 import pandas as pd
 
+from experiments import looks
 from figures import metrics
 from figures.claims import DIFFERENCES
 from figures.curves import Problem, Results, Run, read_seeds
 from figures.metrics import SHOWN, estimate
-from figures.style import LOOK
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,7 +58,7 @@ def readme(text: str, results: Path) -> str:
 
 def replication(text: str, results: Path) -> str:
     """docs/replication.md with a row for every arm of the long scale that was run."""
-    names = [arm for arm in LOOK if list((results / "long").glob(f"{arm}/seed*/run.json"))]
+    names = [arm for arm in looks() if list((results / "long").glob(f"{arm}/seed*/run.json"))]
     return _between(text, "arms", lambda _: arms(results / "long", names))
 
 

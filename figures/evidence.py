@@ -9,11 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from experiments import looks
 from figures import metrics
 from figures.curves import Results, Run
 from figures.metrics import ENOUGH
 from figures.rules import Rules
-from figures.style import LOOK, in_style, save
+from figures.style import in_style, save
 
 STATES = {"holds": "#009E73", "refuted": "#D55E00", "not shown": "#7f7f7f", "unfinished": "#56B4E9"}
 PANELS = {  # title -> metrics
@@ -79,7 +80,7 @@ def cost(results: Results, runs: str) -> Figure | None:
                 continue
             spent = pd.DataFrame({seed: _spent(found[seed], before.get(seed)) for seed in seeds}).mean(axis=1)
             curve = pd.DataFrame({seed: found[seed].rows.set_index("step").val for seed in seeds}).dropna().mean(axis=1)
-            look = LOOK[arm]
+            look = looks()[arm]
             line = ax.plot(spent.loc[curve.index] / 1e12, curve, color=look.colour, ls=look.line, lw=1.3)[0]
             drawn[f"{look.label}, n = {len(seeds)}"] = line
             ends += [curve.iloc[-1]]

@@ -8,8 +8,7 @@ than the same net from random initialisation, and ends at the same accuracy as t
 
 import sys
 
-from experiments import figures
 from figures.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(figures()["fig4"]))
+    sys.exit(main("fig4"))

@@ -8,8 +8,7 @@ initialisation, in training and in validation accuracy.
 
 import sys
 
-from experiments import figures
 from figures.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(figures()["fig5"]))
+    sys.exit(main("fig5"))

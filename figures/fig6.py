@@ -8,8 +8,7 @@ train the large nets from scratch; where they were run, they are here.
 
 import sys
 
-from experiments import figures
 from figures.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(figures()["fig6"]))
+    sys.exit(main("fig6"))

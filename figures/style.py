@@ -17,7 +17,6 @@ from experiments import Figure as Plot
 from experiments import looks
 from figures.curves import Run, final
 
-LOOK = looks()
 PANELS = {"train": "training accuracy (%)", "val": "validation accuracy (%)"}
 ZOOM = 5.0  # points
 RC = {
@@ -67,9 +66,11 @@ def draw(
             handles = [_curve(axes, arm, arms[arm], panel, i) for i, arm in enumerate(there)]
             for arm in plot.drawn(beside[1]) if beside else []:
                 mean = _seeds(beside[1][arm], panel).mean(axis=1)
-                axes.plot(mean.index, mean, color=LOOK[arm].colour, lw=0.6, alpha=0.7, zorder=1.6)
+                axes.plot(mean.index, mean, color=looks()[arm].colour, lw=0.6, alpha=0.7, zorder=1.6)
             teacher = final(arms[plot.teacher], panel)
-            handles.append(axes.axhline(teacher, color=LOOK[plot.teacher].colour, lw=0.8, ls=(0, (1, 3)), zorder=1.5))
+            handles.append(
+                axes.axhline(teacher, color=looks()[plot.teacher].colour, lw=0.8, ls=(0, (1, 3)), zorder=1.5)
+            )
             longest = max(run.rows.step.iloc[-1] for arm in there for run in arms[arm])
             axes.set_title(f"({next(letters)}) {title}" + (", the top of it" if zoomed else ""))
             axes.set_xlim(-0.02 * longest, 1.01 * longest)  # a marker at step 0 is seen whole
@@ -104,7 +105,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 
 def _curve(axes: Axes, arm: str, runs: list[Run], panel: str, place: int):
     """Draws one arm and returns its legend handle. The first arms in the legend lie on top."""
-    _, colour, line, marker = LOOK[arm]
+    _, colour, line, marker = looks()[arm]
     look = {"color": colour, "ls": line, "marker": marker, "zorder": 3 - 0.1 * place}
     look["markevery"] = (0.03 * place, 0.15)  # never two arms' markers at one place
     width = 1.4 if marker else 0.9  # the narrow teacher is there for reference only

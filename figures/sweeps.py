@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments import looks
 from figures import metrics
 from figures.curves import Problem, Results, Run
 from figures.metrics import ENOUGH, estimate
-from figures.style import LOOK, in_style, save
+from figures.style import in_style, save
 
 SHORT, LONG = "laptop-held-out", "laptop-long-held-out"
 NAMES = {
@@ -56,7 +57,7 @@ def rate(results: Results, axes: list[Axes]) -> None:
             found = [estimate([_gain(run, results) for run in runs.values()]) for runs in grid.values()]
             y = [one.mean for one in found]
             spread = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
-            _, colour, line, marker = LOOK[arm]
+            _, colour, line, marker = looks()[arm]
             look = {"color": colour, "ls": line, "marker": marker, "label": NAMES[arm], "capsize": 2}
             ax.errorbar(list(grid), y, spread, **look)
             drawn = True
@@ -104,7 +105,9 @@ def noise(results: Results, axes: list[Axes]) -> None:
             found = [of(results.arm(LONG, arm)[seed]) - of(base[seed]) for seed in seeds]
             one = estimate(found)
             ax.plot([x] * len(found), found, "o", color="0.65", ms=3)
-            ax.errorbar(x, one.mean, [[one.mean - one.low], [one.high - one.mean]], fmt="D", color=LOOK["wider"].colour)
+            ax.errorbar(
+                x, one.mean, [[one.mean - one.low], [one.high - one.mean]], fmt="D", color=looks()["wider"].colour
+            )
         ax.axhline(0, color="0.4", lw=0.8)
         ax.set(title=title, ylabel="held-out accuracy, points above no noise")
         ax.set_xticks(range(len(shared)), [NOISE[arm] for arm in shared])
@@ -119,7 +122,7 @@ def optimizer(results: Results, axes: list[Axes]) -> None:
         for end, (label, line) in variants.items():
             runs = results.arm(SHORT, f"{arm}{end}")
             if len(runs) >= ENOUGH:
-                colour = LOOK["wider" if "carried" in end else "deeper"].colour
+                colour = looks()["wider" if "carried" in end else "deeper"].colour
                 _curves(ax, [_since_start(run) for run in runs.values()], colour, line, label)
                 drawn = drawn or "carried" in end
         ax.set(title=f"{NAMES[arm]}: state, rate", xlabel="mini-batches", ylabel="held-out accuracy since step 0")
@@ -130,10 +133,10 @@ def optimizer(results: Results, axes: list[Axes]) -> None:
         raise Missing("optimizer")
 
 
-SCRATCH = ("standard", None, "standard net from scratch", "black", (0, (5, 2)))
-NARROW = ("teacher_narrow", None, "narrow teacher", LOOK["teacher_narrow"].colour, "-")
-BLUE, RED, GREEN = (LOOK[arm].colour for arm in ("wider", "deeper", "deeper_4pairs"))
-TIMELINES = (  # arm, its teacher, what it is, colour, line
+SCRATCH = ("standard", None, "standard net from scratch", "standard", (0, (5, 2)))
+NARROW = ("teacher_narrow", None, "narrow teacher", "teacher_narrow", "-")
+BLUE, RED, GREEN = "wider", "deeper", "deeper_4pairs"
+TIMELINES = (  # arm, its teacher, what it is, the arm whose colour it has, line
     (
         SHORT,
         "(a) laptop: after 400 or 1,000 mini-batches",
@@ -160,13 +163,13 @@ def when(results: Results, axes: list[Axes]) -> None:
     grown = ("wider_early", "wider_half")
     if not any(len(results.arm(runs, arm)) >= ENOUGH for runs in (SHORT, LONG) for arm in grown):
         raise Missing("when")
-    for ax, (folder, title, *looks) in zip(axes, TIMELINES, strict=True):
-        for arm, teacher, label, colour, line in looks:
+    for ax, (folder, title, *curves) in zip(axes, TIMELINES, strict=True):
+        for arm, teacher, label, of, line in curves:
             runs = list(results.arm(folder, arm).values())
             if len(runs) < ENOUGH:
                 continue
             before = _teacher(runs[0], teacher, results).rows.step.iloc[-1] if teacher else 0
-            _curves(ax, runs, colour, line, label, before)
+            _curves(ax, runs, looks()[of].colour, line, label, before)
         ax.set(title=title, xlabel="mini-batches, the teacher's included", ylabel="held-out accuracy (%)")
         ax.set_ylim(74, max((line.get_ydata().max() for line in ax.lines), default=89) + 1)  # room for the legend
         if ax.lines:

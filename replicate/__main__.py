@@ -7,11 +7,10 @@ python -m replicate status                     # done, running, failed, waiting:
 
 import sys
 
-import experiments
 from replicate import status
 from replicate.launch import main
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["status"]:
         sys.exit(status.main(sys.argv[2:]))
-    sys.exit(main(__doc__, experiments.arms()))
+    sys.exit(main(__doc__))

@@ -10,10 +10,7 @@ net padded with random weights ("random pad"), and the standard net from random 
 
 import sys
 
-from experiments import figures
 from replicate.launch import main
 
-ARMS = figures()["fig4"].arms
-
 if __name__ == "__main__":
-    sys.exit(main(__doc__, ARMS))
+    sys.exit(main(__doc__, ("fig4",)))

@@ -9,10 +9,7 @@ The teacher is the standard net; against the student stands the same deep net fr
 
 import sys
 
-from experiments import figures
 from replicate.launch import main
 
-ARMS = figures()["fig5"].arms
-
 if __name__ == "__main__":
-    sys.exit(main(__doc__, ARMS))
+    sys.exit(main(__doc__, ("fig5",)))

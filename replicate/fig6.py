@@ -9,10 +9,7 @@ As in the paper the larger nets are not trained from scratch; the standard net f
 
 import sys
 
-from experiments import figures
 from replicate.launch import main
 
-ARMS = figures()["fig6"].arms
-
 if __name__ == "__main__":
-    sys.exit(main(__doc__, ARMS))
+    sys.exit(main(__doc__, ("fig6",)))

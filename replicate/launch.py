@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import experiments
+from experiments.reading import YamlError
 from replicate import price
 from replicate.runner import CONFIGS, Runner, Stage, gpus_here, plan
 from replicate.slurm import SlurmError, describe, launch, load_site
@@ -18,7 +19,8 @@ SITE = ("partition", "account", "constraint", "gpus", "nodes", "minutes")
 SMALL = ("fashion_mnist", "generated")  # data that one CPU core is enough for
 
 
-def main(description: str, arms: tuple[str, ...], argv: list[str] | None = None) -> int:
+def main(description: str, names: tuple[str, ...] = (), argv: list[str] | None = None) -> int:
+    """`names`: figures, or single arms; all figures without any."""
     parser = _parser(description)
     arguments = parser.parse_args(argv)
     check(parser, arguments)
@@ -27,8 +29,9 @@ def main(description: str, arms: tuple[str, ...], argv: list[str] | None = None)
         scales = ", ".join(sorted(p.parent.name for p in arguments.configs.glob("*/base.yaml"))) or "none"
         parser.error(f"--scale: there is no {arguments.configs.name}/{scale}; there are {scales}")
     try:
+        arms = experiments.arms(*names, folder=arguments.configs / "arms")
         stages = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs, arguments.set)
-    except ConfigError as error:
+    except (ConfigError, YamlError) as error:
         print(error, file=sys.stderr)
         return 2
     return start(parser, arguments, stages, arguments.runs / scale / ".slurm")
@@ -216,8 +219,9 @@ def _with_price(arguments: argparse.Namespace, stages: list[Stage], gpus: int) -
         for stage in stages
     ]
     lines = [*_columns(rows), "", price.table(stages, gpus)]
-    scale, everything = stages[0].scale, experiments.arms()
+    scale = stages[0].scale
     try:
+        everything = experiments.arms(folder=arguments.configs / "arms")
         whole = plan(scale, everything, arguments.seeds, arguments.runs, arguments.configs, arguments.set)
     except ConfigError:  # a scale of somebody's own may have some of the arms alone
         whole = []

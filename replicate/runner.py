@@ -72,7 +72,8 @@ class Stage:
 
     @property
     def teacher(self) -> str | None:
-        return f"{self.config.teacher}/seed{self.config.seed}" if self.config.teacher else None
+        """The stage that has to be finished first; a checkpoint that is named by its path is there already."""
+        return f"{self.config.teacher}/seed{self.config.seed}" if self.config.teacher_arm else None
 
     def manifest(self) -> dict[str, Any]:
         return read_json(self.folder / "run.json")
@@ -164,10 +165,13 @@ def plan(
             )
     stages = {}
     for seed in seeds:
-        for arm in arms:
+        wanted = list(arms)
+        for arm in wanted:  # which grows: an arm of one's own may have a teacher that no figure names
             config = load(configs / scale / f"{arm}.yaml", [*overrides, f"seed={seed}"])
             stage = Stage(scale, arm, config, runs / scale / arm / f"seed{seed}", configs, overrides)
             stages[stage.name] = stage
+            if config.teacher_arm and config.teacher not in wanted:
+                wanted.append(config.teacher)
     for stage in stages.values():
         above, teacher = [stage.name], stage.teacher
         while teacher:
@@ -175,8 +179,6 @@ def plan(
                 raise ConfigError(
                     f"{stage.file}: {stage.config.teacher!r}, its teacher, is or grows from the arm itself"
                 )
-            if teacher not in stages:
-                raise ConfigError(f"{stage.file}: growth.teacher: {stage.config.teacher!r} is no arm of this figure")
             above.append(teacher)
             teacher = stages[teacher].teacher
 

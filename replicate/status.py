@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import experiments
+from experiments.reading import YamlError
 from replicate.runner import CONFIGS, Stage, plan, read_json
 from replicate.slurm import Queued, SlurmError, queue
 from training.config import differences, flatten
 from training.errors import ConfigError
 
-FIGURES = {name.removeprefix("fig"): figure.arms for name, figure in experiments.figures().items()}
 ALIVE_SECONDS = 120  # a training writes its progress every second or so, except in an evaluation
 SILENT_SECONDS = 600
 
@@ -109,13 +109,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def figures_of(arm: str) -> str:
-    return ", ".join(number for number, arms in FIGURES.items() if arm in arms)
+def figures_of(stage: Stage) -> str:
+    figures = experiments.figures(folder=stage.configs / "arms")
+    return ", ".join(name.removeprefix("fig") for name, figure in figures.items() if stage.arm in figure.arms)
 
 
 def table(stages: list[Stage], found: dict[str, State]) -> str:
     rows = [("figure", "run", "state", "")]
-    rows += [(figures_of(stage.arm), stage.name, *found[stage.name]) for stage in stages]
+    rows += [(figures_of(stage), stage.name, *found[stage.name]) for stage in stages]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join([row[i].ljust(widths[i]) for i in range(3)] + [row[3]]).rstrip() for row in rows]
     counts = Counter(state.word for state in found.values())
@@ -151,8 +152,9 @@ def main(argv: list[str] | None = None) -> int:
     there = {path.name.removeprefix("seed") for path in (arguments.runs / arguments.scale).glob("*/seed*")}
     seeds = arguments.seeds or sorted(int(name) for name in there if name.isdigit()) or [0]
     try:
-        stages = plan(arguments.scale, experiments.arms(), seeds, arguments.runs, arguments.configs)
-    except ConfigError as error:
+        arms = experiments.arms(folder=arguments.configs / "arms")
+        stages = plan(arguments.scale, arms, seeds, arguments.runs, arguments.configs)
+    except (ConfigError, YamlError) as error:
         print(error, file=sys.stderr)
         return 2
     try:

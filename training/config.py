@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from experiments import OPERATIONAL
+from experiments import OPERATIONAL, OWN
 from experiments.reading import YamlError, parse, read
 from training.errors import ConfigError
 
@@ -160,6 +160,12 @@ class Config(Section):
         wants = self.growth or self.teacher_prediction
         return wants.teacher if wants else None
 
+    @property
+    def teacher_arm(self) -> str | None:
+        """The teacher, if it is an arm of the same scale; None if it is the path of a checkpoint, or there is none."""
+        path = self.teacher and (len(Path(self.teacher).parts) > 1 or Path(self.teacher).suffix in (".pt", ".pth"))
+        return None if path else self.teacher
+
     @model_validator(mode="after")
     def _one_teacher(self) -> Config:
         if self.growth and self.teacher_prediction:
@@ -246,6 +252,9 @@ def _collect(path: Path, values: dict[str, Any], origin: dict[str, str], above: 
     content = read(path, f"config (named by extends: in {above[-1].name})" if above else "config")
     if path.name == SCALE:
         content.pop("arms", None)
+    for key in OWN:
+        if key in content:
+            raise ConfigError(f"{path}: {key}: stands in the file of an arm, configs/arms/{path.name}, not of a run")
     for parent in _extends(content, path):
         _collect(parent, values, origin, (*above, path.resolve()))
     _put(values, origin, "", content, str(path))
@@ -272,7 +281,8 @@ def _arm(
     for name, of_arm in lineage.items():
         if not parents:
             said = read(of_arm)
-            said.pop("extends", None)
+            for key in ("extends", *OWN):
+                said.pop(key, None)
             _put(values, origin, "", said, str(of_arm))
         _put(values, origin, "", changes.get(name, {}), str(file))
     return lineage

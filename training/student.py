@@ -29,11 +29,10 @@ def teacher_of(config: Config, folder: Path) -> Path | None:
     """The teacher's checkpoint: its name in the config is a path, or an arm beside this one, of the same seed."""
     if config.teacher is None:
         return None
-    name = Path(config.teacher)
-    if len(name.parts) > 1 or name.suffix in (".pt", ".pth"):
-        path = name
+    if config.teacher_arm:
+        path = folder.parent.parent / config.teacher_arm / f"seed{config.seed}" / "checkpoint.pt"
     else:
-        path = folder.parent.parent / name / f"seed{config.seed}" / "checkpoint.pt"
+        path = Path(config.teacher)
     if path.resolve() == (folder / "checkpoint.pt").resolve():
         key = "growth.teacher" if config.growth else "teacher_prediction.teacher"
         raise ConfigError(

@@ -10,14 +10,14 @@ import matplotlib
 import pytest
 from finished import write_run
 
-from experiments import figures
+from experiments import figures, looks
 from figures.command import main
 from figures.curves import read_arms, read_there
-from figures.style import LOOK, draw
+from figures.style import draw
 from figures.tables import as_text, final_table, levels, steps_table
 
 REPO = Path(__file__).resolve().parents[2]
-FIG4, FIG5, FIG6 = figures().values()
+FIG4, FIG5, FIG6 = figures(folder=Path("none of one's own")).values()
 PARTS = [".pdf", ".png", "_final.csv", "_steps.csv"]
 
 
@@ -92,7 +92,7 @@ def test_starts_and_ends(root):
 
 def test_files_appear_whole_and_are_the_same_in_another_process_without_torch(root, tmp_path):
     out = tmp_path / "out"
-    assert main(FIG5, argv=[str(root), "--out", str(out)]) == 0
+    assert main("fig5", argv=[str(root), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == [f"fig5{part}" for part in PARTS]
     script = (
         "import runpy, sys\n"
@@ -120,7 +120,7 @@ def test_a_band_from_three_seeds_on_and_lines_below(root):
     (band,) = validation.collections
     assert band.get_paths()[0].get_extents().ymax == 91
     by_colour = {
-        arm: [line for line in validation.lines if line.get_color() == LOOK[arm].colour] for arm in FIG4.curves
+        arm: [line for line in validation.lines if line.get_color() == looks()[arm].colour] for arm in FIG4.curves
     }
     (mean,) = by_colour["wider"]
     assert list(mean.get_ydata()) == [84.5, 82, 87, 88, 90]
@@ -197,9 +197,9 @@ def test_other_runs_are_laid_beneath_as_thin_lines(root, tmp_path, capsys):
     thin = [line for line in figure.axes[1].lines if line.get_linewidth() == 0.6]
     assert [list(line.get_ydata())[-1] for line in thin] == [91]
     assert "thin: mine" in [text.get_text() for text in figure.legends[0].get_texts()]
-    assert main(FIG4, argv=[str(root), "--out", str(tmp_path / "out"), "--with", str(mine)]) == 0
+    assert main("fig4", argv=[str(root), "--out", str(tmp_path / "out"), "--with", str(mine)]) == 0
     capsys.readouterr()
-    assert main(FIG5, argv=[str(root), "--out", str(tmp_path / "out"), "--with", str(mine)]) == 2
+    assert main("fig5", argv=[str(root), "--out", str(tmp_path / "out"), "--with", str(mine)]) == 2
     assert f"There are no runs of fig5 in {mine}." in capsys.readouterr().err
 
 
@@ -208,8 +208,8 @@ def test_a_style_of_ones_own_is_laid_over_ours(root, tmp_path, capsys):
     style.write_text("axes.grid: False\nfont.size: 11\n")
     figure = draw(FIG5, read_arms(FIG5, root), False, style)
     assert figure.axes[0].xaxis.label.get_size() == 11
-    assert main(FIG5, argv=[str(root), "--out", str(tmp_path / "out"), "--style", str(style)]) == 0
-    assert main(FIG5, argv=[str(root), "--out", str(tmp_path / "out"), "--style", str(tmp_path / "no")]) == 2
+    assert main("fig5", argv=[str(root), "--out", str(tmp_path / "out"), "--style", str(style)]) == 0
+    assert main("fig5", argv=[str(root), "--out", str(tmp_path / "out"), "--style", str(tmp_path / "no")]) == 2
     assert f"{tmp_path / 'no'} is no style that matplotlib can read" in capsys.readouterr().err
 
 
@@ -218,7 +218,7 @@ def test_an_unfinished_run_is_refused_unless_it_is_asked_for(root, tmp_path, cap
     line = failure(root, tmp_path / "out", capsys)
     assert f"{root}/teacher_narrow/seed1 is unfinished" in line
     assert "--partial" in line
-    assert main(FIG4, argv=[str(root), "--out", str(tmp_path / "out"), "--partial"]) == 0
+    assert main("fig4", argv=[str(root), "--out", str(tmp_path / "out"), "--partial"]) == 0
     teacher = draw(FIG4, read_arms(FIG4, root, partial=True), smoke=False).axes[1].lines[-1]
     assert teacher.get_ydata()[0] == 85  # of the finished seed alone
 
@@ -231,7 +231,7 @@ def test_an_unfinished_run_says_so(root, capsys):
     figure = draw(FIG4, arms, smoke=False)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [label for label in labels if "(unfinished)" in label] == ["Net2WiderNet student, n = 3 (unfinished)"]
-    (mean,) = [line for line in figure.axes[1].lines if line.get_color() == LOOK["wider"].colour]
+    (mean,) = [line for line in figure.axes[1].lines if line.get_color() == looks()["wider"].colour]
     assert list(mean.get_xdata()) == [0, 100, 200]  # no mean of fewer seeds than the legend says
     second, first = capsys.readouterr().err.splitlines()
     assert first == f'warning: {root}/wider/seed1 is unfinished (its status is "running")'
@@ -245,7 +245,7 @@ def test_a_smoke_test_is_marked_in_every_panel(folder, data, tmp_path, monkeypat
         write_run(tmp_path / folder / arm / "seed0", [10, 20], data=data)
     drawn = []
     monkeypatch.setattr("figures.command.draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
-    assert main(FIG5, argv=[str(tmp_path / folder), "--out", str(tmp_path / "out")]) == 0
+    assert main("fig5", argv=[str(tmp_path / folder), "--out", str(tmp_path / "out")]) == 0
     assert len(drawn[0].axes) == 4
     for axes in drawn[0].axes:
         assert [text.get_text() for text in axes.texts] == ["smoke test: not a result"]
@@ -260,7 +260,7 @@ def test_nobodys_own_matplotlib_settings_show(root):
 
 def failure(root, out, capsys, plot=FIG4):
     """The one sentence on stderr; nothing may have been written."""
-    assert main(plot, argv=[str(root), "--out", str(out)]) == 2
+    assert main(plot.name, argv=[str(root), "--out", str(out)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert not out.is_dir()
@@ -327,7 +327,7 @@ def test_out_cannot_be_written(root, tmp_path, capsys):
 
 def test_a_failing_write_leaves_the_old_files_alone(root, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    assert main(FIG5, argv=[str(root), "--out", str(out)]) == 0
+    assert main("fig5", argv=[str(root), "--out", str(out)]) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     write_run(root / "deeper/seed1", [88, 87, 89, 90, 91])
 
@@ -336,12 +336,12 @@ def test_a_failing_write_leaves_the_old_files_alone(root, tmp_path, monkeypatch,
 
     monkeypatch.setattr("pandas.DataFrame.to_csv", full)
     capsys.readouterr()
-    assert main(FIG5, argv=[str(root), "--out", str(out)]) == 2
+    assert main("fig5", argv=[str(root), "--out", str(out)]) == 2
     assert capsys.readouterr().err == f"error: Cannot write into {out}: No space left on device.\n"
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_one_missing_figure_does_not_keep_the_others_from_being_drawn(root, tmp_path, capsys):
-    assert main(FIG5, FIG6, argv=[str(root), "--out", str(tmp_path / "out")]) == 2
+    assert main("fig5", "fig6", argv=[str(root), "--out", str(tmp_path / "out")]) == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"fig5{part}" for part in PARTS]
     assert "wider_sqrt2" in capsys.readouterr().err

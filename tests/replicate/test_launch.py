@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from replicate import fig4, fig6, launch, price, slurm, status
+import experiments
+from replicate import launch, price, slurm, status
 from replicate.runner import ROOT, STOP, Runner, plan, spawn, torchrun
 from replicate.slurm import Queued, SlurmError, load_site, submit_all
 from training.config import flatten, load
@@ -131,10 +132,10 @@ def fake_slurm(tmp_path, monkeypatch):
 
 def test_what_is_submitted_is_not_submitted_again(fake_slurm, tmp_path, capsys):
     command = ["--smoke", "--runs", str(tmp_path / "runs"), "--seeds", "0", "1", "--launcher", "slurm", *SITE]
-    assert launch.main("", fig4.ARMS, command) == 0
+    assert launch.main("", ("fig4",), command) == 0
     assert "8 were submitted" in capsys.readouterr().out
     texts = [path.read_text() for path in sorted(fake_slurm.glob("*.sh"))]
-    assert [re.search("job-name=smoke-(.*)", text)[1] for text in texts] == list(fig4.ARMS)
+    assert [re.search("job-name=smoke-(.*)", text)[1] for text in texts] == list(experiments.arms("fig4"))
     assert ["aftercorr:1" in text for text in texts] == [False, False, True, True]
     machines = {str(tmp_path): "TMP", sys.executable: "PYTHON", str(ROOT): "ROOT"}
     neutral = "".join(texts)
@@ -148,27 +149,27 @@ def test_what_is_submitted_is_not_submitted_again(fake_slurm, tmp_path, capsys):
         assert "wckey" not in text
     jobs = {f"{i}_{k}": "PENDING|Priority|" for i in range(1, 5) for k in (0, 1)}
     (fake_slurm / "queue").write_text("".join(f"{job}|{rest}\n" for job, rest in jobs.items()))
-    assert launch.main("", fig4.ARMS, command) == 0
+    assert launch.main("", ("fig4",), command) == 0
     assert "8 were in the queue, 0 were submitted" in capsys.readouterr().out
     (fake_slurm / "queue").write_text("")  # all cancelled
-    assert launch.main("", fig4.ARMS, command) == 0
+    assert launch.main("", ("fig4",), command) == 0
     assert "0 were in the queue, 8 were submitted" in capsys.readouterr().out
 
 
 def test_a_refusal_of_sbatch_is_passed_on_in_a_sentence(fake_slurm, tmp_path, capsys):
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: p1' >&2\nexit 1\n")
     command = ["--smoke", "--runs", str(tmp_path / "runs"), "--launcher", "slurm", *SITE]
-    assert launch.main("", fig4.ARMS, command) == 2
+    assert launch.main("", ("fig4",), command) == 2
     refusal = "sbatch refuses smoke/teacher_narrow: sbatch: error: invalid partition: p1\n"
     assert capsys.readouterr().err.endswith(refusal)  # after what sbatch itself said
 
 
 def test_without_an_answer_of_squeue_nothing_is_submitted(fake_slurm, tmp_path, capsys):
     command = ["--smoke", "--runs", str(tmp_path / "runs"), "--launcher", "slurm", *SITE]
-    assert launch.main("", fig4.ARMS, command) == 0
+    assert launch.main("", ("fig4",), command) == 0
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact' >&2\nexit 1\n")
     before = len(list(fake_slurm.iterdir()))
-    assert launch.main("", fig4.ARMS, command) == 2
+    assert launch.main("", ("fig4",), command) == 2
     assert "squeue does not answer: slurm_load_jobs error: Unable to contact" in capsys.readouterr().err
     assert len(list(fake_slurm.iterdir())) == before
 
@@ -179,10 +180,10 @@ def test_without_an_answer_of_squeue_nothing_is_submitted(fake_slurm, tmp_path, 
 def test_print_shows_what_would_run_and_runs_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
     runs = tmp_path / "runs"
-    assert launch.main("", fig4.ARMS, ["--smoke", "--runs", str(runs), "--launcher", "print", *SITE]) == 0
+    assert launch.main("", ("fig4",), ["--smoke", "--runs", str(runs), "--launcher", "print", *SITE]) == 0
     out = capsys.readouterr().out
     assert not runs.exists()
-    for arm in fig4.ARMS:
+    for arm in experiments.arms("fig4"):
         (line,) = [line for line in out.splitlines() if f"{arm}.yaml" in line]
         words = shlex.split(line)
         assert words[:2] == ["cd", os.getcwd()]
@@ -249,7 +250,7 @@ def test_flags_go_before_the_site_file(tmp_path):
 def test_a_wrong_site_file_is_refused_in_a_sentence(tmp_path, capsys, text, words):
     file = tmp_path / "site.yaml"
     file.write_text(text)
-    assert launch.main("", fig4.ARMS, ["--smoke", "--launcher", "print", "--site", str(file)]) == 2
+    assert launch.main("", ("fig4",), ["--smoke", "--launcher", "print", "--site", str(file)]) == 2
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.err.count("\n") == 1
@@ -273,7 +274,7 @@ def test_a_site_file_that_is_not_there(tmp_path):
 )
 def test_options_of_another_launcher_are_refused(arguments, words, capsys):
     with pytest.raises(SystemExit) as error:
-        launch.main("", fig4.ARMS, ["--smoke", *arguments])
+        launch.main("", ("fig4",), ["--smoke", *arguments])
     assert error.value.code == 2
     assert words in capsys.readouterr().err
 
@@ -291,7 +292,7 @@ def test_a_stage_takes_the_gpus_that_its_batch_can_be_shared_among(tmp_path, mon
 
 def test_more_processes_than_the_batch_has_work_for_are_refused(tmp_path, monkeypatch, capsys):
     with_chunks(stages_of(tmp_path)[0], 2, monkeypatch)
-    assert launch.main("", fig4.ARMS, ["--smoke", "--launcher", "print", "--gpus", "4", "--minutes", "10"]) == 2
+    assert launch.main("", ("fig4",), ["--smoke", "--launcher", "print", "--gpus", "4", "--minutes", "10"]) == 2
     assert "4 processes, but" in (error := capsys.readouterr().err)
     assert "has work for 2" in error
 
@@ -533,25 +534,25 @@ def test_flops_are_two_for_each_multiply_add():
 
 def test_where_the_data_is_can_be_said_for_all_stages_and_what_is_trained_cannot(tmp_path, capsys):
     scale = ["--scale", "imagenet", "--runs", str(tmp_path / "runs")]
-    assert launch.main("", fig4.ARMS, [*scale, *SITE, "--launcher", "slurm"]) == 2
+    assert launch.main("", ("fig4",), [*scale, *SITE, "--launcher", "slurm"]) == 2
     assert (
         "there is no folder data/imagenet, where the images should be: --set data.root=FOLDER"
         in capsys.readouterr().err
     )
     found = ["--set", f"data.root={tmp_path}"]
-    assert launch.main("", fig4.ARMS, [*scale, *SITE, *found, "--launcher", "print"]) == 0
+    assert launch.main("", ("fig4",), [*scale, *SITE, *found, "--launcher", "print"]) == 0
     captured = capsys.readouterr()
     assert captured.out.count(f"--set data.root={tmp_path} --seed 0") == 4
     assert captured.err == ""
-    assert launch.main("", fig4.ARMS, [*scale, "--dry-run", "--set", "optimizer.lr=1.0"]) == 2
+    assert launch.main("", ("fig4",), [*scale, "--dry-run", "--set", "optimizer.lr=1.0"]) == 2
     assert "--set optimizer.lr: here only what does not change the training may be set" in capsys.readouterr().err
 
 
 def test_a_figure_names_the_price_of_all_three(tmp_path, capsys):
     arguments = ["--scale", "imagenet", "--runs", str(tmp_path), "--dry-run", "--seeds", "0", "1"]
-    assert launch.main("", fig4.ARMS, arguments) == 0
+    assert launch.main("", ("fig4",), arguments) == 0
     together = re.search(r"figures 4, 5 and 6 together: 16 runs, ([\d.]+) GPU-hours", capsys.readouterr().out)[1]
-    arms = dict.fromkeys(arm for figure in status.FIGURES.values() for arm in figure)
+    arms = experiments.arms()
     assert launch.main("", tuple(arms), arguments) == 0
     out = capsys.readouterr().out
     assert re.search(rf"^total +16 +{together} ", out, re.MULTILINE)
@@ -576,7 +577,7 @@ def test_the_price_is_per_arm_in_total_and_what_is_left(tmp_path, monkeypatch):
 @pytest.fixture
 def six(tmp_path):
     """The stages of Figures 4 and 6, seed 0, by arm."""
-    arms = dict.fromkeys(fig4.ARMS + fig6.ARMS)
+    arms = dict.fromkeys(experiments.arms("fig4") + experiments.arms("fig6"))
     return {stage.arm: stage for stage in plan("smoke", arms, (0,), tmp_path)}
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from replicate import fig4, fig5, fig6, record
+import experiments
+from replicate import record
 from replicate.launch import main
 from replicate.runner import Runner, plan
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = tuple(dict.fromkeys(fig4.ARMS + fig5.ARMS + fig6.ARMS))
+ALL = experiments.arms()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_the_plan_puts_teachers_first_and_shares_the_standard_net():
 
 
 def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path, capsys):
-    assert main("", fig5.ARMS, ["--smoke", "--runs", str(tmp_path / "runs"), "--dry-run"]) == 0
+    assert main("", ("fig5",), ["--smoke", "--runs", str(tmp_path / "runs"), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "deeper/seed0" in out
     assert "to run after standard/seed0" in out
@@ -100,10 +101,10 @@ def test_a_call_that_is_stopped_goes_on_later(tmp_path, number):
     process.send_signal(number)
     assert process.wait(timeout=60) != 0
     deadline = time.monotonic() + 60
-    while any(stage.locked for stage in plan("smoke", fig5.ARMS, [0], tmp_path)):
+    while any(stage.locked for stage in plan("smoke", experiments.arms("fig5"), [0], tmp_path)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert main("", fig5.ARMS, ["--smoke", "--runs", str(tmp_path)]) == 0
+    assert main("", ("fig5",), ["--smoke", "--runs", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("teacher", ["own", "other"])

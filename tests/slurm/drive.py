@@ -14,11 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-from replicate import fig4
+import experiments
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER_STEPS = 120  # long enough to be interrupted
-STAGES = [f"{arm}/seed0" for arm in fig4.ARMS] + ["teacher_narrow/seed1", "wider/seed1"]
+STAGES = [f"{arm}/seed0" for arm in experiments.arms("fig4")] + ["teacher_narrow/seed1", "wider/seed1"]
 BEGAN = time.monotonic()
 
 
