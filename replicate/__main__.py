@@ -3,14 +3,16 @@
 python -m replicate                            # laptop scale: Fashion-MNIST, CPU
 python -m replicate --scale smoke              # a few steps of everything
 python -m replicate status                     # done, running, failed, waiting: every stage of every figure
+python -m replicate clean                      # folders of runs that failed before they began
 """
 
 import sys
 
-from replicate import status
+from replicate import clean, status
 from replicate.launch import main
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["status"]:
-        sys.exit(status.main(sys.argv[2:]))
+    commands = {"status": status.main, "clean": clean.main}
+    if sys.argv[1:2] and sys.argv[1] in commands:
+        sys.exit(commands[sys.argv[1]](sys.argv[2:]))
     sys.exit(main(__doc__))

@@ -12,6 +12,7 @@ from experiments.reading import YamlError
 from replicate import price
 from replicate.runner import CONFIGS, Runner, Stage, gpus_here, plan
 from replicate.slurm import SlurmError, describe, launch, load_site
+from training.config import differences, flatten
 from training.errors import ConfigError
 
 LOCAL = ("jobs", "processes", "per_gpu")
@@ -185,12 +186,19 @@ def _small(stages: list[Stage]) -> bool:
 
 def _state(stage: Stage) -> str:
     if stage.finished:
-        return "finished"
+        return stage.emptied or "finished"
+    manifest = stage.manifest()
+    if manifest.get("status") == "finished":
+        return f"refused, its folder holds a run of another config: {_other(manifest, stage)}"
     if stage.locked:
         return f"running, step {stage.step}"
     if stage.step:
         return f"to go on at step {stage.step}"
     return "to run" + (f" after {stage.teacher}" if stage.teacher else "")
+
+
+def _other(manifest: dict, stage: Stage) -> str:
+    return ", ".join(differences(manifest["config"], flatten(stage.config)))
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from training.config import OPERATIONAL, Config, differences, flatten, load
 from training.errors import ConfigError
 from training.files import write_atomic
+from training.lease import PATIENCE, owner
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -84,6 +85,12 @@ class Stage:
         return manifest.get("status") == "finished" and not differences(manifest["config"], flatten(self.config))
 
     @property
+    def emptied(self) -> str:
+        """What a run that is said to be finished lacks, in words; empty if nothing."""
+        gone = not (self.folder / "metrics.csv").exists()
+        return "its run.json says finished, and its metrics.csv is gone" if gone else ""
+
+    @property
     def step(self) -> int:
         return self.steps if self.finished else read_json(self.folder / "progress.json").get("step", 0)
 
@@ -121,14 +128,7 @@ class Stage:
     @property
     def locked(self) -> bool:
         """Whether a process is training in the folder now."""
-        try:
-            with (self.folder / "lock").open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return held(self.folder)
 
     def seconds(self) -> float | None:
         """What a committed run of this arm took, by the number of steps, if there is one: the least disturbed one."""
@@ -136,6 +136,25 @@ class Stage:
         recorded = map(read_json, (results / (self.base or self.arm)).glob("seed*/run.json"))
         each = [one["result"]["wall_s"] / one["config"]["training.steps"] for one in recorded if "result" in one]
         return min(each) * self.steps if each else None
+
+
+def held(folder: Path) -> bool:
+    """Whether a process is training in the folder: one of this machine, or one elsewhere that beats in its lock."""
+    lock = folder / "lock"
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, not ours to read, or a file system without locks: what is written in it decides
+        pass
+    holder = owner(lock)
+    if not holder or holder.get("host") == os.uname().nodename:
+        return False
+    try:
+        return time.time() - lock.stat().st_mtime < PATIENCE
+    except OSError:
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 python -m replicate status                     # laptop scale, the seeds that are in runs/
 python -m replicate status --scale imagenet --seeds 0 1 2
+python -m replicate status --watch             # again every 10 seconds
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def states(stages: list[Stage], queue: dict[str, Queued] | None) -> dict[str, St
 
 def _state(stage: Stage, queued: Queued | None, asked: bool, teacher: State | None) -> State:
     manifest, noted = stage.manifest(), stage.noted()
+    if stage.finished and stage.emptied:
+        return State("failed", f"{stage.emptied}: python -m replicate clean")
     if stage.finished:
         result = manifest["result"]
         return State("done", f"validation accuracy {result['val_top1']:.2%}, {duration(result['wall_s'])}")
@@ -147,8 +150,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", metavar="K", help="(default: those that are in runs, or 0)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="where scales are (default: configs)")
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help="again and again, every 10 seconds"
+    )
     parser.add_argument("--json", action="store_true", help="a list with an object for each run, for other programs")
     arguments = parser.parse_args(argv)
+    if arguments.watch is None:
+        return _show(arguments)
+    if not 0 < arguments.watch < 86400:  # nan is neither
+        parser.error(f"--watch: expected seconds of a day, got {arguments.watch:g}")
+    try:
+        while (code := _show(arguments, "\033[H\033[2J" if sys.stdout.isatty() else "")) == 0:
+            time.sleep(arguments.watch)
+        return code
+    except KeyboardInterrupt:
+        return 0
+
+
+def _show(arguments: argparse.Namespace, before: str = "") -> int:
+    """Prints it once; 2 where it cannot be said; of a watch, 141 where nobody reads it any more."""
     there = {path.name.removeprefix("seed") for path in (arguments.runs / arguments.scale).glob("*/seed*")}
     seeds = arguments.seeds or sorted(int(name) for name in there if name.isdigit()) or [0]
     try:
@@ -165,7 +185,8 @@ def main(argv: list[str] | None = None) -> int:
     found = states(stages, queued)
     text = as_json(stages, found) if arguments.json else table(stages, found)
     try:
-        print(text, flush=True)
+        print(f"{before}{text}", flush=True)
     except BrokenPipeError:  # of `status | head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again when it ends
+        return 0 if arguments.watch is None else 141
     return 0

@@ -1,0 +1,119 @@
+"""Every kind of folder that runs/ may hold: plan, status, figures and clean say the same of it."""
+
+import fcntl
+import json
+import os
+
+import pytest
+from finished import write_run
+
+from figures.curves import read_seeds
+from replicate import clean, status
+from replicate.launch import with_seconds
+from replicate.runner import plan
+from training.config import flatten
+
+# kind -> what status calls it, whether it may be removed
+KINDS = {
+    "never begun": ("not started", False),
+    "failed": ("failed", True),
+    "running": ("running", False),
+    "stale": ("stopped", True),
+    "alive elsewhere": ("running", False),
+    "finished": ("done", False),
+    "another config": ("failed", False),
+    "half-deleted": ("failed", True),
+    "foreign": ("not started", False),
+}
+
+
+def make(kind, stage):
+    """What a stage's folder of that kind holds; returns what must be kept open."""
+    folder, manifest = stage.folder, {"status": "running", "config": flatten(stage.config)}
+    if kind in ("finished", "another config"):
+        write_run(folder, [10, 20])
+    else:
+        folder.mkdir(parents=True)
+    done = {"status": "finished", "result": {"val_top1": 0.2, "wall_s": 3.0}}
+    if kind == "failed":
+        manifest |= {"status": "failed", "error": "there is no data"}
+    if kind in ("finished", "half-deleted", "another config"):
+        manifest |= done
+    if kind == "another config":
+        manifest["config"] |= {"optimizer.lr": 0.5}
+    if kind == "foreign":
+        (folder / "notes.md").write_text("mine")
+        return None
+    (folder / "run.json").write_text(json.dumps(manifest))
+    lock = folder / "lock"
+    if kind in ("stale", "alive elsewhere"):
+        lock.write_text(json.dumps({"host": "another", "pid": 1, "count": 3}))
+    if kind == "stale":
+        os.utime(lock, (1e9, 1e9))
+    if kind == "running":
+        file = lock.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return file
+    return None
+
+
+@pytest.fixture
+def runs(tmp_path):
+    stages = dict(zip(KINDS, plan("smoke", ("standard",), range(len(KINDS)), tmp_path), strict=True))
+    held = [make(kind, stage) for kind, stage in stages.items() if kind != "never begun"]
+    yield tmp_path, stages
+    for file in held:
+        if file:
+            file.close()
+
+
+def test_plan_status_and_figures_agree(runs, capsys):
+    root, stages = runs
+    found = status.states(list(stages.values()), {})
+    assert {kind: found[stage.name].word for kind, stage in stages.items()} == {
+        k: word for k, (word, _) in KINDS.items()
+    }
+    planned = dict(zip(KINDS, with_seconds(list(stages.values()), 1).splitlines(), strict=False))
+    for kind, text in planned.items():
+        assert ("finished" in text.replace("says finished", "")) == (kind == "finished"), text
+        assert ("running" in text) == (KINDS[kind][0] == "running"), text
+    assert "refused, its folder holds a run of another config: optimizer.lr" in planned["another config"]
+    assert "metrics.csv is gone" in planned["half-deleted"]
+    drawn = read_seeds(root / "smoke" / "standard")
+    assert {seed for seed, run in drawn.items() if run.finished} == {
+        stages[kind].config.seed for kind in ("finished", "another config")
+    }
+    assert "is left out" in capsys.readouterr().err
+
+
+def test_clean_shows_and_removes_what_never_began_and_nothing_else(runs, capsys):
+    root, stages = runs
+    before = {kind for kind, stage in stages.items() if stage.folder.exists()}
+    assert clean.main(["--runs", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert {kind for kind, stage in stages.items() if f"would remove {stage.folder}:" in shown} == {
+        kind for kind, (_, goes) in KINDS.items() if goes
+    }
+    assert "failed before it began: there is no data" in shown
+    assert clean.main(["--runs", str(root), "--dry-run"]) == 0
+    assert {kind for kind, stage in stages.items() if stage.folder.exists()} == before
+    assert clean.main(["--runs", str(root), "--yes"]) == 0
+    left = {kind for kind, stage in stages.items() if stage.folder.exists()}
+    assert before - left == {kind for kind, (_, goes) in KINDS.items() if goes}
+    capsys.readouterr()
+    assert clean.main(["--runs", str(root), "--yes"]) == 0
+    assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_the_status_is_shown_again_and_again_until_it_is_stopped(runs, capsys, monkeypatch):
+    naps = []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("replicate.status.time.sleep", sleep)
+    assert status.main(["--scale", "smoke", "--runs", str(runs[0]), "--seeds", "0", "--watch", "2"]) == 0
+    assert naps == [2, 2, 2]
+    assert capsys.readouterr().out.count("figure") == 3
