@@ -12,7 +12,7 @@ from experiments.reading import YamlError
 from replicate import price
 from replicate.runner import CONFIGS, Runner, Stage, gpus_here, plan
 from replicate.slurm import SlurmError, describe, launch, load_site
-from training.config import differences, flatten
+from training.config import differences, expanded, flatten
 from training.errors import ConfigError
 
 LOCAL = ("jobs", "processes", "per_gpu")
@@ -41,10 +41,9 @@ def main(description: str, names: tuple[str, ...] = (), argv: list[str] | None =
 def start(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> int:
     """Runs the stages or prints them, as the options of `add_launcher` say; Slurm's scripts go into `folder`."""
     try:
-        missing = [root for root in _folders(stages) if not Path(root).is_dir()]
-        if missing:
-            problem = f"there is no folder {missing[0]}, where the images should be: --set data.root=FOLDER"
-            if not arguments.dry_run and arguments.launcher != "print":
+        if problem := _absent(stages):
+            # A job's node may have a disk of its own, and variables too: there train.py checks the data, in the job.
+            if not arguments.dry_run and arguments.launcher == "local":
                 raise ConfigError(problem)
             print(f"note: {problem}", file=sys.stderr)
         if arguments.launcher == "local":
@@ -145,7 +144,7 @@ def _enough(stage: Stage, processes: int, option: str) -> None:
 
 def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> int:
     flags = {("gpus_per_node" if name == "gpus" else name): getattr(arguments, name) for name in SITE}
-    site = load_site(arguments.site, flags)
+    site = load_site(arguments.site and expanded(arguments.site, "--site"), flags)
     for stage in stages:
         _enough(stage, site.nodes * site.processes, "--gpus and --nodes")
     gpus = site.nodes * site.gpus_per_node
@@ -164,20 +163,27 @@ def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> 
 
 def _fetch_data(stages: list[Stage]) -> bool:
     """Here and once: several jobs would do it at the same time, on nodes that may not reach the internet."""
-    for root in {s.config.data.root for s in stages if s.config.data.name == "fashion_mnist" and not s.finished}:
+    for root in {s.config.data.folder for s in stages if s.config.data.name == "fashion_mnist" and not s.finished}:
         from training.data import fashion_mnist  # imports torch, which takes seconds
 
         try:
-            fashion_mnist.ensure(Path(root))
+            fashion_mnist.ensure(root)
         except fashion_mnist.DataError as error:
             print(error, file=sys.stderr)
             return False
     return True
 
 
-def _folders(stages: list[Stage]) -> list[str]:
-    """Where images have to be that nobody fetches for us."""
-    return sorted({s.config.data.root for s in stages if s.config.data.name == "imagenet" and not s.finished})
+def _absent(stages: list[Stage]) -> str:
+    """What is wrong here with a folder of images that nobody fetches for us; empty if nothing is."""
+    roots = {s.config.data.root: s.config.data for s in stages if s.config.data.name not in SMALL and not s.finished}
+    for root, data in sorted(roots.items()):
+        try:
+            if not data.folder.is_dir():
+                return f"there is no folder {root} here, where the images should be: --set data.root=FOLDER"
+        except ConfigError as error:
+            return str(error)
+    return ""
 
 
 def _small(stages: list[Stage]) -> bool:

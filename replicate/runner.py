@@ -344,7 +344,7 @@ class Runner:
 
     def _data(self) -> bool:
         """Get the data once, before several stages look for it at the same time."""
-        for root in {s.config.data.root for s in self.waiting if s.config.data.name == "fashion_mnist"}:
+        for root in {str(s.config.data.folder) for s in self.waiting if s.config.data.name == "fashion_mnist"}:
             process = self.context.Process(target=_fetch_data, args=(root,))
             process.start()
             process.join()

@@ -9,6 +9,8 @@ Every key of every file is a field below; an unknown key or a wrong value is a `
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,6 +20,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from experiments import OPERATIONAL, OWN
 from experiments.reading import YamlError, parse, read
 from training.errors import ConfigError
+
+
+def expanded(text: str | Path, where: str) -> Path:
+    """A path with `~` and `$VAR` replaced by what they stand for, here and now: nothing that is recorded is."""
+    words = os.path.expanduser(str(text))
+
+    def value(name: re.Match) -> str:
+        name = name[1] or name[2]
+        if not os.environ.get(name):
+            raise ConfigError(f"{where}: {text}: the variable ${name} is not set here: set it, or write the path out")
+        return os.environ[name]
+
+    return Path(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, words))
 
 
 class Section(BaseModel):
@@ -60,6 +75,10 @@ class MemoryData(Section):
     val_images: int = Field(gt=0)  # the first so many of them
     flip: bool
 
+    @property
+    def folder(self) -> Path:
+        return expanded(self.root, "data.root")
+
     classes: ClassVar[int] = 10
     channels: ClassVar[int] = 1
     image_size: ClassVar[int] = 28
@@ -87,6 +106,10 @@ class ImageNetData(Section):
     workers: int | None = Field(ge=0)  # a process's; 0: it reads itself; null: its share of the job's cores less one
 
     channels: ClassVar[int] = 3
+
+    @property
+    def folder(self) -> Path:
+        return expanded(self.root, "data.root")
 
 
 COUNTS = ("classes", "train_images", "val_images")  # what a folder of one's own leaves open

@@ -12,7 +12,7 @@ from torch import nn
 
 import net2net
 from net2net.inception_bn import InceptionBN
-from training.config import Config, ImageNetData, MemoryData
+from training.config import Config, ImageNetData, MemoryData, expanded
 from training.config import Model as ModelConfig
 from training.data.source import Data
 from training.errors import CheckpointError, ConfigError
@@ -32,7 +32,7 @@ def teacher_of(config: Config, folder: Path) -> Path | None:
     if config.teacher_arm:
         path = folder.parent.parent / config.teacher_arm / f"seed{config.seed}" / "checkpoint.pt"
     else:
-        path = Path(config.teacher)
+        path = expanded(config.teacher, "growth.teacher" if config.growth else "teacher_prediction.teacher")
     if path.resolve() == (folder / "checkpoint.pt").resolve():
         key = "growth.teacher" if config.growth else "teacher_prediction.teacher"
         raise ConfigError(

@@ -343,7 +343,7 @@ def test_several_stages_share_a_gpu_where_they_are_told_to(tmp_path, monkeypatch
     monkeypatch.setattr(launch, "gpus_here", lambda: ["0", "1"])
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
     call = ["--scale", "gpu", "--seeds", "0", "1", "--runs", str(tmp_path)]
-    assert launch.main("", fig4.ARMS, [*call, "--per-gpu", "3"]) == 0
+    assert launch.main("", ("fig4",), [*call, "--per-gpu", "3"]) == 0
     assert made == [(6, 2, {1}, ["0", "1"] * 3)]
 
 
@@ -536,9 +536,9 @@ def test_flops_are_two_for_each_multiply_add():
 
 def test_where_the_data_is_can_be_said_for_all_stages_and_what_is_trained_cannot(tmp_path, capsys):
     scale = ["--scale", "imagenet", "--runs", str(tmp_path / "runs")]
-    assert launch.main("", ("fig4",), [*scale, *SITE, "--launcher", "slurm"]) == 2
+    assert launch.main("", ("fig4",), scale) == 2
     assert (
-        "there is no folder data/imagenet, where the images should be: --set data.root=FOLDER"
+        "there is no folder data/imagenet here, where the images should be: --set data.root=FOLDER"
         in capsys.readouterr().err
     )
     found = ["--set", f"data.root={tmp_path}"]
@@ -548,6 +548,18 @@ def test_where_the_data_is_can_be_said_for_all_stages_and_what_is_trained_cannot
     assert captured.err == ""
     assert launch.main("", ("fig4",), [*scale, "--dry-run", "--set", "optimizer.lr=1.0"]) == 2
     assert "--set optimizer.lr: here only what does not change the training may be set" in capsys.readouterr().err
+
+
+def test_data_on_the_nodes_alone_is_no_matter_of_the_node_that_submits(fake_slurm, tmp_path, capsys):
+    """Neither its folder nor the variable in its path is there; the job has both, and train.py checks them in it."""
+    scale = ["--scale", "imagenet", "--runs", str(tmp_path / "runs"), *SITE, "--launcher", "slurm"]
+    for root, words in (
+        ("/nowhere/imagenet", "there is no folder"),
+        ("$NODE_DISK/imagenet", "$NODE_DISK is not set here"),
+    ):
+        assert launch.main("", ("teacher_narrow",), [*scale, "--set", f"data.root={root}"]) == 0
+        assert "note: " in (err := capsys.readouterr().err)
+        assert words in err
 
 
 def test_a_figure_names_the_price_of_all_three(tmp_path, capsys):

@@ -251,3 +251,17 @@ def test_a_missing_file_and_a_file_that_extends_itself(tmp_path):
         load(write(tmp_path / "b.yaml", "extends: b.yaml"))
     with pytest.raises(ConfigError, match="expected keys and values, got list"):
         load(write(tmp_path / "c.yaml", "- 1"))
+
+
+def test_variables_and_home_in_paths_are_read_where_they_are_used_and_not_recorded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DISK", str(tmp_path / "disk"))
+    file = ROOT / "configs" / "imagenet" / "standard.yaml"
+    for root, folder in (("~/a b", "home/a b"), ("$DISK/x", "disk/x"), ("${DISK}_2/x", "disk_2/x"), ("a$-b", None)):
+        config = load(file, [f"data.root={root}"])
+        assert config.data.root == flatten(config)["data.root"] == root
+        assert config.data.folder == (tmp_path / folder if folder else Path(root))
+    for value in (None, ""):
+        monkeypatch.delenv("DISK") if value is None else monkeypatch.setenv("DISK", value)
+        with pytest.raises(ConfigError, match=r"^data\.root: \$DISK/x: the variable \$DISK is not set here: set it"):
+            load(file, ["data.root=$DISK/x"]).data.folder  # noqa: B018

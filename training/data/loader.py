@@ -134,7 +134,7 @@ class ImageData:
             context()  # its imports take seconds: begun now, they are done when the first worker is needed
         if data.decode == "torchcodec":
             torchcodec()  # said here, where it is missing, and not by each worker
-        report = report or check(data.root, data.classes, data.train_images, data.val_images, fast=True)
+        report = report or check(data.folder, data.classes, data.train_images, data.val_images, fast=True)
         if report.problems:
             raise DataError("\n".join(report.problems))
         readers, self.device, self.rank, self.world = report.readers, device, rank, world
@@ -146,18 +146,18 @@ class ImageData:
         self.facts = {"source": data.name, **report.facts, "workers": self.workers}
         self.facts["decode"] = backend(data.decode, data.resize)
         with suppress(OSError, ValueError):
-            self.facts["resized"] = json.loads((Path(data.root) / "resize.json").read_text())["settings"]
+            self.facts["resized"] = json.loads((data.folder / "resize.json").read_text())["settings"]
         preparation = Preparation(
             *(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip),
             *(data.decode, data.resize),
         )
-        self._work = Work(readers, preparation, seed, str(data.root))
+        self._work = Work(readers, preparation, seed, str(data.folder))
         # Of a whole row of pixels: on a CPU, three numbers at a time is five times slower.
         self._row = [torch.tensor(x, device=device).mul(255).repeat(data.image_size) for x in (MEAN, STD)]
         self.fault_count = 0  # images of this process that another one was taken for
         self._reported: set[str] = set()
         self._new: list[str] = []
-        self._pool = Pool(self._work, self.workers, device.type == "cuda", str(data.root))
+        self._pool = Pool(self._work, self.workers, device.type == "cuda", str(data.folder))
         atexit.register(self.close)
 
     def stream(self, step: int) -> Iterator[Batch]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torchvision.transforms.v2 import functional as transforms
@@ -27,7 +26,7 @@ class MemoryImages:
         if data.name == "generated":
             train, test = _generated(12_000, seed=1), _generated(2_000, seed=2)
         else:
-            root = fashion_mnist.ensure(Path(data.root)).parents[1]
+            root = fashion_mnist.ensure(data.folder).parents[1]
             train, test = fashion_mnist.load(root, train=True), fashion_mnist.load(root, train=False)
         if data.validation == "held_out":
             train, test = tuple(t[:-HELD_OUT] for t in train), tuple(t[-HELD_OUT:] for t in train)

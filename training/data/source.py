@@ -57,7 +57,7 @@ def open_data(
     """
     data = config.data
     if isinstance(data, ImageNetData):
-        report = first(lambda: check(data.root, data.classes, data.train_images, data.val_images, fast=True))
+        report = first(lambda: check(data.folder, data.classes, data.train_images, data.val_images, fast=True))
         batch, chunk = config.training.batch_size, config.training.chunk
         share = {"rank": rank, "world": world, "local_world": local_world}
         return ImageData(data, config.seed, batch, chunk, device, **share, report=report)
