@@ -24,7 +24,7 @@ study.yaml
     parts, each runs of one scale in a folder of runs of its own:
       sweep_rate:
         scale: laptop                # a folder of configs/
-        folder: laptop-held-out      # below runs/
+        folder: laptop-1000-held-out      # below runs/
         seeds: [1, 2, 3]
         arms: [teacher_narrow]       # as their configs say
         rates: {wider: [1, 0.3]}     # variants wider_rate_1, wider_rate_0.3: optimizer.lr_scale

@@ -130,9 +130,10 @@ class Outcome:
     above: float | None  # what the interval has to lie above, and below
     below: float | None
     found: Estimate | None
+    seeds: int  # that there are
     frozen: float | None  # what a student would be given that stayed as good as it was at step 0
     arrived: int | None  # speedup: seeds in which the arm reached the level at all
-    wanted: int  # seeds
+    wanted: int  # seeds that it takes
     state: str  # holds, refuted, not shown, unfinished (seeds are missing), not run
 
     @property
@@ -161,7 +162,7 @@ def judge(test: Rule, seeds: list[int], arms: Arms) -> Outcome:
     if found and still:
         frozen = estimate(still, ratio).mean
     rule, state = _state(test, found)
-    if found and found.n < len(seeds):
+    if values and len(values) < len(seeds):
         state = "unfinished"
     elif found and ratio and state == "holds" and test.above is not None and arrived < found.n:
         state = "not shown"
@@ -172,7 +173,9 @@ def judge(test: Rule, seeds: list[int], arms: Arms) -> Outcome:
     unit = "x" if ratio else "points"
     arrived = arrived if found else None
     bounds = test.within or (test.above, test.below)
-    return Outcome(metric, arm.name, against.name, unit, rule, *bounds, found, frozen, arrived, len(seeds), state)
+    return Outcome(
+        metric, arm.name, against.name, unit, rule, *bounds, found, len(values), frozen, arrived, len(seeds), state
+    )
 
 
 def _state(test: Rule, found: Estimate | None) -> tuple[str, str]:
@@ -219,7 +222,7 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
     rows = []
     for name, (claim, outcomes) in evaluated.items():
         for outcome in outcomes:
-            numbers = dict.fromkeys(("mean", "low", "high", "n"))
+            numbers = dict.fromkeys(("mean", "low", "high"))
             if outcome.found:
                 numbers = {key: round(getattr(outcome.found, key), 3) for key in numbers}
             rows.append(
@@ -231,6 +234,7 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
                     "arm": outcome.arm,
                     "against": outcome.against,
                     **numbers,
+                    "n": outcome.seeds,
                     "frozen": None if outcome.frozen is None else round(outcome.frozen, 3),
                     "arrived": outcome.arrived,
                     "seeds": outcome.wanted,
@@ -249,8 +253,8 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
 
 def ours(row: Any) -> str:
     """Mean, interval and number of seeds, for the eye; of a ratio also in how many the arm never got there."""
-    if pd.isna(row.n):
-        return "not run"
+    if pd.isna(row.mean):
+        return f"{row.n} of {row.seeds} seeds" if row.n else "not run"
     n = f"{row.n}" if row.n == row.seeds else f"{row.n} of {row.seeds}"
     low, high = (_number(x, row.unit).removesuffix("×") for x in (row.low, row.high))
     missed = "" if pd.isna(row.arrived) or row.arrived == row.n else f", {row.n - row.arrived} never arrived"
@@ -286,7 +290,7 @@ def verdicts(rows: pd.DataFrame) -> str:
         first = tests.iloc[0]
         rank = {"no": ["refuted"], "in part": ["not shown", "unfinished"]}.get(first.verdict, [])
         deciding = next((row for row in tests.itertuples() if row.test in rank), next(tests.itertuples()))
-        number = "" if pd.isna(deciding.n) else f"{deciding.metric}, {deciding.arm} against {deciding.against}: "
+        number = "" if pd.isna(deciding.mean) else f"{deciding.metric}, {deciding.arm} against {deciding.against}: "
         lines.append((f"**{name}** {first.says} ({first.section})", f"**{first.verdict}**", number + ours(deciding)))
     return _lines(("claim (paper's section)", "verdict", "the number that it hangs on"), lines)
 
@@ -365,18 +369,18 @@ def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict
 
 # Of final accuracies: what the prose goes by beside the claims.
 CONTRASTS = [
-    ("laptop", "wider", "narrow_continued"),
-    ("laptop", "wider_best", "wider"),
+    ("laptop-1000", "wider", "narrow_continued"),
+    ("laptop-1000", "wider_best", "wider"),
     ("laptop-long", "wider", "teacher_narrow"),
     ("laptop-long", "wider", "narrow_continued"),
     ("laptop-long", "wider_best", "wider"),
     ("laptop-long", "standard_continued", "standard"),
     ("laptop-long", "deeper_random_init", "standard"),
-    ("laptop-held-out", "wider", "teacher_narrow"),
-    ("laptop-held-out", "wider_carried", "wider"),
-    ("laptop-held-out", "deeper_carried", "deeper"),
-    ("laptop-held-out", "random_pad_rate_0.3", "random_pad"),
-    ("laptop-held-out", "wider", "random_pad_rate_0.3"),
+    ("laptop-1000-held-out", "wider", "teacher_narrow"),
+    ("laptop-1000-held-out", "wider_carried", "wider"),
+    ("laptop-1000-held-out", "deeper_carried", "deeper"),
+    ("laptop-1000-held-out", "random_pad_rate_0.3", "random_pad"),
+    ("laptop-1000-held-out", "wider", "random_pad_rate_0.3"),
     ("laptop-long-held-out", "wider_rate_0.3_fast", "wider"),
     ("laptop-long-held-out", "narrow_continued", "wider_noise_0"),
     ("laptop-long-held-out", "wider_half", "standard"),

@@ -34,7 +34,7 @@ COSTS = {
 @in_style
 def forest(rows: pd.DataFrame) -> Figure:
     """Mean and interval of every test that was run, its threshold, coloured by what it decides."""
-    rows = rows[rows.n.notna()].assign(kind=lambda t: t.metric.str.split().str[0])
+    rows = rows[rows["mean"].notna()].assign(kind=lambda t: t.metric.str.split().str[0])
     panels = {title: rows[rows.kind.isin(kinds)] for title, kinds in PANELS.items()}
     heights = [max(1, len(part)) for part in panels.values()]
     figure = Figure(figsize=(7.2, 1.4 + 0.21 * sum(heights)), layout="constrained")
@@ -100,7 +100,7 @@ def _spent(run: Run, teacher: Run | None) -> pd.Series:
 
 def make(rows: pd.DataFrame, of: Rules, results: Results, out: Path) -> None:
     """verdicts.png and cost.png (and PDF), of what there is."""
-    if rows.n.notna().any():
+    if rows["mean"].notna().any():
         save(forest(rows), out, "verdicts")
     if len(results.arm(of.runs, "standard")) >= ENOUGH and (figure := cost(results, of.runs)):
         save(figure, out, "cost")

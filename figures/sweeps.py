@@ -22,7 +22,7 @@ from figures.curves import Problem, Results, Run
 from figures.metrics import ENOUGH, estimate
 from figures.style import in_style, save
 
-SHORT, LONG = "laptop-held-out", "laptop-long-held-out"
+SHORT, LONG = "laptop-1000-held-out", "laptop-long-held-out"
 NAMES = {
     "wider": "Net2WiderNet",
     "random_pad": "random pad",

@@ -1,6 +1,6 @@
 """What a growth in width is: maps from new channels to old ones, and which tensors follow them along which dimensions.
 
-It is found by `net2net.wider` from a trace of the model and kept with the student as plain data (`Growth.record`). It
+It is found by `net2net.plan` from a trace of the model and kept with the student as plain data (`Growth.record`). It
 holds all that is needed to do the same to another copy of the teacher (`Growth.of`), its optimizer, or random pad.
 """
 
@@ -270,6 +270,9 @@ def growth_of(entry: Mapping[str, Any], widest: int | None = None) -> Growth:
 
 def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap], shared: Sequence[int]) -> torch.Tensor:
     """A new tensor, indexed along the given dimensions and divided by the number of copies along those that are shared.
+
+        U[..., j] = W[..., g(j)] / |{x : g(x) = g(j)}|      (sec 2.3)
+
     Where the copies come after all that is old, as they do but for concatenations, the old ones are written in one
     piece and the copies beside them."""
     if not axes:

@@ -1,8 +1,8 @@
 """Copy the small files of finished runs into results/, which git holds and every published figure is drawn from.
 
-    python -m replicate.record                              # runs/laptop
-    python -m replicate.record laptop laptop-held-out       # folders of runs/, as python -m replicate.study writes them
-    python -m replicate.record laptop --seeds 1 2 3 4 5     # not the seed 0 that make figures trains by itself
+    python -m replicate.record                              # runs/long
+    python -m replicate.record long long-held-out           # folders of runs/, as python -m replicate.study writes them
+    python -m replicate.record long --seeds 1 2 3 4 5       # not the seed 0 that a figure trains by itself
 
 Left out of run.json: a student's history (30 KB of maps), which follows from its seed and is in its checkpoint.
 """
@@ -38,7 +38,7 @@ def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], lis
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="*", default=["laptop"], help="below --runs (default: laptop)")
+    parser.add_argument("folders", nargs="*", default=["long"], help="below --runs (default: long)")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="default: all that there are")

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 MARK = "=== attempt of "  # begins an attempt in log.txt
 REPORT_EVERY = 60.0  # seconds between lines where there is no terminal
+GRACE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"}  # seconds for the ranks to save in; torchrun's own 30 may be too few
 STOP = signal.SIGUSR1  # asks torchrun to stop: it sends the same to its ranks, and train.py saves and ends
 
 
@@ -131,10 +132,14 @@ class Stage:
         return held(self.folder)
 
     def seconds(self) -> float | None:
-        """What a committed run of this arm took, by the number of steps, if there is one: the least disturbed one."""
-        results = ROOT / "results" / self.folder.parents[1].name
-        recorded = map(read_json, (results / (self.base or self.arm)).glob("seed*/run.json"))
-        each = [one["result"]["wall_s"] / one["config"]["training.steps"] for one in recorded if "result" in one]
+        """What committed runs of this arm with this network took, by the number of steps: the least disturbed one."""
+        own, each = flatten(self.config), []
+        same = [key for key in own if key.startswith("model.")] + ["data.name", "training.batch_size"]
+        for file in (ROOT / "results").glob(f"*/{self.base or self.arm}/seed*/run.json"):
+            run = read_json(file)
+            config = run.get("config", {})
+            if "result" in run and all(config.get(key, own[key]) == own[key] for key in same):
+                each.append(run["result"]["wall_s"] / config["training.steps"])
         return min(each) * self.steps if each else None
 
 
@@ -247,7 +252,7 @@ def torchrun(
 def spawn(command: list[str], log: Path, **environment: str) -> subprocess.Popen:
     """Start torchrun, its output in `log`. It stops when this process is gone.
 
-    A scheduler or a terminal may send signals to every process there is. torchrun is deaf to them: one SIGTERM from
+    A scheduler or a terminal may send signals to every process there is. torchrun ignores them: one SIGTERM from
     the scheduler and another that torchrun passes on would look to train.py like somebody who cannot wait. torchrun
     is told once, with `STOP`, and the ranks listen to SIGTERM themselves.
     """
@@ -265,7 +270,7 @@ def spawn(command: list[str], log: Path, **environment: str) -> subprocess.Popen
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env={**GRACE, **os.environ, **environment},
             start_new_session=True,  # Ctrl-C is for us to pass on
             preexec_fn=before,
         )

@@ -2,7 +2,7 @@
 
     python -m replicate.study --dry-run            # what there is, what it costs
     python -m replicate.study sweep_rate           # one part of it; without a name all, in this order
-    python -m replicate.record laptop-held-out     # then into results/, a part's folder of runs each
+    python -m replicate.record laptop-1000-held-out     # then into results/, a part's folder of runs each
 
 What each part consists of stands in experiments/study.yaml. Running it again goes on.
 """

@@ -1,8 +1,9 @@
 """What a run is: an arm at a scale, two YAML files under configs/, overridden by `--set`, validated.
 
-`configs/laptop/wider.yaml` names the arm configs/arms/wider.yaml at the scale configs/laptop/base.yaml: what the scale
-says, then what the arm says, then what the scale's `arms:` says of that arm. A scale may extend another, and an arm
-another; a file of that very name, where there is one, comes in their place and may extend them in turn.
+`configs/laptop/wider.yaml` names the arm configs/arms/wider.yaml at the scale configs/laptop/base.yaml: first what the
+scale says, then what the arm says, then what the scale's `arms:` says of that arm, and both for the arms that it
+extends before that. A scale may extend another, too. A file of that very name, where there is one, comes in their place
+and may extend them.
 Every key of every file is a field below; an unknown key or a wrong value is a `ConfigError` that names file and key.
 """
 

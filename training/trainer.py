@@ -1,4 +1,4 @@
-"""A run between two evaluations and from call to call: where it begins, what it measures, what it saves."""
+"""The trainer of a run: start or resume, step, evaluate, save."""
 
 from __future__ import annotations
 

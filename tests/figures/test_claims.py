@@ -119,7 +119,9 @@ def test_what_an_interval_decides(rule, found, state):
 
 def test_a_claim_needs_all_its_tests():
     def of(*states):
-        return verdict([claims.Outcome("", "", "", "", "", None, None, None, None, None, 5, state) for state in states])
+        return verdict(
+            [claims.Outcome("", "", "", "", "", None, None, None, 0, None, None, 5, state) for state in states]
+        )
 
     assert of("holds", "holds") == "yes"
     assert of("holds", "refuted", "not run") == "no"
@@ -262,8 +264,8 @@ def test_the_pace_counts_operations_with_and_without_the_teachers(tmp_path, resu
 
 def test_contrasts_are_of_the_same_seed(tmp_path, results):
     for seed in (1, 2, 3):
-        add(tmp_path / "laptop", "wider", seed, [80, 85], final=85 + seed)
-        add(tmp_path / "laptop", "wider_best", seed, [80, 85], final=85.5 + 2 * seed)
+        add(tmp_path / "laptop-1000", "wider", seed, [80, 85], final=85 + seed)
+        add(tmp_path / "laptop-1000", "wider_best", seed, [80, 85], final=85.5 + 2 * seed)
     (row,) = claims.contrasts(results).to_dict("records")
     assert (row["mean"], row["n"]) == (2.5, 3)
     assert (row["arm"], row["against"]) == ("wider_best", "wider")

@@ -149,7 +149,7 @@ def test_on_gpus_all_arms_have_channels_that_tensor_cores_like(scale):
 
 def test_committed_runs_are_of_the_configs_as_they_are_now():
     for arm in ARMS:
-        recorded = json.loads((ROOT / "results" / "laptop" / arm / "seed1" / "run.json").read_text())["config"]
+        recorded = json.loads((ROOT / "results" / "laptop-1000" / arm / "seed1" / "run.json").read_text())["config"]
         now = flatten(load(ROOT / "configs" / "laptop-1000" / f"{arm}.yaml", ["seed=1"]))
         assert differences(now, recorded) == []
 
