@@ -4,6 +4,7 @@
     python bench/coverage.py --match 'resnet*' --out coverage_resnet.csv
     python bench/coverage.py --summary              # the totals of what is there
     python bench/coverage.py --match 'test_*' --interface 2    # reset_classifier, forward_intermediates on students
+    python bench/coverage.py --others               # the networks of bench/others.py, into results/others.csv
 
 One row per model and factor, written as it comes; what has its row is skipped, so that calling it again goes on, with a
 larger `--max-params` to the numbers of larger models.
@@ -11,7 +12,8 @@ Weights are a seeded random initialisation; batch-norm statistics are those of a
 the initialisation leaves constant are randomised, because zeros and ones hide faults. Errors are relative to the
 largest output, in float32; where one is above 1e-5, the model is converted to float64 before it is widened, which
 decides. Models larger than `--max-params` are widened on the meta device: what grows is known, the numbers are not.
-Each model has a process of its own, so that none keeps another's memory.
+Each model has a process of its own, so that none keeps another's memory. The networks of other packages are small: all
+are measured in float64.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import multiprocessing
 import random
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,15 @@ COLUMNS = (
     *("error_eval", "error_train", "dtype", "seconds", "reason"),
 )
 NORMALISED_OTHERWISE = ("LayerNorm", "GroupNorm", "RmsNorm", "InstanceNorm", "Attention", "MultiheadAttention")
+OTHERS = (
+    *("model", "params_m", "factor", "params_after_m", "more", "grew", "held", "real"),
+    *("error_eval", "error_train", "dtype", "seconds", "reason"),
+)
+HEAVY = [  # packages that take seconds to import
+    *("net2net", "timm", "transformers", "diffusers", "monai.networks.nets", "vit_pytorch", "tsai.models.all"),
+    *("segmentation_models_pytorch", "ultralytics.nn.tasks", "kornia.feature", "speechbrain", "braindecode.models"),
+    *("open_clip", "torchxrayvision", "torch_geometric.nn", "stable_baselines3", "asteroid.models", "lightly.models"),
+]
 FACTORS = (1.5, 2.0)
 BATCH = 4  # two would make batch norm over a single position a division by next to nothing
 SMALL = 96  # pixels: enough for five halvings, where the architecture leaves the input size open
@@ -47,6 +59,12 @@ def names() -> list[str]:
         n for n in torchvision.models.list_models(module=torchvision.models) if n not in ("raft_large", "raft_small")
     ]
     return [f"timm:{n}" for n in timm.list_models()] + [f"torchvision:{n}" for n in vision]
+
+
+def other_names() -> list[str]:
+    from others import NETS
+
+    return list(NETS)
 
 
 def build(name: str, device: str) -> Any:
@@ -74,6 +92,8 @@ def randomise(model: Any, x: Any) -> None:
     """Weights and statistics as different from their defaults as training makes them."""
     import torch
 
+    from net2net.recording import as_arguments
+
     generator = torch.Generator().manual_seed(0)
 
     def around(tensor: torch.Tensor) -> torch.Tensor:
@@ -81,7 +101,11 @@ def randomise(model: Any, x: Any) -> None:
 
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+            if (
+                parameter.numel() > 1
+                and parameter.is_floating_point()
+                and bool((parameter == parameter.flatten()[0]).all())
+            ):
                 value = float(parameter.flatten()[0])
                 sign = 1 if value else torch.randint(2, parameter.shape, generator=generator) * 2 - 1
                 parameter.copy_(max(abs(value), 0.1) * around(parameter) * sign)
@@ -89,7 +113,9 @@ def randomise(model: Any, x: Any) -> None:
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0
-        model.train()(x)
+        args, kwargs = as_arguments(x)
+        with contextlib.suppress(Exception):  # detection nets want targets; their statistics stay
+            model.train()(*args, **kwargs)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             if norm.running_var is not None:
@@ -138,6 +164,8 @@ def measure(name: str, pipe: Any, max_params: float) -> None:
         if numbers:
             randomise(model, x)
         rows += [{**row, "factor": factor, **grow(model, x, factor, numbers)} for factor in FACTORS]
+        for each in rows:
+            each.pop("student", None)
     except Exception as error:  # the model itself fails: that too is a row
         rows.append({**row, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
     pipe.send(rows)
@@ -166,7 +194,7 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
         "seconds": f"{time.monotonic() - start:.2f}",
     }
     if not numbers:
-        return found
+        return found | {"student": student}
     dtype = torch.float32
     errors = [net2net.verify(model, student, x, train=t, dtype=dtype).relative for t in (False, True)]
     if not all(error <= LIMITS["float32"] for error in errors):  # rounding, or a fault?
@@ -183,6 +211,56 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
         "error_train": f"{errors[1]:.1e}",
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def measure_other(name: str, pipe: Any, max_params: float) -> None:
+    """Send one row per factor of a network of another package, measured in float64."""
+    import torch
+    from others import NETS
+    from torch.utils import _pytree as pytree
+
+    import net2net
+    from net2net.errors import DoesNotRun
+    from net2net.recording import as_arguments
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    row: dict[str, Any] = {"model": name}
+    rows = []
+    try:
+        model, x = NETS[name]()
+        randomise(model.float(), x)
+        dtype = torch.float64
+        x = pytree.tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, x)
+        try:
+            with torch.no_grad():
+                args, kwargs = as_arguments(x)
+                model.double()(*args, **kwargs)
+        except RuntimeError:  # its code converts to float32
+            dtype, x = torch.float32, NETS[name]()[1]
+            model.float()
+        size = sum(p.numel() for p in model.parameters())
+        row["params_m"] = f"{size / 1e6:.3f}"
+        for factor in FACTORS:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = grow(model, x, factor, False)
+                student = found.pop("student", None)
+            found["real"] = int(any("was run on the example inputs" in str(w.message) for w in caught))
+            if student is not None:
+                after = sum(p.numel() for p in student.parameters())
+                found |= {"params_after_m": f"{after / 1e6:.3f}", "more": f"{after / size - 1:.1%}"}
+                found["dtype"] = str(dtype).removeprefix("torch.")
+                for mode in ("eval", "train"):
+                    try:
+                        error = net2net.verify(model, student, x, train=mode == "train", dtype=dtype).max_abs
+                        found[f"error_{mode}"] = f"{error:.1e}"
+                    except DoesNotRun as refusal:
+                        found["reason"] += f"; {mode}: {' '.join(str(refusal).split())[:120]}"
+            rows.append({**row, "factor": factor, **found})
+    except Exception as error:
+        rows.append({**row, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+    pipe.send([{key: value for key, value in each.items() if key in OTHERS} for each in rows])
 
 
 def interface(name: str, factor: float) -> str:
@@ -240,6 +318,31 @@ def summary(path: Path) -> str:
     return "\n".join([*lines, *([f"\n{unknown} models were not tried (see the column `reason`)."] if unknown else [])])
 
 
+ENOUGH = 10  # per cent of more parameters
+
+
+def others_summary(path: Path) -> str:
+    """The table of docs/coverage.md: by package, how many networks grow, and how far their outputs are off at most."""
+    models: dict[str, list[dict[str, str]]] = {}
+    for row in table(path):
+        models.setdefault(row["model"], []).append(row)
+    lines = ["| package | networks | grow by more than 10 % | largest error |", "|---|---|---|---|"]
+    totals = [0, 0, 0.0]
+    packages: dict[str, list[list[dict[str, str]]]] = {}
+    for model, rows in models.items():
+        packages.setdefault(model.partition(":")[0], []).append(rows)
+    for package, its in sorted(packages.items()):
+        grown = sum(any(float(row["more"].rstrip("%") or 0) > ENOUGH for row in rows) for rows in its)
+        errors = [float(row[key]) for rows in its for row in rows for key in ("error_eval", "error_train") if row[key]]
+        worst = max(errors, default=0.0)
+        totals = [totals[0] + len(its), totals[1] + grown, max(totals[2], worst)]
+        lines.append(f"| {package} | {len(its)} | {grown} | {f'{worst:.1e}' if errors else ''} |")
+    share = totals[1] / max(totals[0], 1)
+    return "\n".join(
+        [*lines, f"| {len(packages)} packages | {totals[0]} | {totals[1]} ({share:.0%}) | {totals[2]:.1e} |"]
+    )
+
+
 def preserved(row: dict[str, str]) -> bool:
     return all(float(row[key]) <= LIMITS[row["dtype"]] for key in ("error_eval", "error_train"))
 
@@ -247,13 +350,17 @@ def preserved(row: dict[str, str]) -> bool:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--match", default="*", help="a glob over names such as timm:resnet18 or resnet18")
-    parser.add_argument("--out", type=Path, default=Path("results/coverage.csv"))
+    parser.add_argument("--others", action="store_true", help="networks of other packages, see bench/others.py")
+    parser.add_argument("--out", type=Path, help="the table (default: results/coverage.csv, or others.csv)")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--max-params", type=float, default=100, help="no numbers for larger models (millions)")
     parser.add_argument("--timeout", type=float, default=300, help="seconds a model may take")
     parser.add_argument("--summary", action="store_true", help="print the totals of --out, run nothing")
     parser.add_argument("--interface", type=float, metavar="FACTOR", help="try timm's own methods on students instead")
     arguments = parser.parse_args(argv)
+    if arguments.out is None:
+        arguments.out = Path("results", "others.csv" if arguments.others else "coverage.csv")
+    columns, work, every = (OTHERS, measure_other, other_names) if arguments.others else (COLUMNS, measure, names)
     if arguments.interface:
         found: dict[str, int] = {}
         for name in fnmatch.filter((n.partition(":")[2] for n in names() if n.startswith("timm:")), arguments.match):
@@ -263,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
         print(found)
         return 0
     if arguments.summary:
-        print(summary(arguments.out))
+        print((others_summary if arguments.others else summary)(arguments.out))
         return 0
     done = set()
     if arguments.out.exists():
@@ -274,24 +381,24 @@ def main(argv: list[str] | None = None) -> int:
         }
     todo = [
         n
-        for n in names()
+        for n in every()
         if n not in done
         and (fnmatch.fnmatch(n, arguments.match) or fnmatch.fnmatch(n.partition(":")[2], arguments.match))
     ]
     random.Random(0).shuffle(todo)  # an unfinished table is then a sample
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["timm", "torchvision", "net2net"])
+    context.set_forkserver_preload(HEAVY if arguments.others else ["timm", "torchvision", "net2net"])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     running: list[tuple[str, Any, Any, float]] = []
     with arguments.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         if not file.tell():
             writer.writeheader()
         while todo or running:
             while todo and len(running) < arguments.jobs:
                 name = todo.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=measure, args=(name, theirs, arguments.max_params))
+                process = context.Process(target=work, args=(name, theirs, arguments.max_params))
                 process.start()
                 theirs.close()
                 running.append((name, process, ours, time.monotonic()))
@@ -317,11 +424,11 @@ def main(argv: list[str] | None = None) -> int:
     rows = table(arguments.out)
     temporary = arguments.out.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(arguments.out)
-    print(summary(arguments.out))
+    print((others_summary if arguments.others else summary)(arguments.out))
     return 0
 
 

@@ -31,10 +31,10 @@ class SpaceRow(NamedTuple):
 
     @property
     def how(self) -> str:
-        """Whether and how they can grow, in words."""
+        """By which factors they grow, or why they do not, in words."""
         if self.fixed or self.whole:
-            return self.fixed or "whole-number factors"
-        return "yes" if self.step == 1 else f"in steps of {self.step}"
+            return self.fixed or "by whole factors: 2, 3, …"
+        return "by any factor" if self.step == 1 else f"in steps of {self.step}"
 
 
 class Explanation(NamedTuple):

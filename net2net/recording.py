@@ -214,7 +214,10 @@ class Recording(TorchFunctionMode):
 
     def _run(self, name: str, func: Callable, args: tuple, kwargs: dict, given: list[torch.Tensor]) -> Any:
         if self.real:  # what dropout draws would depend on the widths, and all that is drawn after it
-            return args[0].clone() if "dropout" in name and args else func(*args, **kwargs)
+            if "dropout" in name and args:
+                return args[0].clone()
+            args, kwargs = without_dropout(name, args, kwargs)
+            return func(*args, **kwargs)
         out = _shortcut(name, func, args, kwargs)
         if out is not None:
             return out
@@ -526,7 +529,23 @@ class NoDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if "dropout" in function_name(func):
             return args[0] if args else kwargs["input"]
+        args, kwargs = without_dropout(function_name(func), args, kwargs)
         return func(*args, **kwargs)
+
+
+# Operations with a dropout of their own: where its probability is.
+DROPS = {"scaled_dot_product_attention": (4, "dropout_p"), "multi_head_attention_forward": (10, "dropout_p")}
+
+
+def without_dropout(name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments of an operation that has a dropout of its own, with none of it."""
+    if name in DROPS:
+        position, keyword = DROPS[name]
+        if position < len(args):
+            args = (*args[:position], 0.0, *args[position + 1 :])
+        elif keyword in kwargs:
+            kwargs = {**kwargs, keyword: 0.0}
+    return args, kwargs
 
 
 def as_arguments(example_inputs: Any) -> tuple[tuple, dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from net2net.recording import (
     rebuilt,
 )
 from net2net.spaces import Axis, Space, fix, resolve
+
+Separation = tuple[str, tuple[int, ...]]  # the module that takes channels apart, and into which sizes
 
 
 @dataclass(slots=True, eq=False)
@@ -53,18 +56,32 @@ class Trace(Recording):
     `uniform` the spaces that grow by a whole number only, each channel equally often; `attributes` the (module, name,
     axis) of numbers that modules keep and that grow along.
 
+    Where a dimension that holds channels is taken apart, as in [heads * d] -> [heads, d], `choices` says which part
+    goes on holding them; `separated` what was chosen, of what, and the parts.
+
     With `strict` an operation without a rule is an error; else nothing that it reads and makes can grow, and `unknown`
     has its name and where it was called; `failed` what an exception in a rule said. With `real` the pass is run with
     the inputs' numbers, on a copy.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, *, strict: bool = True, real: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        strict: bool = True,
+        real: bool = False,
+        choices: Mapping[Separation, int] | None = None,
+    ):
         super().__init__(local(rebuilt(model, cloned_tensor)) if real else on_meta(model), real)
         self.model = model
         self._rules = rules.RULES
         self._strict = strict
         self.unknown: dict[str, list[str]] = {}
         self.failed: dict[str, str] = {}
+        self.choices = choices or {}
+        self.separated: dict[Separation, tuple[int, list[int], list[Axis]]] = {}
+        self._views: dict[int, tuple[torch.Tensor, str]] = {}  # of parameters, e.g. transposed, by their ids
         # What was there before the pass is a constant; of anything else it can be said what made it.
         self._before = _all_tensors() if real else {}
         self.axes: dict[str, list[Axis | None]] = {}
@@ -162,14 +179,21 @@ class Trace(Recording):
         call.inputs = [self.value_of(t) for t in given]
 
     def after(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> None:
-        read = [self.names[id(t)] for t in given if t is not call.out and id(t) in self.names]
+        read = [name for t in given if t is not call.out and (name := self._named(t))]
         self._used.update(read)
+        if call.name in VIEWS and id(given[0]) not in self._sources and len(given) == len(read) == 1:
+            self._views[id(results[0])] = results[0], read[0]
         if not any(value.tracked for value in call.inputs):
             self._set(call, results, [[None] * tensor.ndim for tensor in results])
             return
         axes = self._ruled(call, given, results)
         self._set(call, results, axes if isinstance(call.out, (tuple, list)) else [axes])
-        self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
+        if id(results[0]) not in self._views:
+            self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
+
+    def _named(self, tensor: torch.Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, or is a view of."""
+        return self.names.get(id(tensor)) or self._views.get(id(tensor), (None, None))[1]
 
     def _ruled(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> list:
         """The axes of an operation's results by its rule; without one, what it reads and makes stays as it is."""
@@ -247,19 +271,26 @@ class Trace(Recording):
         return self.value_of(tensor).axes
 
     def is_parameter(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is a parameter or buffer of the model, and not computed from one."""
-        return id(tensor) in self.names
+        """Whether a tensor is a parameter or buffer of the model or a view of one, and not computed from one."""
+        return self._named(tensor) is not None
 
-    def weight(self, call: Call, tensor: torch.Tensor, output: int, contracted: int) -> list[Axis | None]:
-        """Axes of a weight that sums over dimension `contracted` and makes channels along `output`."""
-        name = self.names[id(tensor)]
-        self.outputs[name, output] = None
-        self.contracted.add((name, contracted))
-        call.weights.append(name)
-        axes = self.axes_of(tensor)
+    def weight(self, call: Call, tensor: torch.Tensor, output: int, contracted: int | None) -> list[Axis | None]:
+        """Axes of a weight that sums over dimension `contracted` (None: over nothing) and makes channels along
+        `output`."""
+        axes = self.factor(call, tensor, [output], [] if contracted is None else [contracted])
         for dim, axis in enumerate(axes):
             if dim not in (output, contracted):
                 fix(axis, "they are kernel taps")
+        return axes
+
+    def factor(self, call: Call, tensor: torch.Tensor, outputs: list[int], contracted: list[int]) -> list[Axis | None]:
+        """The same for one with any number of either."""
+        name = self._named(tensor) or ""
+        axes = self.axes_of(tensor)
+        own = {id(axis): dim for dim, axis in enumerate(self.axes[name])}  # a view has them in another order
+        self.outputs.update(((name, own[id(axes[dim])]), None) for dim in outputs)
+        self.contracted.update((name, own[id(axes[dim])]) for dim in contracted)
+        call.weights.append(name)
         return axes
 
     def computed_weight(self, tensor: torch.Tensor, output: int, where: str) -> list[Axis | None]:
@@ -302,6 +333,10 @@ class Trace(Recording):
         return found
 
 
+# What only looks at a weight in another way, so that its result is that weight.
+VIEWS = frozenset({"t", "T", "mT", "transpose", "permute", "swapaxes", "detach", "contiguous", "data", "alias"})
+
+
 def _all_tensors() -> dict[int, torch.Tensor]:
     return {id(each): each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)}
 
@@ -312,12 +347,12 @@ def traced(model: nn.Module, example_inputs: Any, *, strict: bool = False, name_
     Operations without a rule are named in a warning, unless they are of no interest.
     """
     try:
-        trace = Trace(model, example_inputs, strict=strict)
+        trace = _chosen(model, example_inputs, strict)
     except GrowthError as error:
         tensors_given = [*pytree.tree_leaves(example_inputs), *model.parameters()]
         if error.__cause__ is None or any(t.is_meta for t in tensors_given if isinstance(t, torch.Tensor)):
             raise
-        trace = Trace(model, example_inputs, strict=strict, real=True)
+        trace = _chosen(model, example_inputs, strict, real=True)
         warnings.warn(
             f"the model was run on the example inputs to follow its channels, which takes the time and memory of real "
             f"forward passes: {error}",
@@ -335,6 +370,32 @@ def traced(model: nn.Module, example_inputs: Any, *, strict: bool = False, name_
             stacklevel=4,
         )
     return trace
+
+
+def _chosen(model: nn.Module, example_inputs: Any, strict: bool, real: bool = False) -> Trace:
+    """The trace in which the parts of what is taken apart hold their channels where most of them can grow.
+
+    Of [heads * d] either can be the channels: which shows in what reads them, e.g. a product that sums over d.
+    """
+    trace = Trace(model, example_inputs, strict=strict, real=real)
+    found: dict[Separation, dict[int, int]] = {}  # how many parts can grow, by what was chosen
+    choices: dict[Separation, int] = {}
+    while True:
+        for key, (at, _, parts) in trace.separated.items():
+            free = sum(not any(space.fixed for space, _ in resolve(part)) for part in parts)
+            found.setdefault(key, {})[at] = free - len(parts)
+        untried = {
+            key: others[0]
+            for key, (_, options, _) in trace.separated.items()
+            if max(found[key].values()) < 0 and (others := [at for at in options if at not in found[key]])
+        }
+        best = {key: max(counts, key=counts.__getitem__) for key, counts in found.items()}  # the first of equals
+        if not untried and all(best[key] == at for key, (at, _, _) in trace.separated.items()):
+            return trace
+        if not untried and choices == best:
+            return trace
+        choices = {**best, **untried}
+        trace = Trace(model, example_inputs, strict=strict, real=real, choices=choices)
 
 
 def _places(modules: list[str]) -> str:

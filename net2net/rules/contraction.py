@@ -9,7 +9,7 @@ import torch
 from net2net.recording import Call
 from net2net.rules.elementwise import broadcast
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, cut, fix, length, tie
+from net2net.spaces import Axis, Space, cut, fix, length, tie
 
 if TYPE_CHECKING:
     from net2net.trace import Trace, Value
@@ -102,13 +102,96 @@ def linear(trace: Trace, call: Call) -> list[Axis | None]:
 
 
 def matmul(trace: Trace, call: Call) -> list[Axis | None]:
-    """A product of two computed tensors [..., l, k] and [..., k, n]: k stays, everything else can grow, e.g. heads."""
+    """A product [..., l, k] and [..., k, n]. Where one of them is a weight it is a layer, which sums over k. Of two
+    computed tensors k stays, and everything else can grow, e.g. heads."""
     a, b = (trace.value_of(t) for t in call.args[:2]) if len(call.args) > 1 else (call.inputs[0], call.inputs[-1])
+    return _product(trace, call, a, b)
+
+
+def _product(trace: Trace, call: Call, a: Value, b: Value) -> list[Axis | None]:
     if min(a.tensor.ndim, b.tensor.ndim) < 2:
         return opaque(trace, call)
-    for axis in (a.axes[-1], b.axes[-2]):
-        fix(axis, f"{call.where} sums over them")
+    left, right = (trace.is_parameter(value.tensor) for value in (a, b))
+    if left != right and min(a.tensor.ndim, b.tensor.ndim) == 2:
+        reason = f"{call.where} reads them from the network's input or a tensor that cannot follow"
+        if right:
+            made = trace.weight(call, b.tensor, b.tensor.ndim - 1, b.tensor.ndim - 2)
+            tie(a.axes[-1], made[-2], reason)
+        else:
+            made = trace.weight(call, a.tensor, a.tensor.ndim - 2, a.tensor.ndim - 1)
+            tie(b.axes[-2], made[-1], reason)
+    else:
+        for axis in (a.axes[-1], b.axes[-2]):
+            fix(axis, f"{call.where} sums over them")
     return [*_leading(trace, call, [a, b], call.out.ndim), a.axes[-2], b.axes[-1]]
+
+
+def addmm(trace: Trace, call: Call) -> list[Axis | None]:
+    """A product, and a first argument that is added to it, e.g. a bias."""
+    first, a, b = (
+        trace.value_of(call.get(n, name))
+        for n, name in enumerate(("input", *(("batch1", "batch2") if call.name == "baddbmm" else ("mat1", "mat2"))))
+    )
+    out = _product(trace, call, a, b)
+    return broadcast(call, [([*call.out.shape], out), ([*first.tensor.shape], first.axes)], call.out.ndim)
+
+
+def einsum(trace: Trace, call: Call) -> list[Axis | None]:
+    """Each letter is one axis. One that is summed over stays, unless a single weight sums over it."""
+    equation, *operands = call.args
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = list(operands[0])
+    read, arrow, made = equation.replace(" ", "").partition("->") if isinstance(equation, str) else ("", "", "")
+    terms, values = read.split(","), [trace.value_of(t) for t in operands]
+    if not arrow or any(len(set(term)) != len(term) for term in (t.replace("...", "") for t in terms)):
+        return opaque(trace, call)
+    if any("." in part for part in (*terms, made)):  # dimensions that are not named
+        terms, made = _named(terms, made, [value.tensor.ndim for value in values])
+    axes: dict[str, Axis | None] = {}
+    weights = [k for k, value in enumerate(values) if trace.is_parameter(value.tensor)]
+    sums = None
+    if len(weights) == 1 and len(values) > 1:
+        (k,) = weights
+        others = {letter for n, term in enumerate(terms) if n != k for letter in term}
+        summed = [d for d, letter in enumerate(terms[k]) if letter in others and letter not in made]
+        makes = [d for d, letter in enumerate(terms[k]) if letter not in others and letter in made]
+        if all(letter in others or letter in made for letter in terms[k]):
+            sums = summed
+            trace.factor(call, values[k].tensor, makes, summed)
+    for k, (term, value) in enumerate(zip(terms, values, strict=True)):
+        for d, letter in enumerate(term):
+            axis = value.axes[d]
+            if letter not in made and (sums is None or (k == weights[0] and d not in sums)):
+                fix(axis, f"{call.where} sums over them")
+            if letter in axes and (axis is not None or axes[letter] is not None):
+                tie(axes[letter], axis, f"{call.where} joins them with a tensor that cannot follow")
+            axes.setdefault(letter, axis)
+    return [axes[letter] for letter in made]
+
+
+def _named(terms: list[str], made: str, ndims: list[int]) -> tuple[list[str], str]:
+    """An equation with a letter for each of the dimensions that `...` stands for, the last the same in all."""
+    more = [ndim - len(term.replace("...", "")) if "." in term else 0 for term, ndim in zip(terms, ndims, strict=True)]
+    letters = [chr(0x4E00 + k) for k in range(max(more, default=0))]
+    terms = [term.replace("...", "".join(letters[len(letters) - n :])) for term, n in zip(terms, more, strict=True)]
+    return terms, made.replace("...", "".join(letters))
+
+
+def embedding(trace: Trace, call: Call) -> list[Axis | None]:
+    """Rows of a table, or sums of rows: what lies along a row are channels; which rows there are stays."""
+    index, weight = call.get(0, "input"), call.get(1, "weight")
+    if index.is_floating_point():  # torch.embedding takes them the other way round
+        index, weight = weight, index
+    if not trace.is_parameter(weight) or weight.ndim != 2:
+        return opaque(trace, call)
+    for axis in trace.axes_of(index):
+        fix(axis, f"{call.where} looks them up")
+    rows, row = trace.factor(call, weight, [1], [])
+    fix(rows, "they are the rows of a table")
+    if weight is call.get(1, "weight") and call.get(3, "max_norm") is not None:
+        fix(row, f"{call.where} limits the norm of each row")
+    trace.keeps(call.module, "embedding_dim", row)
+    return [*[None] * (call.out.ndim - 1), row]
 
 
 def attention(trace: Trace, call: Call) -> list[Axis | None]:
@@ -124,6 +207,66 @@ def attention(trace: Trace, call: Call) -> list[Axis | None]:
     return [*_leading(trace, call, [q, k, v, *masks], call.out.ndim), None, v.axes[-1]]
 
 
+def multi_head_attention(trace: Trace, call: Call) -> list:
+    """torch's whole layer: its width is that of all heads, so that both grow by the same whole factor."""
+    position = ("query", "key", "value", "embed_dim", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v",
+                "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias")  # fmt: skip
+    given = {name: call.get(n, name) for n, name in enumerate(position)}
+    separate = call.get(17, "use_separate_proj_weight", False)
+    static = any(isinstance(call.get(n, name), torch.Tensor) for n, name in ((21, "static_k"), (22, "static_v")))
+    projections = [call.get(18 + n, f"{name}_proj_weight") for n, name in enumerate("qkv")]
+    packed, heads = given["in_proj_weight"], given["num_heads"]
+    weights = projections if separate else [packed]
+    if static or not all(trace.is_parameter(w) for w in (*weights, given["out_proj_weight"])):
+        return opaque(trace, call)
+    size = given["query"].shape[-1] // heads
+    head = ((Space(heads), 1),)
+    every: Axis = ((head[0][0], size),)
+    reason = f"{call.where} makes attention heads of them"
+    inputs = [trace.axes_of(given[name]) for name in ("query", "key", "value")]
+    read = f"{call.where} reads them from the network's input or a tensor that cannot follow"
+    for weight, sources in zip(weights, [[x] for x in inputs] if separate else [inputs], strict=True):
+        made, summed = trace.weight(call, weight, 0, 1)
+        for part in cut(made, [heads * size] * len(sources), reason):
+            tie(part, every, reason)
+        for x in sources:
+            tie(x[-1], summed, read)
+    if given["in_proj_bias"] is not None:
+        for part in cut(trace.axes_of(given["in_proj_bias"])[0], [heads * size] * 3, reason):
+            tie(part, every, reason)
+    for name in ("bias_k", "bias_v"):
+        if given[name] is not None:
+            first, second, own = trace.axes_of(given[name])
+            tie(own, every, reason)
+            fix(first, f"{call.where} spreads it over the batch")
+            fix(second, f"{call.where} spreads it over the batch")
+    out, back = trace.weight(call, given["out_proj_weight"], 0, 1)
+    tie(back, every, reason)
+    if given["out_proj_bias"] is not None:
+        _bias(trace, call, given["out_proj_bias"], out)
+    for x in inputs:
+        for axis in x[:-1]:
+            fix(axis, f"{call.where} needs every one of them as it is")
+    for mask in (call.get(14, "key_padding_mask"), call.get(16, "attn_mask")):
+        if isinstance(mask, torch.Tensor):
+            for axis in trace.axes_of(mask):
+                fix(axis, f"{call.where} needs every one of them as it is")
+            if mask.ndim == 3:
+                fix(head, f"{call.where} has a mask for each of them")
+    # The layer takes its width for that of all heads together.
+    trace.evenly((*(inputs[0][-1] or ()), *head, *(out or ())), f"{call.where} divides its width by its heads")
+    for key, axis in {"num_heads": head, "embed_dim": out, "kdim": inputs[1][-1], "vdim": inputs[2][-1]}.items():
+        trace.keeps(call.module, key, axis)
+    averaged = call.get(23, "average_attn_weights", True)
+    result, attention = call.out
+    axes = [[*[None] * (result.ndim - 1), out]]
+    if attention is not None:
+        axes.append([None] * attention.ndim)
+        if not averaged:
+            axes[1][-3] = head
+    return axes
+
+
 def _leading(trace: Trace, call: Call, values: list[Value], ndim: int) -> list[Axis | None]:
     """The axes of a product's leading dimensions, which its arguments share."""
     return broadcast(call, [([*v.tensor.shape[:-2]], v.axes[:-2]) for v in values], ndim - 2)
@@ -131,7 +274,11 @@ def _leading(trace: Trace, call: Call, values: list[Value], ndim: int) -> list[A
 
 RULES = {
     "scaled_dot_product_attention": attention,
-    **dict.fromkeys(("matmul", "bmm", "__matmul__"), matmul),
+    "multi_head_attention_forward": multi_head_attention,
+    **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), addmm),
+    "einsum": einsum,
+    **dict.fromkeys(("embedding", "embedding_bag"), embedding),
     **{f"conv{n}d": convolution for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": convolution for n in (1, 2, 3)},
     "linear": linear,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from net2net.recording import Call
+from net2net.rules.opaque import opaque
 from net2net.spaces import Axis, fix, tie
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def reduction(trace: Trace, call: Call) -> list:
         reason = f"{call.where} reduces over them"
         if call.name == "mean" or (biased and call.name in ("var", "std", "var_mean", "std_mean")):
             trace.evenly(value.axes[dim], reason)
-        elif call.name not in ("amax", "amin"):
+        elif call.name not in ("amax", "amin", "all", "any"):
             fix(value.axes[dim], reason)
     if results[0].ndim == value.tensor.ndim:
         axes = [None if d in dims else axis for d, axis in enumerate(value.axes)]
@@ -112,9 +113,9 @@ positive absolute negative __neg__ __invert__ bitwise_not
 """
 BINARY = """
 add sub subtract mul multiply div divide true_divide __radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ rsub maximum
-minimum pow __rpow__ addcmul addcdiv lerp where gt lt ge le eq ne logical_and logical_or logical_xor
+minimum pow __rpow__ addcmul addcdiv lerp gt lt ge le eq ne logical_and logical_or logical_xor
 atan2 fmod remainder floor_divide hypot xlogy copysign fmax fmin logaddexp __mod__ __floordiv__ __rfloordiv__
-__and__ __rand__ __or__ __ror__ __xor__ bitwise_and bitwise_or bitwise_xor
+__and__ __rand__ __or__ __ror__ __xor__ bitwise_and bitwise_or bitwise_xor masked_fill
 """
 COPIES = """
 zeros_like ones_like full_like empty_like
@@ -123,12 +124,18 @@ bool byte char short int long alias
 """
 REDUCTIONS = """
 mean sum amax amin var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum count_nonzero
+all any
 """
 
 
 def constant(trace: Trace, call: Call) -> list[Axis | None]:
     """A new tensor of a size given in numbers."""
     return [None] * call.out.ndim
+
+
+def where(trace: Trace, call: Call) -> list:
+    """Of a condition alone it returns the places where that holds."""
+    return elementwise(trace, call) if isinstance(call.out, torch.Tensor) else opaque(trace, call)
 
 
 RULES = {
@@ -138,6 +145,7 @@ RULES = {
     **dict.fromkeys(REDUCTIONS.split(), reduction),
     **dict.fromkeys(["softmax", "log_softmax", "normalize", "cumsum", "flip", "roll"], along),
     **dict.fromkeys(("max", "min"), extreme),
+    "where": where,
     "broadcast_tensors": broadcast_tensors,
     "prelu": prelu,
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from net2net.recording import Call
-from net2net.spaces import Axis, fix, tie
+from net2net.spaces import Axis, Space, fix, tie
 
 if TYPE_CHECKING:
     from net2net.trace import Trace
@@ -47,6 +47,47 @@ def interpolate(trace: Trace, call: Call) -> list[Axis | None]:
     return _mix(call, range(2, call.inputs[0].tensor.ndim), "resamples")
 
 
+def grid_sample(trace: Trace, call: Call) -> list[Axis | None]:
+    image, grid = call.inputs
+    for axis in (*image.axes[2:], *grid.axes):
+        fix(axis, f"{call.where} samples by them")
+    return [image.axes[0], image.axes[1], *[None] * (call.out.ndim - 2)]
+
+
+def roi(trace: Trace, call: Call) -> list[Axis | None]:
+    """What torchvision pools from boxes of an image."""
+    image, *others = call.inputs
+    for axis in (image.axes[0], *image.axes[2:], *(axis for value in others for axis in value.axes)):
+        fix(axis, f"{call.where} pools over them")
+    return [None, image.axes[1], None, None]
+
+
+def unfold(trace: Trace, call: Call) -> list[Axis | None]:
+    """[N, C, H, W] -> [N, C * k, L] in torch.nn.functional; as a tensor's method windows along one dimension."""
+    axes = list(call.inputs[0].axes)
+    if len(call.args) > 2 or "dimension" in call.kwargs:
+        dim = call.get(1, "dimension")
+        if call.out.ndim == len(axes) + 1:
+            return [*_mix(call, [dim], "windows"), None]
+    for axis in axes[2:]:
+        fix(axis, f"{call.where} windows them")
+    taps = call.out.shape[1] // call.inputs[0].tensor.shape[1]
+    return [axes[0], axes[1] and tuple((space, n * taps) for space, n in axes[1]), None]
+
+
+def fold(trace: Trace, call: Call) -> list[Axis | None]:
+    columns = call.inputs[0].axes
+    if call.out.ndim != 4:
+        raise call.unsupported("expected a batch")
+    fix(columns[2], f"{call.where} makes pixels of them")
+    channels = columns[1]
+    if channels is not None:
+        taps = call.inputs[0].tensor.shape[1] // call.out.shape[1]
+        channels = ((Space(call.out.shape[1]), 1),)
+        tie(columns[1], tuple((space, taps) for space, _ in channels), f"{call.where} makes pixels of them")
+    return [columns[0], channels, None, None]
+
+
 def pad(trace: Trace, call: Call) -> list[Axis | None]:
     sizes = call.get(1, "pad")  # (before, after) of the last dimension, then of the one before it, …
     return _mix(call, [-1 - i // 2 for i, size in enumerate(sizes) if size], "pads")
@@ -62,5 +103,9 @@ RULES = {
     **dict.fromkeys(UNPOOLS, unpool),
     "interpolate": interpolate,
     "upsample": interpolate,
+    **dict.fromkeys(("roi_align", "roi_pool"), roi),
+    "grid_sample": grid_sample,
+    "unfold": unfold,
+    "fold": fold,
     "pad": pad,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -40,60 +41,89 @@ def _merge(call: Call, dims: list[tuple[int, Axis | None]]) -> Axis | None:
         tracked = [i for i in tracked if not all(space.fixed for space, _ in resolve(dims[i][1] or ()))] or tracked[:1]
     if not tracked:
         return None
-    if len(tracked) > 1:
-        for _, axis in dims:
-            fix(axis, f"{call.where} merges two dimensions that both hold channels")
-        return None
-    (i,) = tracked
+    wide = [i for i in tracked if dims[i][0] > 1]
+    if len(tracked) > 1 and len(wide) == 1:  # beside a parameter's dimension of size 1, which then stays so
+        for i in set(tracked) - set(wide):
+            fix(dims[i][1], f"{call.where} drops the dimension of their single channel")
+        tracked = wide
+    i, *others = tracked
+    for other in others:
+        fix(dims[other][1], f"{call.where} merges two dimensions that both hold channels")
     outer, inner = (prod(n for n, _ in part) for part in (dims[:i], dims[i + 1 :]))
     axis = dims[i][1] or ()
     return tuple((space, repeat * inner) for space, repeat in axis) * outer
-
-
-def _heads(trace: Trace, call: Call, axis: Axis, sizes: list[int], at: int) -> list[Axis | None]:
-    """[… * heads * d] -> […, heads, d] in a module that says how many heads it has: these grow, each as a whole."""
-    outer, inner = prod(sizes[:at]), prod(sizes[at + 1 :])
-    reason = f"{call.where} makes attention heads of them"
-    head = ((Space(sizes[at]), 1),)
-    for part in cut(axis, [sizes[at] * inner] * outer, reason):
-        tie(part, tuple((space, repeat * inner) for space, repeat in resolve(head)), reason)
-    trace.in_steps(head, f"{call.where} makes attention heads of {inner} of them")
-    trace.keeps(call.module, "num_heads", head)
-    # What else the module may keep is the length of all heads together; whether it does shows when the student runs.
-    together = tuple((space, inner) for space, _ in head)
-    for key, value in vars(trace.skeleton.get_submodule(call.module)).items():
-        if type(value) is int and value == length(together):
-            trace.keeps(call.module, key, together)
-    parts: list[Axis | None] = [None] * len(sizes)
-    parts[at] = head
-    return parts
 
 
 def _separate(trace: Trace, call: Call, axis: Axis, sizes: list[int]) -> list[Axis | None]:
     """One dimension that holds channels, in several of the given sizes: one of them goes on holding the channels.
 
     It is the first after which nothing but repeats of the channels lies: [C * HW] -> [C, HW] undoes a flattening;
-    [C] -> [G, C / G] makes G groups, which then share one map.
+    [C] -> [G, C / G] makes G groups, which then share one map. In a module that says how many heads it has, these are
+    the channels, each as a whole; so it is elsewhere if nothing else can grow (`Trace.choices`).
     """
-    heads = getattr(trace.skeleton.get_submodule(call.module), "num_heads", None)
-    if heads in sizes and heads != 1:
-        # The last that could be meant, but for the last dimension where there is another: that is a head's width.
-        *others, at = (k for k, size in enumerate(sizes) if size == heads)
-        return _heads(trace, call, axis, sizes, others[-1] if others and at == len(sizes) - 1 else at)
     repeats = [repeat for _, repeat in resolve(axis)]
-    for at, size in enumerate(sizes):
-        outer, inner = prod(sizes[:at]), prod(sizes[at + 1 :])
-        if size == 1 or any(repeat % inner for repeat in repeats):
-            continue
+    inner = [prod(sizes[at + 1 :]) for at in range(len(sizes))]
+    options = [at for at, size in enumerate(sizes) if size != 1]
+    undone = [at for at in options if not any(repeat % inner[at] for repeat in repeats)]
+    said = [at for at in options if sizes[at] in _numbers_of_heads(trace, call).values()]
+    if said:  # the last that could be meant, but for the last dimension where there is another: that is a head's width
+        *others, at = said
+        default = others[-1] if others and at == len(sizes) - 1 else at
+    elif undone:
+        default = undone[0]
+    else:
+        default = None
+    key = (call.module, tuple(sizes))
+    at = trace.choices.get(key, default)
+    if at is None:
+        at = default = options[-1] if options else None
+    if at is None:
+        fix(axis, f"{call.where} takes them apart")
+        return [None] * len(sizes)
+    outer = prod(sizes[:at])
+    parts: list[Axis | None] = [None] * len(sizes)
+    if at in undone and at not in said:
         reason = f"{call.where} takes them apart"
-        first, *others = cut(axis, [size * inner] * outer, reason)
+        first, *others = cut(axis, [sizes[at] * inner[at]] * outer, reason)
         for other in others:
             tie(first, other, reason)
-        parts: list[Axis | None] = [None] * len(sizes)
-        parts[at] = tuple((space, repeat // inner) for space, repeat in resolve(first))
-        return parts
-    fix(axis, f"{call.where} takes them apart")
-    return [None] * len(sizes)
+        parts[at] = tuple((space, repeat // inner[at]) for space, repeat in resolve(first))
+    else:
+        parts[at] = _heads(trace, call, axis, sizes[at], inner[at], outer)
+    rest = [default, *(other for other in reversed(options) if other != default)]
+    trace.separated.setdefault(key, (at, rest, []))[2].append(parts[at] or ())
+    return parts
+
+
+def _heads(trace: Trace, call: Call, axis: Axis, heads: int, width: int, outer: int) -> Axis:
+    """[outer * heads * width] -> […, heads, …]: these grow, each as a whole."""
+    reason = f"{call.where} makes attention heads of them"
+    head: Axis = ((Space(heads), 1),)
+    for part in cut(axis, [heads * width] * outer, reason):
+        tie(part, tuple((space, repeat * width) for space, repeat in resolve(head)), reason)
+    trace.in_steps(head, f"{call.where} makes attention heads of {width} of them")
+    for key, number in _numbers_of_heads(trace, call).items():
+        if number == heads:
+            trace.keeps(call.module, key, head)
+    # What else the module may keep is the length of all heads together; whether it does shows when the student runs.
+    together = tuple((space, width) for space, _ in head)
+    for key, value in vars(trace.skeleton.get_submodule(call.module)).items():
+        if type(value) is int and value == length(together):
+            trace.keeps(call.module, key, together)
+    return head
+
+
+def _numbers_of_heads(trace: Trace, call: Call) -> dict[str, int]:
+    """The numbers of heads that the running module keeps, by attribute."""
+    found = vars(trace.skeleton.get_submodule(call.module)).items()
+    return {
+        key: value
+        for key, value in found
+        if type(value) is int and value > 1 and (key in ("h", "nh", "nhead") or NUMBER_OF_HEADS.fullmatch(key))
+    }
+
+
+NUMBER_OF_HEADS = re.compile(r"_?(n|num|nb|number_of)?_?(\w+_)?heads?")
 
 
 def reshape(trace: Trace, call: Call) -> list[Axis | None]:
@@ -320,6 +350,51 @@ def movedim(trace: Trace, call: Call) -> list[Axis | None]:
     return [call.inputs[0].axes[order[d] if d in order else next(rest)] for d in range(ndim)]
 
 
+def glu(trace: Trace, call: Call) -> list[Axis | None]:
+    """One half gates the other."""
+    axes, dim = list(call.inputs[0].axes), call.get(1, "dim", -1)
+    if axes[dim] is not None:
+        reason = f"{call.where} takes them apart"
+        first, second = cut(axes[dim], [call.out.shape[dim]] * 2, reason)
+        tie(first, second, reason)
+        axes[dim] = resolve(first)
+    return axes
+
+
+def select(trace: Trace, call: Call) -> list[Axis | None]:
+    """Places along one dimension, the same ones for all others."""
+    value, index, dim = call.inputs[0], call.inputs[1], call.get(1, "dim")
+    fix(value.axes[dim], f"{call.where} picks some of them")
+    for axis in index.axes:
+        fix(axis, f"{call.where} picks by them")
+    return [None if d == dim % value.tensor.ndim else axis for d, axis in enumerate(value.axes)]
+
+
+def gather(trace: Trace, call: Call) -> list[Axis | None]:
+    """A place along one dimension for each entry of an index."""
+    value, index, dim = call.inputs[0], call.inputs[1], call.get(1 if call.name == "gather" else 2, "dim")
+    if dim is None:
+        return opaque(trace, call)
+    out: list[Axis | None] = list(index.axes)
+    for d, (n, axis, m, other) in enumerate(
+        zip(value.tensor.shape, value.axes, index.tensor.shape, index.axes, strict=True)
+    ):
+        if d == dim % len(out) or n != m:
+            fix(axis, f"{call.where} picks some of them")
+            fix(other, f"{call.where} picks by them")
+            out[d] = None
+        elif axis is not None or other is not None:
+            tie(axis, other, f"{call.where} picks by a tensor that cannot follow")
+    return out
+
+
+def triangle(trace: Trace, call: Call) -> list[Axis | None]:
+    axes = call.inputs[0].axes
+    for axis in axes[-2:]:
+        fix(axis, f"{call.where} needs every one of them as it is")
+    return [*axes[:-2], None, None]
+
+
 def stack(trace: Trace, call: Call) -> list[Axis | None]:
     out = list(call.inputs[0].axes)
     for value in call.inputs[1:]:
@@ -344,6 +419,10 @@ RULES = {
     "channel_shuffle": channel_shuffle,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), pieces),
     "unbind": unbind,
+    "glu": glu,
+    "index_select": select,
+    **dict.fromkeys(("gather", "take_along_dim"), gather),
+    **dict.fromkeys(("tril", "triu"), triangle),
     "__getitem__": getitem,
     "narrow": narrow,
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),

@@ -327,7 +327,7 @@ def test_channels_in_a_group_come_equally_often_where_the_number_of_groups_stays
     net = between(run, make=conv(3, 12), read=conv(12, 5), **{k: copy.deepcopy(v) for k, v in parts.items()})
     teacher, x = randomise(net).double(), images(3, 4, 4).double()
     row = explain(teacher, x).spaces[0]
-    assert (row.width, row.made_by, row.how) == (12, ["make"], "whole-number factors")
+    assert (row.width, row.made_by, row.how) == (12, ["make"], "by whole factors: 2, 3, …")
     student = widen(teacher, x, 2)
     assert student.make.out_channels == 24
     assert getattr(student, "norm", nn.GroupNorm(groups, 24)).num_groups == groups
