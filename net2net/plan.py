@@ -158,7 +158,7 @@ def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]], scale: 
     attributes: dict[str, dict[str, Any]] = {}
     for module, key, axis in trace.attributes:
         if _grows(axis, maps):
-            was = getattr(trace.skeleton.get_submodule(module), key)
+            was = getattr(trace.skeleton.get_submodule(module), key, None)
             size = _size(axis, widths)
             attributes.setdefault(module, {})[key] = [size] if isinstance(was, (tuple, list)) else size
     spaces = [

@@ -263,8 +263,10 @@ class Trace(Recording):
         return value
 
     def keeps(self, module: str, key: str, axis: Axis | None) -> None:
-        """Note that a module keeps the length of an axis in an attribute, if it has such a one."""
-        if axis is not None and isinstance(vars(self.skeleton.get_submodule(module)).get(key), (int, tuple, list)):
+        """Note that a module keeps the length of an axis in an attribute, if it has such a one; in a tuple by a path,
+        e.g. "sizes.0"."""
+        value = vars(self.skeleton.get_submodule(module)).get(key.partition(".")[0])
+        if axis is not None and isinstance(value, (int, tuple, list)):
             self.attributes.append((module, key, axis))
 
     def axes_of(self, tensor: torch.Tensor) -> list[Axis | None]:

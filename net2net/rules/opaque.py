@@ -27,7 +27,7 @@ local_response_norm topk sort
 bilinear conv_tbc rot90 outer cdist linalg_norm
 rand_like randn_like lstm gru rnn_tanh rnn_relu
 rrelu bernoulli mv dot vdot median quantile diagonal aminmax nanmean cosine_similarity
-cummax cummin nonzero argwhere nms unique bucketize searchsorted argsort multinomial
+cummax cummin nonzero argwhere nms unique bucketize searchsorted multinomial
 """
 
 RULES = dict.fromkeys(NAMES.split(), opaque)

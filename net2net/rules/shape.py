@@ -90,6 +90,8 @@ def _separate(trace: Trace, call: Call, axis: Axis, sizes: list[int]) -> list[Ax
         parts[at] = tuple((space, repeat // inner[at]) for space, repeat in resolve(first))
     else:
         parts[at] = _heads(trace, call, axis, sizes[at], inner[at], outer)
+    for path in _sizes_kept(trace, call, at, sizes[at]):
+        trace.keeps(call.module, path, parts[at])
     rest = [default, *(other for other in reversed(options) if other != default)]
     trace.separated.setdefault(key, (at, rest, []))[2].append(parts[at] or ())
     return parts
@@ -111,6 +113,19 @@ def _heads(trace: Trace, call: Call, axis: Axis, heads: int, width: int, outer: 
         if type(value) is int and value == length(together):
             trace.keeps(call.module, key, together)
     return head
+
+
+def _sizes_kept(trace: Trace, call: Call, at: int, size: int) -> list[str]:
+    """Where a module that does nothing but take apart keeps this size: nn.Unflatten, and einops' Rearrange."""
+    kept = vars(trace.skeleton.get_submodule(call.module))
+    unflattened, named = kept.get("unflattened_size"), kept.get("_axes_lengths")
+    if isinstance(unflattened, tuple) and unflattened[at : at + 1] == (size,):
+        return [f"unflattened_size.{at}"]
+    if isinstance(named, tuple):
+        return [
+            f"_axes_lengths.{k}.1" for k, pair in enumerate(named) if isinstance(pair, tuple) and pair[1:] == (size,)
+        ]
+    return []
 
 
 def _numbers_of_heads(trace: Trace, call: Call) -> dict[str, int]:

@@ -302,7 +302,101 @@ def test_an_empty_cache_is_concatenated():
     assert grown(net, x).a.out_channels == 8
 
 
+# Channels that are taken apart, repeated and spread.
+
+
+def unfolded(take_apart, **parts):
+    """A generator: a vector of 128, an image of 8 channels, and a transposed convolution."""
+
+    def run(m, x):
+        return m.up(F.relu(take_apart(m, F.relu(m.make(x)))))
+
+    torch.manual_seed(0)
+    return Net(run, make=nn.Linear(5, 128), up=nn.ConvTranspose2d(8, 3, 2, 2), **parts).double()
+
+
+@pytest.mark.parametrize(
+    ("take_apart", "parts"),
+    [
+        (lambda m, h: h.view(len(h), -1, 4, 4), {}),
+        (lambda m, h: h.unflatten(1, (m.channels, 4, 4)), {"channels": 8}),
+        (lambda m, h: m.image(h), {"image": nn.Unflatten(1, (8, 4, 4))}),
+        (lambda m, h: m.norm(m.image(h)), {"image": nn.Unflatten(1, (8, 4, 4)), "norm": nn.BatchNorm2d(8)}),
+    ],
+)
+def test_a_vector_becomes_an_image(take_apart, parts):
+    net, x = unfolded(take_apart, **parts), images(5)
+    for factor, channels in ((1.5, 12), (2, 16)):
+        student = grown(net, x, factor)
+        assert (student.make.out_features, student.up.in_channels) == (16 * channels, channels)
+
+
+def test_a_size_written_into_the_code_is_named():
+    net, x = unfolded(lambda m, h: h.view(-1, 8, 4, 4)), images(5)
+    with pytest.raises(GrowthError, match="'view' in the model's own forward counts on their width"):
+        widen(net, x, 2)
+
+
+SPREAD = {
+    "depthwise transposed convolution": (lambda m, h: m.up(h), {"up": nn.ConvTranspose2d(4, 4, 2, 2, groups=4)}, 4),
+    "with two outputs each": (lambda m, h: m.up(h), {"up": nn.ConvTranspose2d(4, 8, 2, 2, groups=4)}, 8),
+    "pixel shuffle": (lambda m, h: F.pixel_shuffle(m.more(h), 2), {"more": conv(4, 16)}, 4),
+    "pixel shuffle of a depthwise one": (
+        lambda m, h: F.pixel_shuffle(m.more(h), 2), {"more": conv(4, 16, groups=4)}, 4),
+    "repeat": (lambda m, h: h.repeat(1, 2, 1, 1), {}, 8),
+    "repeat of a repeat": (lambda m, h: h.repeat(1, 2, 1, 1).repeat_interleave(2, 1), {}, 16),
+    "blur with a buffer that is expanded": (
+        lambda m, h: F.conv2d(h, m.kernel.expand(h.shape[1], 1, 3, 3), padding=1, groups=h.shape[1]),
+        {"kernel": nn.Parameter(torch.rand(1, 1, 3, 3))}, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_channels_that_are_repeated_or_spread_grow(name):
+    spread, parts, read = SPREAD[name]
+    torch.manual_seed(0)
+    net = Net(lambda m, x: m.o(F.relu(spread(m, F.relu(m.a(x))))), a=conv(3, 4), o=conv(read, 2), **parts).double()
+    for factor in (1.5, 2):
+        student = grown(net, images(3, 4, 6), factor)
+        assert (student.a.out_channels, student.o.in_channels) == (4 * factor, read * factor)
+
+
 # What needs numbers.
+
+
+class Detector(nn.Module):
+    """As heads of detection nets: anchors and strides kept from the first pass, boxes that are kept by their scores."""
+
+    def __init__(self, cached):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.neck, self.head = conv(3, 4, stride=1), conv(4, 6), conv(6, 5)
+        self.cached, self.shape, self.grid, self.stride = cached, None, None, torch.tensor([4.0])
+
+    def forward(self, x):
+        h = self.head(F.silu(self.neck(F.silu(self.stem(x)))))
+        if self.shape != h.shape or not self.cached:
+            self.shape = h.shape
+            rows, columns = (torch.arange(n, device=h.device, dtype=h.dtype) for n in h.shape[2:])
+            self.grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
+            self.strides = torch.full((1, self.grid.shape[1]), float(self.stride.item()), dtype=h.dtype)
+        boxes, scores = h.flatten(2).split([4, 1], 1)
+        boxes = (torch.cat([boxes[:, :2] + self.grid, boxes[:, 2:].exp()], 1) * self.strides).mT
+        if boxes.device.type not in ("cpu", "cuda"):
+            raise RuntimeError("no boxes on this device")
+        return [each[keep[0] > 0.01 * float(keep.max())] for each, keep in zip(boxes, scores.sigmoid(), strict=True)]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("ran", [False, True], ids=["new", "after a pass"])
+def test_detection_nets_grow_below_their_heads(cached, ran):
+    net, x = Detector(cached).double().eval().requires_grad_(False), images(3, 4, 5, batch=2)
+    if ran:
+        net(x)
+    with pytest.warns(UserWarning, match="run on the example inputs"):
+        student = grown(net, x, 1.5)
+    assert (student.stem.out_channels, student.neck.out_channels, student.head.out_channels) == (6, 9, 5)
+    assert all(torch.allclose(a, b) for a, b in zip(net(x), student(x), strict=True))
 
 
 def positive(m, x):
