@@ -71,7 +71,60 @@ class Constant(nn.Module):
         return h * self.constant if isinstance(self.constant, nn.Parameter) else h + self.constant
 
 
+SPLITS = {
+    "chunk": lambda y, heads: [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in y.chunk(3, -1)],
+    "three first": lambda y, heads: y.view(*y.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(),
+    "width known": lambda y, heads: [t.unflatten(-1, (-1, 2)).transpose(1, 2) for t in y.chunk(3, -1)],
+}
+
+
+class SelfAttention(nn.Module):
+    """Of tokens [N, L, C], with heads of width 2, and its shortcut."""
+
+    def __init__(self, width, heads, split, core):
+        super().__init__()
+        self.heads, self.split, self.core = heads, split, core
+        self.qkv, self.out = nn.Linear(width, 6 * heads), nn.Linear(2 * heads, width)
+
+    def forward(self, x):
+        q, k, v = SPLITS[self.split](self.qkv(x), self.heads)
+        if self.core == "fused":
+            h = F.scaled_dot_product_attention(q, k, v)
+        elif self.core == "einsum":
+            h = torch.einsum("bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)
+        else:
+            h = (q @ k.mT).softmax(-1) @ v
+        return x + self.out(h.transpose(1, 2).flatten(2))
+
+
+class WholeAttention(nn.Module):
+    """torch's own layer, and a shortcut."""
+
+    def __init__(self, width, heads, bias):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(width, heads, batch_first=True, bias=bias)
+
+    def forward(self, x):
+        return x + self.inner(x, x, x, need_weights=False)[0]
+
+
+class Product(nn.Module):
+    """A linear layer that is written as a product with its weight [out, in]."""
+
+    def __init__(self, inputs, outputs, how):
+        super().__init__()
+        self.weight, self.how = nn.Parameter(torch.zeros(outputs, inputs)), how
+
+    def forward(self, x):
+        if self.how == "einsum":
+            return torch.einsum("...c,dc->...d", x, self.weight)
+        return x @ self.weight.t() if self.how == "right" else (self.weight @ x.mT).mT
+
+
 LAYERS = {
+    "self_attention": SelfAttention,
+    "whole_attention": WholeAttention,
+    "product": Product,
     "conv": nn.Conv2d,
     "conv_transpose": nn.ConvTranspose2d,
     "linear": nn.Linear,
@@ -159,6 +212,8 @@ FUNCTIONS = {
     "tokens": lambda h: h.flatten(2).transpose(1, 2),
     "untoken": lambda h, size: h.transpose(1, 2).unflatten(2, size),
     "softmax": lambda h, dim: h.softmax(dim),
+    "gated": lambda h: F.glu(h, -1),
+    "selected": lambda h, index: h.index_select(1, torch.tensor(index, device=h.device)),
     "attention": attention,
     "channels_last_norm": channels_last_norm,
     "over_width": lambda h: h / h.shape[channels(h)],
@@ -369,14 +424,28 @@ class Builder:
                 "flatten": lambda: self.add("flatten", i),
                 "untoken": lambda: self.add("untoken", i, size=self.pick(*sizes)),
                 "attention": lambda: self.add("attention", i),
-            }
+                "self_attention": lambda: self.add(
+                    "self_attention", i, width=width, heads=self.pick(2, 3), split=self.pick(*SPLITS),
+                    core=self.pick("fused", "einsum", "written out"),
+                ),
+                "whole_attention": lambda: self.add(
+                    "whole_attention", i, width=width, heads=self.pick(1, *divisors), bias=self.pick(True, False)
+                ),
+                "product": lambda: self.add(
+                    "product", i, inputs=width, outputs=self.width(), how=self.pick("einsum", "right", "left")
+                ),
+                "selected": lambda: self.add("selected", i, index=[shape[0] - 1, 0]),
+            }  # fmt: skip
+            if width % 2 == 0:
+                moves["gated"] = lambda: self.add("gated", i)
         if len(shape) == 1:
             sizes = [n for n in (1, 2, 3) if width % n**2 == 0]
             moves["norm"] = lambda: self.norm(i)
             moves["unflatten"] = lambda: self.add(
                 "unflatten", i, sizes=(self.pick(-1, -1, width // (n := self.pick(*sizes)) ** 2), n, n)
             )
-        often = ("convolution", "convolution, norm", "linear", "linear, activation", "residual", "add", "cat")
+        often = ("convolution", "convolution, norm", "linear", "linear, activation", "residual", "add", "cat",
+                 "tokens", "self_attention", "whole_attention", "layer_norm")  # fmt: skip
         moves[self.pick(*[op for op in often if op in moves] * 3, *moves)]()
 
 
@@ -476,6 +545,8 @@ def test_a_named_layer_gets_the_width_that_was_asked_for(randomise, drawn, data)
 
 
 def width_of(layer):
+    if isinstance(layer, nn.MultiheadAttention):
+        return layer.in_proj_weight.shape[0]
     return layer.weight.shape[1 if isinstance(layer, nn.ConvTranspose2d) else 0]
 
 
