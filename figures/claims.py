@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.reading import YamlError
 from figures import evidence, metrics, rules, sweeps
 from figures.curves import Problem, Results, Run
 from figures.metrics import ENOUGH, SHOWN, Estimate, estimate
@@ -426,7 +427,7 @@ def main(argv: list[str] | None = None) -> int:
         pace(of, results).to_csv(arguments.out / "pace.csv", index=False, lineterminator="\n")
         contrasts(results).to_csv(arguments.out / "contrasts.csv", index=False, lineterminator="\n")
         sweeps.make(results, arguments.out)
-    except Problem as problem:
+    except (Problem, YamlError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import looks
+from experiments.reading import YamlError
 from figures import metrics
 from figures.claims import DIFFERENCES
 from figures.curves import Problem, Results, Run, read_seeds
@@ -173,7 +174,7 @@ def main() -> int:
             if (new := fill(old)) != old:
                 file.write_text(new)
                 print(f"filled in {file.relative_to(ROOT)}")
-    except (Problem, OSError) as problem:
+    except (Problem, YamlError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0

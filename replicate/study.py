@@ -15,12 +15,11 @@ import sys
 from pathlib import Path
 
 from experiments import Part, study
+from experiments.reading import YamlError
 from replicate.launch import add_launcher, check, start
 from replicate.runner import CONFIGS, Stage
 from training.config import load
 from training.errors import ConfigError
-
-STUDY = study()
 
 
 def stages(part: Part, runs: Path, seeds: tuple[int, ...] = ()) -> list[Stage]:
@@ -45,27 +44,32 @@ def _text(value: object) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    try:
+        parts = study()
+    except YamlError as error:
+        print(error, file=sys.stderr)
+        return 2
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(STUDY)} (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="default: the part's own")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
     add_launcher(parser)
     arguments = parser.parse_args(argv)
     for name in arguments.parts:
-        if name not in STUDY:
-            parser.error(f"there is no part {name!r} of the study; there are {', '.join(STUDY)}")
+        if name not in parts:
+            parser.error(f"there is no part {name!r} of the study; there are {', '.join(parts)}")
     check(parser, arguments)
     arguments.configs, arguments.set = CONFIGS, []
     code = 0
-    for name in arguments.parts or STUDY:
+    for name in arguments.parts or parts:
         try:
-            planned = stages(STUDY[name], arguments.runs, tuple(dict.fromkeys(arguments.seeds)))
+            planned = stages(parts[name], arguments.runs, tuple(dict.fromkeys(arguments.seeds)))
         except ConfigError as error:
             print(error, file=sys.stderr)
             return 2
         if arguments.dry_run or arguments.launcher == "print":
             print(f"{name}:")
-        ended = start(parser, arguments, planned, arguments.runs / STUDY[name].folder / ".slurm")
+        ended = start(parser, arguments, planned, arguments.runs / parts[name].folder / ".slurm")
         code = code or ended
         if ended > 1:  # stopped, or there is no data; 1 is a run that failed, which says nothing of the next part's
             break

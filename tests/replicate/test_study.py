@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from jobs import ROOT
 
+from experiments.reading import YamlError
 from figures.rules import read
 from replicate import launch, study
-from replicate.study import STUDY, Part, stages
+from replicate.study import Part, stages
 from training.config import flatten
 from training.runfolder import config_id
 
@@ -17,7 +18,7 @@ from training.runfolder import config_id
 @pytest.fixture(scope="module")
 def planned():
     """The stages of every part."""
-    return {name: stages(part, Path("runs")) for name, part in STUDY.items()}
+    return {name: stages(part, Path("runs")) for name, part in study.study().items()}
 
 
 def test_every_run_of_a_part_has_its_teacher_in_it(planned):
@@ -69,7 +70,7 @@ def test_a_variant_is_trained_as_itself_and_once(tmp_path, monkeypatch, capsys):
     part = Part(
         "smoke", "few", (3,), ("teacher_narrow",), {"half": {"arm": "teacher_narrow", "optimizer.lr_scale": 0.5}}
     )
-    monkeypatch.setattr(study, "STUDY", {"few": part})
+    monkeypatch.setattr(study, "study", lambda: {"few": part})
     assert study.main(["few", "--runs", str(tmp_path), "--jobs", "2"]) == 0
     manifest = json.loads((tmp_path / "few" / "half" / "seed3" / "run.json").read_text())
     assert (manifest["status"], manifest["config"]["optimizer.lr_scale"]) == ("finished", 0.5)
@@ -84,7 +85,7 @@ def test_a_variant_is_trained_as_itself_and_once(tmp_path, monkeypatch, capsys):
 def test_a_run_that_fails_does_not_keep_the_next_part_from_running(tmp_path, monkeypatch, capsys):
     bad = Part("smoke", "bad", (3,), (), {"lost": {"arm": "wider", "growth.teacher": "nowhere.pt"}})
     good = Part("smoke", "good", (3,), ("teacher_narrow",))
-    monkeypatch.setattr(study, "STUDY", {"bad": bad, "good": good})
+    monkeypatch.setattr(study, "study", lambda: {"bad": bad, "good": good})
     assert study.main(["--runs", str(tmp_path)]) == 1
     assert json.loads((tmp_path / "good" / "teacher_narrow" / "seed3" / "run.json").read_text())["status"] == "finished"
 
@@ -139,3 +140,12 @@ def test_an_unknown_part_is_named(capsys):
         study.main(["nonsense"])
     assert ended.value.code == 2
     assert "there is no part 'nonsense'" in capsys.readouterr().err
+
+
+def test_a_study_that_cannot_be_read_is_refused_in_a_sentence(monkeypatch, capsys):
+    def broken():
+        raise YamlError("study.yaml: line 2: not valid YAML")
+
+    monkeypatch.setattr(study, "study", broken)
+    assert study.main(["--dry-run"]) == 2
+    assert capsys.readouterr().err == "study.yaml: line 2: not valid YAML\n"
