@@ -229,6 +229,7 @@ def measure_other(name: str, pipe: Any, max_params: float) -> None:
     rows = []
     try:
         model, x = NETS[name]()
+        model.eval()
         if not name.startswith("torchvision:"):  # saturated scores of detection nets are ties, which rounding breaks
             randomise(model.float(), x)
         dtype = torch.float64

@@ -62,6 +62,18 @@ def test_the_docs_have_the_totals_of_the_committed_table():
     assert f"{grow:,} of the {tried:,} models of timm and torchvision" in (ROOT / "README.md").read_text()
 
 
+def test_the_docs_have_the_networks_of_other_packages():
+    coverage = script("coverage")
+    table = coverage.others_summary(ROOT / "results" / "others.csv")
+    assert table in COVERAGE
+    *_, networks, grow, _, _ = table.splitlines()[-1].split("|")
+    assert int(networks) >= 60
+    assert int(grow.split()[0]) >= 0.9 * int(networks)
+    for row in coverage.table(ROOT / "results" / "others.csv"):
+        errors = [float(row[key]) for key in ("error_eval", "error_train") if row[key]]
+        assert all(error <= coverage.LIMITS[row["dtype"]] for error in errors), row
+
+
 def test_the_docs_have_the_times_of_the_committed_table():
     with (ROOT / "results" / "bench" / "transform.csv").open() as file:
         for row in csv.DictReader(file):
