@@ -75,7 +75,7 @@ class Scale:
         self.trace = trace
         self.factor = factor
         self.multiple_of = multiple_of
-        self.whole = float(factor).is_integer()
+        self.whole = isinstance(factor, Real) and float(factor).is_integer()
         self.steps = trace.steps()
 
     def channels(self, space: Space) -> int:

@@ -162,7 +162,8 @@ def test_a_step_waits_for_nothing(device, training, arm):
     # An optimizer and an average that went through the parameters one by one would launch thousands.
     assert sum(n for name, n in device.operations.items() if "_foreach_" in name) < 30
     # The budget of a pass over three groups, for a layer: convolution, batch norm, ReLU, forward and backward.
-    layers = sum(isinstance(m, torch.nn.Conv2d) for m in step.trained.modules())
+    parts = [step.trained, *([step.prediction.teacher] if step.prediction else [])]
+    layers = sum(isinstance(m, torch.nn.Conv2d) for part in parts for m in part.modules())
     launches = sum(n for name, n in device.operations.items() if name.removeprefix("aten.") not in VIEWS)
     assert launches <= BUDGET * layers * len(step.passes) + 150, launches / layers / len(step.passes)
 

@@ -57,6 +57,7 @@ def load(monkeypatch):
     def make(root, workers=0, seed=3, rank=0, world=1, device=CPU, chunk=CHUNK, **changed):
         section = {
             "root": str(root),
+            "folder": Path(root),
             "image_size": SIZE,
             "crop_fraction": 0.875,
             "min_area": 0.05,
@@ -91,6 +92,7 @@ def reference(original):
     """Ten chunks, over the end of the first epoch, loaded by this process."""
     section = SimpleNamespace(
         root=str(original),
+        folder=Path(original),
         classes=COUNTS[0],
         train_images=COUNTS[1],
         val_images=COUNTS[2],

@@ -84,7 +84,7 @@ def single_images():
 
 def streams(folder):
     """Mini-batches over the end of an epoch, validation and the first images, from files and from memory."""
-    section = SimpleNamespace(root=str(make(folder)), **SECTION)
+    section = SimpleNamespace(root=str(folder), folder=make(folder), **SECTION)
     config = load(ROOT / "configs" / "smoke" / "standard.yaml", ["seed=4", "data.flip=true", "training.batch_size=500"])
     found = {}
     for name, data in (("files", ImageData(section, 4, 6, 3, CPU)), ("memory", open_data(config, CPU))):
