@@ -153,11 +153,6 @@ def _steps(seeds: list[Run]) -> int:
     return int(seeds[0].rows.step.iloc[-1])
 
 
-def _seconds(seeds: list[Run]) -> float:
-    """Of the least disturbed run: others shared their core."""
-    return min(run.rows.wall_s.iloc[-1] for run in seeds)
-
-
 def _between(text: str, name: str, fill: Callable[[str], str]) -> str:
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name.split(':')[0]} -->"
     before, found, rest = text.partition(begin)
