@@ -91,6 +91,8 @@ def _wheel(distribution: str) -> Path | None:
 
 if __name__ == "__main__":
     unpack_what_is_missing()
+    if (PACKED / "commit").exists():  # for a copy without its .git
+        os.environ.setdefault("NET2NET_COMMIT", (PACKED / "commit").read_text().strip())
 
 sys.path.insert(0, str(ROOT))
 
@@ -166,8 +168,15 @@ class Day:
         generator = torch.Generator().manual_seed(n)
         return torch.randn(n, channels, size, size, generator=generator, dtype=dtype).to(self.device)
 
+    def scale(self) -> str:
+        return "smoke" if self.tiny else "gpu"
+
     def config(self, arm: str, *overrides: str) -> Config:
-        return load(ROOT / "configs" / ("smoke" if self.tiny else "gpu") / f"{arm}.yaml", overrides)
+        return load(ROOT / "configs" / self.scale() / f"{arm}.yaml", [*self.where(), *overrides])
+
+    def where(self) -> list[str]:
+        """The packed images, if they are there: a machine without a network has no others."""
+        return [f"data.root={PACKED}"] if (PACKED / "FashionMNIST").exists() else []
 
 
 # ---- part 1: is it right?
@@ -347,7 +356,8 @@ def check_resume(day: Day) -> dict[str, Any]:
         *("--set", "training.steps=6", "--set", "training.eval_every=2", "--set", "training.compile=false"),
         *("--set", "training.keep=4", "--set", "data.val_images=100", "--set", "model.width=0.25"),
     ]
-    config = ROOT / "configs" / ("smoke" if day.tiny else "gpu") / "standard.yaml"
+    tail += [word for override in day.where() for word in ("--set", override)]
+    config = ROOT / "configs" / day.scale() / "standard.yaml"
     with tempfile.TemporaryDirectory() as folder:
         whole, cut = Path(folder) / "whole", Path(folder) / "cut"
         before = torch.backends.cudnn.benchmark
@@ -461,6 +471,15 @@ def _imagenet_step(day: Day, per_pass: int, compile_: str, **overrides: Any) -> 
     size = config.data.image_size
     images = torch.randn(chunk, 3, size, size, device=day.device).contiguous(memory_format=torch.channels_last)
     return step, (images, torch.arange(chunk, device=day.device))
+
+
+def _scale_step(day: Day, arm: str, compile_: str) -> tuple[TrainStep, Any]:
+    """The step of an arm of the gpu scale, of its network with fresh weights, on a batch of its images in memory."""
+    config = day.config(arm, f"training.compile={compile_}")
+    data = open_data(config, day.device)
+    torch.manual_seed(0)
+    model = build(config.model, config.data).to(day.device, memory_format=torch.channels_last)
+    return TrainStep(config, model, day.session, data.order), next(data.stream(0))
 
 
 def _forever(batch: Any) -> Iterator[Any]:
@@ -638,10 +657,24 @@ def _measurements(day: Day, bench: Any) -> Iterator[tuple[str, float, Callable[[
             record("checkpoint_written", handed + day.seconds(background.wait), "s")
             record("checkpoint_size", Path(folder, "c.pt").stat().st_size / 1e6, "MB")
 
+    def scale_step(arm: str, compile_: str) -> Callable[[Callable], None]:
+        def measure(record: Callable) -> None:
+            made, batch = _scale_step(day, arm, compile_)
+            rate, first = _rate(day, made, batch)
+            facts = {"model": made.config.model.name, "width": made.config.model.width, "loop": "net2net"}
+            facts |= {"extra_pairs": made.config.model.extra_pairs, "batch": made.config.training.batch_size}
+            facts |= {"compile": compile_, "precision": made.config.training.precision}
+            record("step", rate, "images/s", **facts)
+            record("first_step", first, "s", **facts)
+
+        return measure
+
     per_pass = 12 if day.tiny else 256
     eager = ["false"] if day.tiny else ["false", "modules", "true"]
     for compile_ in eager:
         yield f"step compile={compile_}", 100, step(1.0, 0, per_pass, compile_, 8)
+    for compile_ in eager:
+        yield f"step of the {day.scale()} scale compile={compile_}", 60, scale_step("standard", compile_)
     yield "inception_bn beside timm", 150, beside_timm("inception_bn", 224)
     for width in (0.5477, 1.4142):
         for multiple_of in (8, 1):
@@ -669,13 +702,11 @@ def part_3(day: Day) -> bool:
     from replicate.runner import Runner, plan
     from training.files import write_atomic
 
-    scale, runs = ("smoke" if day.tiny else "gpu"), day.options.runs
-    packed = PACKED / "FashionMNIST"
-    overrides = [f"data.root={PACKED}"] if packed.exists() and not day.tiny else []
+    scale, runs, overrides = day.scale(), day.options.runs, day.where()
     if day.options.compile:
         overrides.append(f"training.compile={day.options.compile}")
     arms = ("teacher_narrow", "wider") if day.tiny else arms_of()
-    stages = plan(scale, arms, [1], runs, overrides=overrides)
+    stages = plan(scale, arms, day.options.seeds, runs, overrides=overrides)
     jobs = day.options.jobs
     # One GPU named several times is shared by so many stages.
     gpus = ["0"] * jobs if day.session.cuda else []
@@ -697,7 +728,7 @@ def part_3(day: Day) -> bool:
         metrics = stage.folder / "metrics.csv"
         if metrics.exists():
             with metrics.open() as file:
-                rows += [{"scale": scale, "arm": stage.arm, "seed": 1, **row} for row in csv.DictReader(file)]
+                rows += [{"scale": scale, "arm": stage.arm, "seed": stage.config.seed, **row} for row in csv.DictReader(file)]
     columns = tuple(dict.fromkeys(("scale", "arm", "seed", *ARMS, *(key for row in rows for key in row))))
     write(day.out / "gpu_arms.csv", columns, rows)
     write_atomic(day.out / "gpu_arms.json", json.dumps(facts, indent=1).encode() + b"\n")
@@ -721,6 +752,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="of part 3")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--jobs", type=int, default=4, help="arms at once, part 3")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the arms, part 3")
     parser.add_argument("--compile", choices=("true", "false", "modules"), help="of the arms, part 3")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="small networks and few steps: do the lines run?")

@@ -35,6 +35,8 @@ done
 [ "$(ls data/FashionMNIST/raw/*.gz 2>/dev/null | wc -l)" -eq 4 ] || make data
 cp data/FashionMNIST/raw/*.gz "$folder/FashionMNIST/raw/"
 
+git describe --always --abbrev=40 --dirty > "$folder/commit" # of what the runs there are runs of
+
 size=$(du -sm "$folder" | cut -f1)
 [ "$size" -le $limit ] || fail "$folder has $size MiB, more than the $limit that may travel: pack fewer Python versions"
 say "$folder is ready: $size MiB, $(find "$folder/wheels" -name '*.whl' | wc -l) wheels"

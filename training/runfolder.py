@@ -18,6 +18,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -345,7 +346,11 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the checkout, and whether it had changes; empty where there is no git."""
+    """Commit of the checkout, and whether it had changes.
+
+    A copy without its .git is told by $NET2NET_COMMIT, in the words of `git describe --always --abbrev=40 --dirty`;
+    where that is not set either, nothing is known.
+    """
 
     def git(*words: str) -> str:
         where = Path(__file__).resolve().parents[1]
@@ -354,4 +359,5 @@ def git_state() -> dict[str, Any]:
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
-        return {}
+        commit, dirty, _ = os.environ.get("NET2NET_COMMIT", "").partition("-dirty")
+        return {"commit": commit, "dirty": bool(dirty)} if commit else {}
