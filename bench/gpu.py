@@ -728,7 +728,8 @@ def part_3(day: Day) -> bool:
         metrics = stage.folder / "metrics.csv"
         if metrics.exists():
             with metrics.open() as file:
-                rows += [{"scale": scale, "arm": stage.arm, "seed": stage.config.seed, **row} for row in csv.DictReader(file)]
+                whose = {"scale": scale, "arm": stage.arm, "seed": stage.config.seed}
+                rows += [{**whose, **row} for row in csv.DictReader(file)]
     columns = tuple(dict.fromkeys(("scale", "arm", "seed", *ARMS, *(key for row in rows for key in row))))
     write(day.out / "gpu_arms.csv", columns, rows)
     write_atomic(day.out / "gpu_arms.json", json.dumps(facts, indent=1).encode() + b"\n")
