@@ -55,7 +55,7 @@ SPARE = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#117733", "#DDC
 # Keys of a config that may differ between two calls that train the same run, and so between two seeds of one arm.
 OPERATIONAL = (
     *("data.root", "data.workers", "training.images_per_pass", "training.compile", "training.keep"),
-    *("training.save_minutes", "training.device"),
+    *("training.cuda_graphs", "training.save_minutes", "training.device"),
     *("wandb.mode", "wandb.project"),
 )
 

@@ -142,7 +142,8 @@ class Training(Section):
     # chunks on any number of processes: what a run computes does not depend on the machine.
     bn_batch_size: int | None = Field(gt=1)
     # Images that a forward pass takes at the most: several chunks of `bn_batch_size`, each normalised by itself. It is
-    # the machine's matter, not the experiment's; null: on a GPU as many as fit 256 images, on a CPU one.
+    # the machine's matter, not the experiment's; null: as many as fit 256 images where that
+    # saves launches (a GPU, compiled or without CUDA graphs), else one.
     images_per_pass: int | None = Field(None, gt=1)
     eval_every: int = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
@@ -153,6 +154,7 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"]  # of the forward and backward pass; the weights are float32
     # torch.compile of the training pass: as a whole, or module by module, which compiles faster
     compile: bool | Literal["modules"]
+    cuda_graphs: bool = True  # on a GPU, a pass is captured once and launched as a whole
     keep: int = Field(gt=0)  # so many checkpoints, the newest ones, beside a student's first
     save_minutes: float | None = Field(gt=0)  # a checkpoint whenever the last one is older; null: at evaluations only
     device: Literal["auto", "cuda", "cpu"]  # auto: a GPU where there is one, or where the scheduler granted one

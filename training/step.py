@@ -18,6 +18,7 @@ from training.compilation import compiled
 from training.config import Config
 from training.data.order import Batch, Order
 from training.errors import RunError
+from training.graphs import Replayed, gradients_in_one
 from training.optim import AveragedModel, learning_rate, make_optimizer
 from training.prediction import Prediction
 from training.session import Session
@@ -40,8 +41,10 @@ class TrainStep:
         if prediction:
             self.trained, prediction.chunk = prediction.to(device), options.chunk
             prediction.teacher.to(device, memory_format=torch.channels_last)
-        # Chunks in each pass. With one, batch norm stays as it is.
-        fits = options.images_per_pass or (options.chunk if device.type == "cpu" else IMAGES_PER_PASS)
+        self.replays = options.cuda_graphs and session.cuda
+        # Chunks in each pass. With one, batch norm stays as it is, which takes more launches and less memory traffic.
+        launches_count = session.cuda and (options.compile or not self.replays)
+        fits = options.images_per_pass or (IMAGES_PER_PASS if launches_count else options.chunk)
         self.passes = passes(len(order.mine), options.chunk, fits)
         if max(self.passes) > 1:
             group_batch_norms(model, options.chunk)
@@ -53,7 +56,11 @@ class TrainStep:
         # DDP takes the mean over the ranks of what each sums over its chunks; wanted is the mean over all chunks.
         self.chunk_weight = session.world / order.chunks_per_batch
         self.forward: nn.Module = compiled(self.trained, options.compile)
-        if session.world > 1:
+        self.pass_ = self._pass
+        if self.replays:
+            self.gradients = gradients_in_one(self.trained.parameters())
+            self.pass_ = Replayed(self._pass, device)
+        elif session.world > 1:
             with warnings.catch_warnings():  # torch 2.13 has a new name for the argument, torch 2.11 has not
                 warnings.simplefilter("ignore", FutureWarning)
                 self.forward = DistributedDataParallel(
@@ -62,6 +69,7 @@ class TrainStep:
         self.half = options.precision == "bfloat16"
         # Of each step since the last evaluation: what was minimised, and the cross-entropy in it.
         self.losses, self.cross_entropies = torch.zeros(2, options.eval_every, device=device)
+        self.sums = torch.zeros(2, device=device)  # the same of this step
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
@@ -77,32 +85,45 @@ class TrainStep:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.replays:
+            self.gradients.zero_()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+        self.sums.zero_()
         self.statistics.begin_step()
         for number, chunks in enumerate(self.passes):
             images, labels = joined(batches, chunks)
             images = images.contiguous(memory_format=torch.channels_last)
-            weight = self.chunk_weight * chunks
+            parallel = isinstance(self.forward, DistributedDataParallel)
             last = number == len(self.passes) - 1
-            with contextlib.nullcontext() if last or self.session.world == 1 else self.forward.no_sync():
-                with self.autocast():
-                    output = self.forward(images)
-                    logits, auxiliary = output if self.prediction else (output, None)
-                    logits = logits.float()
-                    loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-                    plain = loss if not options.label_smoothing else F.cross_entropy(logits.detach(), labels)
-                    if auxiliary is not None:
-                        loss = loss + auxiliary.float()
-                (loss * weight).backward()
+            with self.forward.no_sync() if parallel and not last else contextlib.nullcontext():
+                self.pass_(images, labels)
             self.statistics.after_pass(number)
-            for sums, value in ((self.losses, loss), (self.cross_entropies, plain)):
-                sums[step % options.eval_every] += value.detach() * (weight / self.session.world)
-            self.correct += (logits.detach().argmax(1) == labels).sum()
+        if self.replays and self.session.world > 1:
+            self.session.all_reduce(self.gradients).div_(self.session.world)
+        for sums, value in zip((self.losses, self.cross_entropies), self.sums, strict=True):
+            sums[step % options.eval_every] += value
         if self.config.optimizer.clip_norm:
             nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.model, step + 1 if options.ema_warmup else None)
+
+    def _pass(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Forward and backward pass of several chunks: adds to the gradients and to the sums."""
+        options = self.config.training
+        weight = self.chunk_weight * (len(images) // options.chunk)
+        with self.autocast():
+            output = self.forward(images)
+            logits, auxiliary = output if self.prediction else (output, None)
+            logits = logits.float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+            plain = loss if not options.label_smoothing else F.cross_entropy(logits.detach(), labels)
+            if auxiliary is not None:
+                loss = loss + auxiliary.float()
+        (loss * weight).backward()
+        self.sums += torch.stack((loss.detach(), plain.detach())) * (weight / self.session.world)
+        self.correct += (logits.detach().argmax(1) == labels).sum()
 
     def load_grown_state(self, state: dict[str, dict[str, Any]]) -> None:
         """Begin with what the teacher's optimizer remembered, by name of the parameter."""

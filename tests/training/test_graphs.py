@@ -1,0 +1,121 @@
+"""Passes that are captured and replayed, without a GPU: a pretended capture keeps the call, its replay calls it again.
+
+What CUDA makes of it: bench/gpu.py's check "replayed_equals_eager".
+"""
+
+import contextlib
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from compare import same
+from nets import SHORT
+
+from net2net.inception_bn import TABLES
+from training import graphs
+from training.config import load
+from training.data.source import open_data
+from training.errors import RunError
+from training.graphs import WARM_UP, Replayed, capture, gradients_in_one
+from training.network import build
+from training.prediction import Prediction
+from training.session import Session
+from training.step import TrainStep
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SMALL = (
+    *("training.batch_size=20", "training.bn_batch_size=4", "training.eval_every=4", "data.val_images=20"),
+    *("model.width=0.15", "training.label_smoothing=0.1"),
+)
+PREDICTED = {"teacher_prediction": ["teacher_prediction.layers=[inception.3c]"]}
+
+
+class Stream:
+    def __init__(self, device=None):
+        pass
+
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """The sizes that were captured; a replay reads nothing but the tensors that the capture was given."""
+    sizes = []
+
+    def pretended(run, images, labels, stream):
+        sizes.append(len(images))
+        return lambda: run(images, labels)
+
+    monkeypatch.setattr(graphs, "capture", pretended)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    return sizes
+
+
+@pytest.fixture
+def after(monkeypatch):
+    """A function that makes some steps of an arm, by replayed passes or not, and gives what they left behind."""
+    monkeypatch.setitem(TABLES, "inception_bn_28", SHORT._replace(modules=SHORT.modules[2:]))
+
+    def steps(arm, graphs, *overrides):
+        config = load(CONFIGS / "smoke" / f"{arm}.yaml", [*SMALL, *PREDICTED.get(arm, ()), *overrides])
+        data, session = open_data(config, torch.device("cpu")), Session()
+        session.cuda = graphs
+        torch.manual_seed(0)
+        model, prediction = build(config.model, config.data), None
+        if config.teacher_prediction:
+            prediction = Prediction(model, copy.deepcopy(model), config.teacher_prediction, data.first(2), 0)
+        step = TrainStep(config, model.to(memory_format=torch.channels_last), session, data.order, prediction)
+        assert step.replays == graphs
+        batches = data.stream(0)
+        for number in range(6):
+            step(number, batches)
+        return step
+
+    return steps
+
+
+@pytest.mark.parametrize("arm", ["standard", "teacher_prediction"])
+@pytest.mark.parametrize("images_per_pass", [4, 8, 20])  # passes of one size, of two, a single one
+def test_replayed_passes_make_the_same_steps(captured, after, arm, images_per_pass):
+    options = f"training.images_per_pass={images_per_pass}", "optimizer.clip_norm=1.0"
+    ours, theirs = after(arm, True, *options), after(arm, False, *options)
+    assert captured == {4: [4], 8: [8, 4], 20: [20]}[images_per_pass]
+    assert same(ours.state_dict(), theirs.state_dict())
+
+
+def test_gradients_lie_in_one_tensor_each_in_its_own_format():
+    config = load(CONFIGS / "smoke" / "standard.yaml")
+    model = build(config.model, config.data).to(memory_format=torch.channels_last)
+    flat = gradients_in_one(model.parameters())
+    flat += 1
+    for parameter in model.parameters():
+        assert parameter.grad.stride() == parameter.stride()
+        assert parameter.grad.data_ptr() % 512 == flat.data_ptr() % 512
+        assert bool((parameter.grad == 1).all())
+
+
+def test_a_pass_that_cannot_be_captured_is_told(monkeypatch):
+    class Graph(contextlib.nullcontext):
+        replay = None
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: graph)
+
+    def run(images, labels):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    with pytest.raises(RunError, match=r"not permitted when stream is capturing; .*cuda_graphs=false"):
+        capture(run, torch.ones(1), torch.ones(1), None)
+
+
+def test_the_first_passes_are_run_as_they_are(captured):
+    runs = []
+    replayed = Replayed(lambda images, labels: runs.append((images.item(), labels.item())), torch.device("cpu"))
+    for number in range(WARM_UP + 2):
+        replayed(torch.tensor([float(number)]), torch.tensor([number]))
+        assert len(captured) == (number >= WARM_UP)
+    assert runs == [(number, number) for number in range(WARM_UP + 2)]
