@@ -505,9 +505,9 @@ def _imagenet_step(day: Day, per_pass: int, compile_: str, **overrides: Any) -> 
     return step, (images, torch.arange(chunk, device=day.device))
 
 
-def _scale_step(day: Day, arm: str) -> tuple[TrainStep, Any]:
+def _scale_step(day: Day, arm: str, graphs: str) -> tuple[TrainStep, Any]:
     """The step of an arm of the gpu scale, of its network with fresh weights, on a batch of its images in memory."""
-    config = day.config(arm)
+    config = day.config(arm, f"training.cuda_graphs={graphs}")
     data = open_data(config, day.device)
     torch.manual_seed(0)
     model = build(config.model, config.data).to(day.device, memory_format=torch.channels_last)
@@ -563,18 +563,26 @@ def write(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> N
 
 
 def profile(day: Day) -> bool:
-    """Where the time of a step goes, by kernel, at 32 and at 256 images a pass."""
+    """Where the time of a step goes, by kernel: eager at 32 and at 256 images a pass, compiled at 256."""
     path = day.out / "gpu_profile.txt"
     if path.exists():
         return True
     texts = []
     activity = torch.profiler.ProfilerActivity
-    for per_pass in (4, 12) if day.tiny else (32, 256):
-        if not day.left(40):
+    wanted = [(32, "false"), (256, "false"), (256, "modules")]
+    for per_pass, compile_ in [(4, "false"), (12, "false")] if day.tiny else wanted:
+        if not day.left(40 if compile_ == "false" else 150):
             return False
-        step, batch = _imagenet_step(day, per_pass, "false")
+        step, batch = _imagenet_step(day, per_pass, compile_)
         batches = _forever(batch)
-        step(0, batches)
+        for _ in range(2):
+            step(0, batches)
+        day.wait()
+        start = time.perf_counter()
+        step(1, batches)
+        handed_over = time.perf_counter() - start
+        day.wait()
+        whole = time.perf_counter() - start
         kinds = [activity.CPU, activity.CUDA] if day.session.cuda else [activity.CPU]
         with torch.profiler.profile(activities=kinds) as measured:
             step(1, batches)
@@ -583,7 +591,10 @@ def profile(day: Day) -> bool:
         averages = measured.key_averages()
         events = sum(event.count for event in averages)
         table = averages.table(sort_by=order, row_limit=25, max_name_column_width=70)
-        texts.append(f"eager, {per_pass} images a pass: {events} events in a step\n{table}")
+        texts.append(
+            f"compile={compile_}, {per_pass} images a pass: {events} events in a step; without the profiler the host "
+            f"is busy for {handed_over:.4f} s of the step's {whole:.4f} s\n{table}"
+        )
     path.write_text("\n".join(texts))
     return True
 
@@ -639,6 +650,7 @@ def _measurements(day: Day, bench: Any) -> Iterator[tuple[str, float, Callable[[
     def step(width: float, pairs: int, per_pass: int, compile_: str, multiple_of: int) -> Callable[[Callable], None]:
         def measure(record: Callable) -> None:
             options = {"model.width": width, "model.extra_pairs": pairs, "model.multiple_of": multiple_of}
+            options["training.cuda_graphs"] = True
             if day.tiny:
                 options["model.width"] = 0.2 * width
             rate, first = _rate(day, *_imagenet_step(day, per_pass, compile_, **options))
@@ -655,7 +667,7 @@ def _measurements(day: Day, bench: Any) -> Iterator[tuple[str, float, Callable[[
             batch, chunks = (4, 1) if day.tiny else (256, 1)
             workers = 0 if day.tiny else bench.beside_training()
             with tempfile.TemporaryDirectory() as folder:
-                setup = bench.Setup(day.session, precision, compile_, chunks, workers, Path(folder), 1024, 4)
+                setup = bench.Setup(day.session, precision, compile_, chunks, workers, Path(folder), 1024, 4, True)
                 if day.tiny:
                     setup = bench.Setup(day.session, precision, False, 1, 0, Path(folder), 8, 4)
                 bench.write_images(setup.root, setup.train_images, setup.val_images)
@@ -696,9 +708,9 @@ def _measurements(day: Day, bench: Any) -> Iterator[tuple[str, float, Callable[[
             record("checkpoint_written", handed + day.seconds(background.wait), "s")
             record("checkpoint_size", Path(folder, "c.pt").stat().st_size / 1e6, "MB")
 
-    def scale_step(arm: str) -> Callable[[Callable], None]:
+    def scale_step(arm: str, graphs: str) -> Callable[[Callable], None]:
         def measure(record: Callable) -> None:
-            made, batch = _scale_step(day, arm)
+            made, batch = _scale_step(day, arm, graphs)
             rate, first = _rate(day, made, batch)
             facts = {"model": made.config.model.name, "width": made.config.model.width, "loop": "net2net"}
             facts |= {"extra_pairs": made.config.model.extra_pairs, "batch": made.config.training.batch_size}
@@ -711,7 +723,8 @@ def _measurements(day: Day, bench: Any) -> Iterator[tuple[str, float, Callable[[
 
     per_pass = 12 if day.tiny else 256
     for arm in ("standard", "wider") if day.tiny else ("standard", "deeper", "wider_sqrt2"):
-        yield f"step of the {day.scale()} scale's {arm}", 30, scale_step(arm)
+        for graphs in ("true", "false"):
+            yield f"step of the {day.scale()} scale's {arm}, cuda_graphs={graphs}", 30, scale_step(arm, graphs)
     yield "inception_bn beside timm", 150, beside_timm("inception_bn", 224)
     yield "growth", 60, growth
     yield "parts of a step", 40, parts_of_a_step
@@ -740,8 +753,7 @@ def part_3(day: Day) -> bool:
     from training.files import write_atomic
 
     scale, runs, overrides = day.scale(), day.options.runs, day.where()
-    if day.options.compile:
-        overrides.append(f"training.compile={day.options.compile}")
+    overrides += day.options.set
     arms = ("teacher_narrow", "wider") if day.tiny else arms_of()
     stages = plan(scale, arms, day.options.seeds, runs, overrides=overrides)
     jobs = day.options.jobs
@@ -791,7 +803,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--jobs", type=int, default=4, help="arms at once, part 3")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the arms, part 3")
-    parser.add_argument("--compile", choices=("true", "false", "modules"), help="of the arms, part 3")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the arms, part 3")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="small networks and few steps: do the lines run?")
     options = parser.parse_args(argv)

@@ -102,6 +102,7 @@ class Setup:
     root: Path  # of the JPEGs
     train_images: int
     val_images: int
+    cuda_graphs: bool = False  # of this project's loop
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +132,7 @@ class Setup:
             "training.bn_batch_size": case.batch,
             "training.precision": self.precision,
             "training.compile": str(self.compile).lower(),
+            "training.cuda_graphs": str(self.cuda_graphs).lower(),
         }
         return load(CONFIG, [f"{key}={value}" for key, value in values.items()])
 

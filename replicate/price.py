@@ -15,8 +15,9 @@ from training.config import Config
 MEASURED = ROOT / "results" / "bench"
 # Of one GPU in training, where there is no measurement: FLOP/s, what a published ResNet-50 on an A100 comes to (timm's
 # issue 1491: 2,600 images/s in mixed precision); and seconds to launch one layer's kernels, forward and backward, at
-# 6 us for each operation of an eager pass, which is the longer of the two where passes are small. Tests derive both.
-ASSUMED, LAUNCH = 60e12, 60e-6
+# 60 us for each operation of an eager pass, as measured on an H200 beside slow cores (results/bench/gpu_rates.csv),
+# which is the longer of the two where passes are small. Tests derive both.
+ASSUMED, LAUNCH = 60e12, 600e-6
 FORWARD = 1 / 3  # cost of evaluating an image, in images trained: forward without backward
 
 

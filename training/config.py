@@ -154,7 +154,8 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"]  # of the forward and backward pass; the weights are float32
     # torch.compile of the training pass: as a whole, or module by module, which compiles faster
     compile: bool | Literal["modules"]
-    cuda_graphs: bool = True  # on a GPU, a pass is captured once and launched as a whole
+    # On a GPU, capture the training pass once and launch it as a whole: where the host is slower than the GPU.
+    cuda_graphs: bool = False
     keep: int = Field(gt=0)  # so many checkpoints, the newest ones, beside a student's first
     save_minutes: float | None = Field(gt=0)  # a checkpoint whenever the last one is older; null: at evaluations only
     device: Literal["auto", "cuda", "cpu"]  # auto: a GPU where there is one, or where the scheduler granted one

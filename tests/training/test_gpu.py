@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from net2net.inception_bn import TABLES
+
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.cuda.is_available()
 # timm leaves closing the files that it opens to the garbage collector; torch 2.13 has a new name for DDP's argument.
@@ -31,11 +33,14 @@ def gpu():
 def day(gpu, out, device="cpu", tiny=True):
     made = gpu.main.__globals__["Day"]
     options = gpu.argparse.Namespace(out=out, minutes=9.0, device=device, tiny=tiny, runs=out / "runs", jobs=2)
-    options.compile = None
+    options.set, options.seeds = [], [1]
     return made(options)
 
 
-QUICK = ("environment", "grouped_equals_chunks", "optimizer_grows", "ranks", "checkpoints_do_not_stop_training")
+QUICK = (
+    *("environment", "grouped_equals_chunks", "optimizer_grows", "ranks", "checkpoints_do_not_stop_training"),
+    "replayed_equals_eager",
+)
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -48,6 +53,7 @@ def test_checks_run_without_a_gpu(gpu, tmp_path, name):
     "name",
     [
         *("environment", "device_equals_cpu", "grouped_equals_chunks", "compiled_equals_eager", "growth"),
+        "replayed_equals_eager",
         *("optimizer_grows", "images_are_the_cpu_s", "a_step_waits_for_nothing", "launches", "resume", "ranks"),
         "checkpoints_do_not_stop_training",
     ],
@@ -110,6 +116,34 @@ def test_a_part_whose_time_is_over_stops_and_says_so(gpu, tmp_path, monkeypatch)
     monkeypatch.setattr(gpu, "CHECKS", {"never": lambda day: pytest.fail("there was no time")})
     assert not gpu.part_1(late)
     assert not gpu.part_2(late)
+
+
+@pytest.mark.skipif(CUDA, reason="there is a GPU")
+def test_all_three_parts_go_through_without_a_gpu(gpu, tmp_path, monkeypatch):
+    """Each line that will run on one; and what was done is not done again."""
+    for name in ("inception_bn", "inception_bn_28"):
+        monkeypatch.setitem(TABLES, name, TABLES[name]._replace(modules=TABLES[name].modules[2:3]))
+    out = tmp_path / "out"
+    words = ["--device", "cpu", "--tiny", "--out", str(out), "--runs", str(tmp_path / "runs"), "--jobs", "1"]
+    assert gpu.main(["2", *words, "--minutes", "0"]) == 3  # not complete
+    for part in ("1", "2", "3"):
+        assert gpu.main([part, *words]) == 0
+    found = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(found) == {
+        *("gpu_checks.json", "gpu_rates.csv", "gpu_profile.txt", "gpu_table.csv", "gpu_arms.csv", "gpu_arms.json")
+    }
+    assert sum(map(len, found.values())) < 100_000
+    checks = json.loads(found["gpu_checks.json"])
+    assert {name for name, check in checks.items() if check["ok"]} == set(gpu.CHECKS)
+    with (out / "gpu_table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert all(float(row["value"]) > 0 for row in table), [row for row in table if not float(row["value"]) > 0]
+    assert {row["loop"] for row in table if row["model"] == "inception_v3"} == {"net2net", "timm", ""}
+    arms = json.loads(found["gpu_arms.json"])
+    assert {arm["status"] for arm in arms.values()} == {"finished"}
+    for part in ("2", "3"):
+        assert gpu.main([part, *words]) == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == found
 
 
 @pytest.mark.skipif(CUDA, reason="there is a GPU")

@@ -5,6 +5,8 @@ What CUDA makes of it: bench/gpu.py's check "replayed_equals_eager".
 
 import contextlib
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,9 +28,12 @@ from training.step import TrainStep
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = (
     *("training.batch_size=20", "training.bn_batch_size=4", "training.eval_every=4", "data.val_images=20"),
-    *("model.width=0.15", "training.label_smoothing=0.1"),
+    *("training.cuda_graphs=true", "model.width=0.15", "training.label_smoothing=0.1"),
 )
 PREDICTED = {"teacher_prediction": ["teacher_prediction.layers=[inception.3c]"]}
+
+
+DRAWING = threading.Lock()  # PyTorch's generator is one of all threads
 
 
 class Stream:
@@ -60,12 +65,15 @@ def after(monkeypatch):
     """A function that makes some steps of an arm, by replayed passes or not, and gives what they left behind."""
     monkeypatch.setitem(TABLES, "inception_bn_28", SHORT._replace(modules=SHORT.modules[2:]))
 
-    def steps(arm, graphs, *overrides):
+    def steps(arm, graphs, *overrides, session=None):
         config = load(CONFIGS / "smoke" / f"{arm}.yaml", [*SMALL, *PREDICTED.get(arm, ()), *overrides])
-        data, session = open_data(config, torch.device("cpu")), Session()
-        session.cuda = graphs
-        torch.manual_seed(0)
-        model, prediction = build(config.model, config.data), None
+        if session is None:
+            session = Session()
+            session.cuda = graphs
+        data = open_data(config, torch.device("cpu"), session.rank, session.world)
+        with DRAWING:
+            torch.manual_seed(0)
+            model, prediction = build(config.model, config.data), None
         if config.teacher_prediction:
             prediction = Prediction(model, copy.deepcopy(model), config.teacher_prediction, data.first(2), 0)
         step = TrainStep(config, model.to(memory_format=torch.channels_last), session, data.order, prediction)
@@ -85,6 +93,36 @@ def test_replayed_passes_make_the_same_steps(captured, after, arm, images_per_pa
     ours, theirs = after(arm, True, *options), after(arm, False, *options)
     assert captured == {4: [4], 8: [8, 4], 20: [20]}[images_per_pass]
     assert same(ours.state_dict(), theirs.state_dict())
+
+
+class Rank(Session):
+    """One of two, in a thread of its own."""
+
+    both, told = threading.Barrier(2, timeout=60), [None, None]
+
+    def __init__(self, rank):
+        super().__init__("cpu")
+        self.rank, self.world, self.cuda = rank, 2, True
+
+    def all_reduce(self, tensor):
+        self.told[self.rank] = tensor.clone()
+        self.both.wait()
+        tensor.copy_(self.told[0] + self.told[1])
+        self.both.wait()
+        return tensor
+
+
+def test_two_ranks_sum_their_gradients_and_make_the_step_of_one(captured, after):
+    options = "training.batch_size=16", "training.label_smoothing=0.0"
+    alone = after("standard", True, *options).state_dict()
+    with ThreadPoolExecutor(2) as pool:
+        ranks = list(pool.map(lambda rank: after("standard", True, *options, session=Rank(rank)), range(2)))
+        ours, others = pool.map(lambda step: step.state_dict(), ranks)
+    for name, wanted in alone["model"].items():
+        if wanted.is_floating_point():  # the counters of batch norm are each rank's own
+            torch.testing.assert_close(ours["model"][name], wanted, rtol=2e-3, atol=2e-4)
+        assert torch.equal(ours["model"][name], others["model"][name])
+    torch.testing.assert_close(ours["losses"], alone["losses"], rtol=1e-3, atol=1e-4)
 
 
 def test_gradients_lie_in_one_tensor_each_in_its_own_format():
