@@ -4,15 +4,16 @@ python -m replicate                            # laptop scale: Fashion-MNIST, CP
 python -m replicate --scale smoke              # a few steps of everything
 python -m replicate status                     # done, running, failed, waiting: every stage of every figure
 python -m replicate clean                      # folders of runs that failed before they began
+python -m replicate new-scale mine --data PATH # a scale for images of one's own
 """
 
 import sys
 
-from replicate import clean, status
+from replicate import clean, new_scale, status
 from replicate.launch import main
 
 if __name__ == "__main__":
-    commands = {"status": status.main, "clean": clean.main}
+    commands = {"status": status.main, "clean": clean.main, "new-scale": new_scale.main}
     if sys.argv[1:2] and sys.argv[1] in commands:
         sys.exit(commands[sys.argv[1]](sys.argv[2:]))
     sys.exit(main(__doc__))
