@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container
+from contextlib import suppress
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
 from net2net.errors import GrowthError
 from net2net.growth import AxisMap, Growth, along, get_tensor
@@ -21,8 +24,10 @@ def disturb(student: nn.Module, growth: Growth, noise: float, exact: bool, seed:
     if not noise:
         return
     role, add = ("sums", _disturb_readers) if exact else ("makes", _disturb_copies)
+    norms = growth.norms(student)
     for name, dim, axis in growth.each(student, role):
         add(get_tensor(student, name), dim, axis, noise, generator_for(seed, "noise", name))
+    growth.rescale(student, norms)
 
 
 @torch.no_grad()
@@ -30,6 +35,7 @@ def pad(student: nn.Module, growth: Growth, init: Callable[[nn.Module], None] | 
     """Put a random initialisation of the student wherever its teacher had no entry."""
     grown = {name for name, _ in tensors(student) if growth.axes(name)}
     fresh = initialised(student, grown, init, generator_for(seed, "init", ""))
+    norms = growth.norms(student)
     for (name, tensor), (_, random) in zip(tensors(student), tensors(fresh), strict=True):
         if growth.axes(name) and random.isnan().any():
             module = student.get_submodule(owner(name))
@@ -41,6 +47,7 @@ def pad(student: nn.Module, growth: Growth, init: Callable[[nn.Module], None] | 
         for dim, axis in growth.axes(name).items():
             old = old & ~axis.fresh.view(along(dim, tensor.ndim))
         tensor.copy_(torch.where(old.to(tensor.device), tensor, random.to(tensor.device)))
+    growth.rescale(student, norms, old=True)
 
 
 @torch.no_grad()
@@ -96,5 +103,15 @@ def _reset(module: nn.Module) -> None:
     # Attention in torch keeps its own under another name.
     for name in ("reset_parameters", "_reset_parameters"):
         if hasattr(module, name):
-            getattr(module, name)()
+            with parametrize.cached():  # a weight that is computed, which the module takes for its own
+                getattr(module, name)()
+                drawn = module.weight if parametrize.is_parametrized(module, "weight") else None
+            if drawn is not None:
+                with suppress(NotImplementedError):  # of what cannot be taken back
+                    module.weight = drawn
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, WeightNorm):
+                    weight = getattr(module, hook.name).detach()
+                    getattr(module, f"{hook.name}_v").copy_(weight)
+                    getattr(module, f"{hook.name}_g").copy_(torch.norm_except_dim(weight, 2, hook.dim))
             return

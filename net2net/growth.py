@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
 
 from net2net.errors import GrowthError
+from net2net.names import owner
 from net2net.recording import local, rebuilt, warn_of_hooks
 
 # Along one dimension of a tensor: (k, repeat) for the channels of the k-th space in order, each repeated `repeat` times
@@ -73,6 +76,8 @@ class Growth:
     unclear     likewise those that may have to grow: channels of that width there grow differently; they stay
     held        how many channel spaces could not grow, by reason; for the reader alone
     unknown     operations that no rule covers, with the modules that call them; for the reader alone
+    scales      weights under weight normalisation, g * v / |v|: by the name of g that of v, and the dimension along
+                which each position has a norm of its own (-1: none has)
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Growth:
         held: dict[str, int] | None = None,
         unclear: dict[str, list[str]] | None = None,
         unknown: dict[str, list[str]] | None = None,
+        scales: dict[str, tuple[str, int]] | None = None,
     ):
         self.spaces = spaces
         self.tensors = tensors
@@ -91,6 +97,7 @@ class Growth:
         self.unclear = unclear or {}
         self.stayed: list[dict[str, Any]] = []
         self.unknown = unknown or {}
+        self.scales = scales or {}
         self._axes: dict[Blocks, AxisMap] = {}
         self._pieces: dict[tuple[int, int] | int, AxisMap] = {}
 
@@ -140,7 +147,35 @@ class Growth:
             return _copied(tensor.detach(), self.axes(name), self._shared(name) if divided else ())
 
         warn_of_hooks(model)
-        return self._noted(rebuilt(model, make))
+        student = rebuilt(model, make)
+        with torch.no_grad():
+            self.rescale(student, {g: norm for g, norm in self.norms(model, True).items() if self.renormed(g)})
+            return self._noted(student)
+
+    def renormed(self, g: str) -> bool:
+        """Whether the norms that g makes up for change."""
+        v, dim = self.scales[g]
+        return any(d != dim or how.role == "sums" for d, how in self.tensors[v].items())
+
+    def norms(self, model: nn.Module, mapped: bool = False) -> dict[str, torch.Tensor]:
+        """By the name of each g the norms of its weight in a model; of a teacher `mapped` to its student's places."""
+        found = {}
+        for g, (v, dim) in self.scales.items():
+            found[g] = torch.norm_except_dim(get_tensor(model, v).detach(), 2, dim)
+            for d, axis in self.axes(g).items() if mapped else ():
+                found[g] = found[g].index_select(d, axis.index.to(found[g].device))
+        return found
+
+    def rescale(self, student: nn.Module, before: Mapping[str, torch.Tensor], old: bool = False) -> None:
+        """Let each g make up for how a norm has changed, so that g * v / |v| has the same scale as v; with `old` only
+        at the positions that its teacher had."""
+        after = self.norms(student)
+        for g, norm in before.items():
+            ratio = torch.where(norm > 0, after[g] / norm, 1.0)
+            for dim, axis in self.axes(g).items() if old else ():
+                ratio = torch.where(axis.fresh.to(ratio.device).view(along(dim, ratio.ndim)), 1.0, ratio)
+            get_tensor(student, g).mul_(ratio)
+            _recompute(student.get_submodule(owner(g)))
 
     def emptied(self, model: nn.Module) -> nn.Module:
         """The same on the meta device, without data."""
@@ -156,7 +191,7 @@ class Growth:
             name: {**self.attributes.get(name, {}), **numbers.get(name, {})}
             for name in dict.fromkeys([*self.attributes, *numbers])
         }
-        return Growth(self.spaces, self.tensors, attributes, self.held, dict(unclear), self.unknown)
+        return Growth(self.spaces, self.tensors, attributes, self.held, dict(unclear), self.unknown, self.scales)
 
     def _noted(self, student: nn.Module) -> nn.Module:
         for module in student.modules():
@@ -201,6 +236,7 @@ class Growth:
             **({"notes": notes} if (notes := {str(k): s.note for k, s in enumerate(self.spaces) if s.note}) else {}),
             **({"unclear": self.unclear} if self.unclear else {}),
             **({"unknown": self.unknown} if self.unknown else {}),
+            **({"scales": {g: list(of) for g, of in self.scales.items()}} if self.scales else {}),
         }
 
     @classmethod
@@ -224,12 +260,13 @@ class Growth:
                 for name, dims in record["tensors"].items()
             }
             attributes = {name: dict(values) for name, values in record["attributes"].items()}
+            scales = {g: (v, dim) for g, (v, dim) in record.get("scales", {}).items()}
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise GrowthError(
                 f"this is not a record of net2net.widen or random_pad ({type(error).__name__}: {error})"
             ) from error
         notes = (dict(record.get(key, {})) for key in ("held", "unclear", "unknown"))
-        return cls(spaces, tensors, attributes, *notes)
+        return cls(spaces, tensors, attributes, *notes, scales)
 
 
 def growth_of(entry: Mapping[str, Any], widest: int | None = None) -> Growth:
@@ -259,6 +296,9 @@ def growth_of(entry: Mapping[str, Any], widest: int | None = None) -> Growth:
                         block > 0 if isinstance(block, int) else 0 <= block[0] < len(growth.spaces) and block[1] > 0
                     ):
                         raise ValueError(f"{name} along {dim} by {block}")
+        for g, (v, dim) in growth.scales.items():
+            if v not in growth.tensors or type(dim) is not int or dim < -1:
+                raise ValueError(f"{g} as the scale of {v!r} along {dim!r}")
     except GrowthError:
         raise
     except WRONG_DATA as error:
@@ -337,8 +377,9 @@ def _strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
 
 def _note_widths(module: nn.Module) -> None:
     """Bring a layer's own record of its widths up to date with its weight."""
+    _recompute(module)
     layers = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
-    weight = module.weight if isinstance(module, layers) else None
+    weight = _weight(module) if isinstance(module, layers) else None
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group per channel
             module.groups = weight.shape[0]
@@ -355,6 +396,26 @@ def _note_widths(module: nn.Module) -> None:
                 module.num_features = len(tensor)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(weight)
+
+
+def _recompute(module: nn.Module) -> None:
+    """Bring up to date what the older weight normalisation keeps of its last pass."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            setattr(module, hook.name, hook.compute_weight(module))
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    """A layer's weight. Where it is computed that changes nothing, as a power iteration does in training mode."""
+    if not is_parametrized(module, "weight"):
+        return module.weight
+    parts = [(part, part.training) for part in module.parametrizations["weight"].modules()]
+    try:
+        module.parametrizations["weight"].eval()
+        return module.weight
+    finally:
+        for part, mode in parts:
+            part.training = mode
 
 
 def get_number(module: nn.Module, path: str) -> Any:

@@ -71,7 +71,8 @@ def _heads(trace: Trace) -> dict[str, int]:
                 for weight in producers.get(blocks[0][0], ()):
                     module = trace.skeleton.get_submodule(owner(weight))
                     plain = isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-                    if plain and getattr(module, "groups", 1) == 1 and (weight, 0) in trace.outputs:
+                    its_own = weight.rpartition(".")[2] == "weight"  # and not computed from others
+                    if plain and its_own and getattr(module, "groups", 1) == 1 and (weight, 0) in trace.outputs:
                         found[owner(weight)] = blocks[0][0].width
     return found
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 
 def owner(parameter: str) -> str:
-    return parameter.rpartition(".")[0]
+    """The layer that has a parameter, also where it holds what the layer's weight is computed from."""
+    return re.sub(r"(^|\.)parametrizations\..*|(^|\.)[^.]*$", "", parameter)
 
 
 def matches(parts: list[str], pattern: list[str]) -> bool:

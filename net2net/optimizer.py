@@ -185,6 +185,8 @@ class _Step:
         heads = {name: head["to"] for name, head in entry.get("heads", {}).items()}
         self.renewed = {f"{name}.{own}": n for name, n in heads.items() for own in ("weight", "bias")}
         self.padded = entry["op"] == "random_pad"
+        scales = {} if self.growth is None or self.padded else self.growth.scales
+        self.renormed = {name for g, (v, _) in scales.items() if self.growth.renormed(g) for name in (g, v)}
 
     def renamed(self, name: str) -> str:
         return _renamed(name, self.sites)
@@ -215,6 +217,16 @@ class _Step:
         """The state of a parameter with this name and shape, after the growth: empty for one that starts anew."""
         if name in self.renewed:
             return {}
+        kept = [
+            key
+            for key, value in state.items()
+            if value is not None and key not in COPIES and not _is_number(value, shape)
+        ]
+        if kept and name in self.renormed:
+            raise GrowthError(
+                f"{type(optimizer).__name__} keeps {kept[0]!r} of {name!r}, and under weight normalisation the "
+                "student's gradient does not follow from it: start a new optimizer for the student"
+            )
         if self.growth is None or name not in self.growth.tensors:
             return state
         n, fresh = torch.ones((), dtype=torch.int64), torch.zeros((), dtype=torch.bool)
@@ -224,11 +236,6 @@ class _Step:
             if self.growth.tensors[name][dim].role != "sums":
                 n = n * axis.copies.view(along(dim, len(shape)))
         copied = dict(state)
-        kept = [
-            key
-            for key, value in state.items()
-            if value is not None and key not in COPIES and not _is_number(value, shape)
-        ]
         if state.get("use_muon") and "exp_avg_sq" in kept:  # AdaMuon's, of what it has made orthogonal
             degrees = {}
         for key in kept:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from net2net.errors import GrowthError
 from net2net.history import history
+from net2net.names import owner
 from net2net.record import entries_of, growth_of, sites
 from net2net.recording import as_arguments, on_meta
 
@@ -212,7 +213,7 @@ def costs(parameters: Sequence[int], macs: Sequence[int | None]) -> list[str]:
 
 
 def owners(weights: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(weight.rpartition(".")[0] for weight in weights))
+    return list(dict.fromkeys(owner(weight) for weight in weights))
 
 
 def few(names: Sequence[str], most: int = 3) -> str:

@@ -170,7 +170,8 @@ def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]], scale: 
         if space.fixed and space not in maps:
             kind = _kind(space.fixed)
             held[kind] = held.get(kind, 0) + 1
-    return Growth(spaces, grown, attributes, held, unknown=trace.unknown)
+    scales = {g: (v, dim) for g, (v, dim) in trace.scales.items() if v in grown}
+    return Growth(spaces, grown, attributes, held, unknown=trace.unknown, scales=scales)
 
 
 def _size(axis: Axis, widths: Mapping[Space, int]) -> int:

@@ -144,7 +144,7 @@ def _check(growth: Growth, model: nn.Module) -> None:
     what = f"this {type(model).__name__}"
     advice = "give replay the class and configuration of the model that was grown"
     found = dict(tensors(model))
-    for name in growth.tensors:
+    for name in (*growth.tensors, *growth.scales):
         if name not in found:
             raise GrowthError(f"the record grows {name!r}, which {what} does not have: {advice}")
         if found[name].is_meta:
@@ -154,6 +154,10 @@ def _check(growth: Growth, model: nn.Module) -> None:
         if wanted := misfit(growth, name, found[name].shape):
             shape = tuple(found[name].shape)
             raise GrowthError(f"the record grows {name!r} from shape {wanted}, and in {what} it is {shape}: {advice}")
+    for g, (v, dim) in growth.scales.items():
+        norms = [n if d == dim else 1 for d, n in enumerate(found[v].shape)] if dim >= 0 else []
+        if list(found[g].shape) != norms:
+            raise GrowthError(f"the record takes {g!r} for the scales of {v!r} along {dim}, and it is none: {advice}")
     # A record can come from a file: it sets numbers that are there, and nothing else of a module.
     for name, values in growth.attributes.items():
         for key, value in values.items():

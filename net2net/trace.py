@@ -53,6 +53,7 @@ class Trace(Recording):
     evaluation mode, operation by operation, `training_calls` in training mode (the very same if no code of the model
     asks for its mode; None if that does not run on the meta device); `model` the model, and `skeleton` a copy of it
     whose parameters and buffers are on the meta device;
+    `scales` of weights under weight normalisation the name of g, with that of v and the dimension that keeps a norm;
     `uniform` the spaces that grow by a whole number only, each channel equally often; `attributes` the (module, name,
     axis) of numbers that modules keep and that grow along.
 
@@ -93,6 +94,7 @@ class Trace(Recording):
         self.uniform: dict[Space, list[Space]] = {}
         self._together: list[tuple[Axis, str]] = []
         self._steps: list[tuple[Axis, str]] = []
+        self.scales: dict[str, tuple[str, int]] = {}
         self._used: set[str] = set()  # parameters and buffers that some operation read
         self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
         self._values: dict[int, Value] = {}
@@ -110,6 +112,9 @@ class Trace(Recording):
                 raise
         self.sites, self.entries, self.calls = sites, entries, calls
         self.skeleton.eval()
+        for g, (v, dim) in list(self.scales.items()):
+            if g in self._copied:
+                self._unscale(g, v, dim)
         # One tensor cannot be divided for one use and whole for another.
         for name, dim in self.contracted:
             if name in self._copied or (name, dim) in self.outputs:
@@ -294,6 +299,24 @@ class Trace(Recording):
         self.contracted.update((name, own[id(axes[dim])]) for dim in contracted)
         call.weights.append(name)
         return axes
+
+    def scaled_weight(self, call: Call, v: torch.Tensor, g: torch.Tensor, dim: int) -> bool:
+        """Whether v is a parameter whose norm another one, g, makes up for. What the call makes is then a weight."""
+        names = self._named(v), self._named(g)
+        if None in names or self.axes_of(v) is not self.axes.get(names[0]):
+            return False
+        if self.scales.setdefault(names[1], (names[0], dim)) != (names[0], dim):  # of several weights
+            self._copied.add(names[1])
+            return False
+        self._views[id(call.out)] = call.out, names[0]
+        return True
+
+    def _unscale(self, g: str, v: str, dim: int) -> None:
+        """Hold what g would have to make up for, because it is used otherwise, too."""
+        del self.scales[g]
+        for d, axis in enumerate(self.axes[v]):
+            if d != dim:
+                fix(axis, f"{v!r} is normalised over them, and its scale {g!r} is used otherwise in another place")
 
     def computed_weight(self, tensor: torch.Tensor, output: int, where: str) -> list[Axis | None]:
         """Axes of a weight that is computed from parameters, e.g. standardised: only what it makes can grow."""

@@ -75,18 +75,21 @@ def _hold_groups(axis: Axis, size: int) -> bool:
 
 
 def weight_norm(trace: Trace, call: Call) -> list[Axis | None]:
-    """Each filter g * v / |v| by itself: filters can be copied, what they sum over is part of their norm."""
+    """A weight g * v / |v|, with a norm for each position along one dimension (-1: for all of it). Of parameters it is
+    a weight like any other: v grows as that would, and g by how its norm changes."""
     v, g = call.inputs
     dim = call.get(2, "dim", 0)
-    if dim < 0:
+    scaled = trace.scaled_weight(call, v.tensor, g.tensor, dim)
+    if dim < 0 and not scaled:
         return opaque(trace, call)
-    for d, (axis, scale) in enumerate(zip(v.axes, g.axes, strict=True)):
+    for d, (axis, scale) in enumerate(zip(v.axes, g.axes if dim >= 0 else [None] * len(v.axes), strict=True)):
         if d == dim:
             tie(axis, scale, f"{call.where} has a scale for each of them")
         else:
-            fix(axis, f"{call.where} normalises over them")
             fix(scale, f"{call.where} spreads it over others")
-    return [axis if d == dim else None for d, axis in enumerate(v.axes)]
+            if not scaled:
+                fix(axis, f"{call.where} normalises over them")
+    return list(v.axes)
 
 
 RULES = {

@@ -10,8 +10,9 @@ import torchvision
 from compare import certify
 from nets import Net, conv
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from net2net import GrowthError, explain, history, replay, summary, widen
+from net2net import GrowthError, explain, grow_optimizer, history, random_pad, replay, summary, widen
 
 timm = pytest.importorskip("timm")
 
@@ -304,6 +305,142 @@ def test_a_standardised_weight_grows_in_what_it_makes(randomise):
     assert (student.make.out_channels, student.ws.weight.shape[0], student.read.in_channels) == (8, 12, 12)
     certify(teacher, student, x)
     step(student, x)
+
+
+NORMED = {
+    "parametrized": weight_norm,
+    "with a hook": lambda layer: nn.utils.weight_norm(layer),
+    "along the inputs": lambda layer: weight_norm(layer, dim=1),
+    "one norm for all": lambda layer: weight_norm(layer, dim=None),
+    "one norm for all, with a hook": lambda layer: nn.utils.weight_norm(layer, dim=None),
+}
+
+
+def normed(wrap, randomise, steps=2):
+    """Convolutions, plain, in groups, transposed, over one dimension, and a linear layer, trained for a few steps."""
+
+    def run(m, h):
+        h = m.up(F.relu(m.grouped(F.relu(m.dw(h)))))
+        return m.line(F.relu(h).flatten(2)).unflatten(2, h.shape[2:])
+
+    net = randomise(between(
+        run, 6, dw=conv(8, 8, groups=8), grouped=conv(8, 8, groups=2), up=nn.ConvTranspose2d(8, 7, 3, padding=1),
+        line=nn.Conv1d(7, 6, 3, padding=1),
+    )).double()  # fmt: skip
+    for name in ("make", "dw", "grouped", "up", "line", "read", "fc"):
+        setattr(net, name, wrap(getattr(net, name)))
+    with torch.no_grad():
+        for name, g in net.named_parameters():
+            if name.endswith(("weight_g", "original0")):
+                g.mul_(torch.rand_like(g) + 0.5)
+    x = images(3, 4, 4).double()
+    for _ in range(steps):
+        step(net, x)
+    return net, x
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("factor", [1.5, 2])
+@pytest.mark.parametrize("kind", NORMED)
+def test_layers_under_weight_norm_grow_in_what_they_read_and_make(kind, factor, randomise):
+    teacher, x = normed(NORMED[kind], randomise)
+    distinct(teacher, x)
+    student = widen(teacher, x, factor)
+    wide = [round(n * factor) for n in (8, 8, 8, 7, 6, 5)]
+    assert [student.make.out_channels, student.dw.groups, student.grouped.out_channels, student.up.out_channels,
+            student.line.out_channels, student.fc.in_features] == wide  # fmt: skip
+    certify(teacher, student, x)
+    assert all(torch.equal(a, b) for a, b in zip(
+        replay(json.dumps(history(student)), teacher).state_dict().values(), student.state_dict().values(), strict=True
+    ))  # fmt: skip
+    step(student, x)
+    certify(teacher, widen(teacher, x, factor, noise=0.5), x)
+    rows = [row.how for row in explain(teacher, x).spaces]
+    assert set(rows[:-1]) == {"by any factor", "in steps of 2"}
+    # Without noise the weights are those of a plain layer, divided.
+    student = widen(teacher, x, factor, noise=0)
+    made = next(s for s in history(student)[-1]["spaces"] if s["made_by"][0].startswith("line."))
+    index = torch.tensor([*range(6), *made["copies_of"]])
+    divided = teacher.read.weight[:, index] / torch.bincount(index)[index].view(-1, 1, 1)
+    assert torch.allclose(student.read.weight[:5], divided, rtol=1e-12, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("kind", NORMED)
+def test_random_pad_keeps_the_weights_of_layers_under_weight_norm(kind, randomise):
+    teacher, x = normed(NORMED[kind], randomise)
+    teacher(x)
+    student = random_pad(teacher, x, 2)
+    student(x)
+    assert torch.allclose(student.read.weight[:5, :6], teacher.read.weight, rtol=1e-12, atol=1e-14)
+    new = student.read.weight[5:].std() / nn.Conv2d(12, 10, 3).weight.std()
+    assert 0.7 < new < 1.4 or "one norm" in kind  # there the scale is the old weights' own
+
+
+def computed(m, h):
+    return F.conv2d(h, torch._weight_norm(m.v * 2, m.g, 0), padding=1)
+
+
+def scale_elsewhere(m, h):
+    return m.wn(h) * m.wn.parametrizations.weight.original0.mean()
+
+
+def filters_elsewhere(m, h):
+    return m.wn(h) * m.wn.parametrizations.weight.original1.mean()
+
+
+def two_scales_of_one(m, h):
+    return F.conv2d(h, torch._weight_norm(m.v, m.g, 0) + torch._weight_norm(m.w, m.g, 0), padding=1)
+
+
+@pytest.mark.parametrize("run", [computed, scale_elsewhere, filters_elsewhere, two_scales_of_one])
+def test_what_else_uses_the_parts_of_a_weight_holds_its_inputs(run, randomise):
+    def filters():
+        return nn.Parameter(torch.randn(8, 8, 3, 3))
+
+    net = between(run, wn=weight_norm(conv(8, 8)), v=filters(), w=filters(), g=nn.Parameter(torch.rand(8, 1, 1, 1)))
+    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    distinct(teacher, x)
+    student = widen(teacher, x, 1.5)
+    assert (student.make.out_channels, student.read.out_channels) == (8, 8)
+    certify(teacher, student, x)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+def test_an_optimizer_of_weight_norm_is_carried_where_norms_stay_and_else_refused(kind, randomise):
+    net = between(lambda m, h: m.wn(h), wn=weight_norm(conv(8, 8)))
+    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    optimizer = kind(teacher.parameters(), lr=1e-3, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    teacher(x).square().mean().backward()
+    optimizer.step()
+    student = widen(teacher, x, widths={"wn": 12}, noise=0)
+    grown = grow_optimizer(optimizer, student, teacher=teacher)
+    copies = torch.bincount(torch.tensor([*range(8), *history(student)[-1]["spaces"][0]["copies_of"]]))
+    key = "momentum_buffer" if kind is torch.optim.SGD else "exp_avg"
+    for old, new in zip(teacher.wn.parametrizations.weight.parameters(),
+                        student.wn.parametrizations.weight.parameters(), strict=True):  # fmt: skip
+        part = optimizer.state[old][key] / copies.view(-1, 1, 1, 1)
+        assert torch.equal(grown.state[new][key][:8], part)
+    student = widen(teacher, x, widths={"make": 12})
+    with pytest.raises(GrowthError, match=r"'wn\.parametrizations\.weight\.original0', and under weight normalisation"):
+        grow_optimizer(optimizer, student, teacher=teacher)
+    forgetful = torch.optim.SGD(teacher.parameters(), lr=1e-3)  # has nothing to carry
+    assert len(grow_optimizer(forgetful, student, teacher=teacher).param_groups[0]["params"]) == 11
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("wrap", [spectral_norm, nn.utils.spectral_norm])
+def test_a_layer_under_spectral_norm_stays_and_the_rest_grows(wrap, training, randomise):
+    teacher, x = randomise(between(lambda m, h: m.sn(h), sn=wrap(conv(8, 8)))).double(), images(3, 4, 4).double()
+    step(teacher, x)
+    teacher.train(training)
+    student = widen(teacher, x, 1.5)
+    assert (student.make.out_channels, student.sn.out_channels, student.read.out_channels) == (8, 8, 8)
+    reasons = {row["made_by"][0]: row["reason"] for row in summary(student).stayed}
+    assert all(reasons[name].startswith("'mv' in module 'sn") for name in ("make", "sn"))
+    own = {name: tensor for name, tensor in teacher.state_dict().items() if name.startswith("sn")}
+    assert all(torch.equal(tensor, student.state_dict()[name]) for name, tensor in own.items())
+    certify(teacher, student, x)
 
 
 def test_whole_groups_are_copied_under_group_norm(randomise):
