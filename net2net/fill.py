@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from net2net.errors import GrowthError
-from net2net.growth import AxisMap, Growth, along, get_tensor
+from net2net.growth import AxisMap, Growth, along, balanced, get_tensor, normal
 from net2net.names import owner
 from net2net.recording import tensors
 from net2net.seeds import generator_for
@@ -26,6 +26,8 @@ def disturb(student: nn.Module, growth: Growth, noise: float, exact: bool, seed:
     role, add = ("sums", _disturb_readers) if exact else ("makes", _disturb_copies)
     norms = growth.norms(student)
     for name, dim, axis in growth.each(student, role):
+        if exact and name in growth.standardised:  # whose copies differ already, as much as they can
+            continue
         add(get_tensor(student, name), dim, axis, noise, generator_for(seed, "noise", name))
     growth.rescale(student, norms)
 
@@ -73,7 +75,7 @@ def initialised(
 def _disturb_copies(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float, generator: torch.Generator) -> None:
     """Add element-wise normal noise to the copied filters, relative to each filter's standard deviation (sec 2.3)."""
     rows, fresh = weight.movedim(dim, 0), axis.fresh.to(weight.device)
-    rows[fresh] += noise * _spread(rows[fresh]) * _normal(rows[fresh], generator)
+    rows[fresh] += noise * _spread(rows[fresh]) * normal(rows[fresh], generator)
 
 
 def _disturb_readers(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float, generator: torch.Generator) -> None:
@@ -81,11 +83,9 @@ def _disturb_readers(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float
 
     What the layer computes stays the same as long as the copies are equal; each copy then gets a gradient of its own.
     """
-    columns, index = weight.movedim(dim, 0), axis.index.to(weight.device)
+    columns = weight.movedim(dim, 0)
     scale = _spread(columns.transpose(0, 1)).transpose(0, 1)
-    draw = noise * scale * _normal(columns, generator)
-    sums = torch.zeros_like(draw).index_add_(0, index, draw)
-    columns += draw - sums[index] / axis.copies.to(draw).view(along(0, draw.ndim))
+    columns += balanced(noise * scale * normal(columns, generator), axis)
 
 
 def _spread(filters: torch.Tensor) -> torch.Tensor:
@@ -93,10 +93,6 @@ def _spread(filters: torch.Tensor) -> torch.Tensor:
     flat = filters.flatten(1)
     scale = flat.std(dim=1, correction=0) if flat.shape[1] > 1 else flat[:, 0].abs()
     return scale.view(along(0, filters.ndim))
-
-
-def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
 def _reset(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from net2net.errors import GrowthError
 from net2net.names import owner
 from net2net.recording import local, rebuilt, warn_of_hooks
+from net2net.seeds import generator_for
 
 # Along one dimension of a tensor: (k, repeat) for the channels of the k-th space in order, each repeated `repeat` times
 # in a row, or a number of positions that stay as they are.
@@ -78,6 +79,8 @@ class Growth:
     unknown     operations that no rule covers, with the modules that call them; for the reader alone
     scales      weights under weight normalisation, g * v / |v|: by the name of g that of v, and the dimension along
                 which each position has a norm of its own (-1: none has)
+    standardised  weights that are standardised, filter by filter, and whose layers grow in what they read, with the
+                correction of the variance
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Growth:
         unclear: dict[str, list[str]] | None = None,
         unknown: dict[str, list[str]] | None = None,
         scales: dict[str, tuple[str, int]] | None = None,
+        standardised: dict[str, int] | None = None,
     ):
         self.spaces = spaces
         self.tensors = tensors
@@ -98,6 +102,7 @@ class Growth:
         self.stayed: list[dict[str, Any]] = []
         self.unknown = unknown or {}
         self.scales = scales or {}
+        self.standardised = standardised or {}
         self._axes: dict[Blocks, AxisMap] = {}
         self._pieces: dict[tuple[int, int] | int, AxisMap] = {}
 
@@ -137,13 +142,16 @@ class Growth:
             new[dim] = sum(b if isinstance(b, int) else len(self.spaces[b[0]].g) * b[1] for b in along.blocks)
         return new
 
-    def copied(self, model: nn.Module, divided: bool = True) -> nn.Module:
+    def copied(self, model: nn.Module, divided: bool = True, seed: int = 0) -> nn.Module:
         """A wider copy of the model, each parameter and buffer indexed by its maps.
 
-        What a layer sums over is `divided` by the replica counts, the first copy's share too.
+        What a layer sums over is `divided` by the replica counts, the first copy's share too. `seed`: of how weights
+        that are standardised differ over the copies.
         """
 
         def make(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            if divided and name in self.standardised:
+                return self._levelled(name, tensor.detach(), seed)
             return _copied(tensor.detach(), self.axes(name), self._shared(name) if divided else ())
 
         warn_of_hooks(model)
@@ -151,6 +159,26 @@ class Growth:
         with torch.no_grad():
             self.rescale(student, {g: norm for g, norm in self.norms(model, True).items() if self.renormed(g)})
             return self._noted(student)
+
+    def _levelled(self, name: str, weight: torch.Tensor, seed: int) -> torch.Tensor:
+        """A weight that is standardised, filter by filter, with the mean and variance that its filters had.
+
+        Divided shares have a smaller variance. Amounts that cancel over the copies of each channel change nothing of
+        what is summed, nor the mean, and make up for it.
+        """
+        axes, taps, correction = self.axes(name), tuple(range(1, weight.ndim)), self.standardised[name]
+        mean = weight.mean(taps, keepdim=True)
+        centred = weight - mean
+        new = _copied(centred, axes, self._shared(name))
+        squares = centred.square().sum(taps, keepdim=True) / (weight[0].numel() - correction)
+        if 0 in axes:
+            mean, squares = (t.index_select(0, axes[0].index.to(t.device)) for t in (mean, squares))
+        dim = self._shared(name)[0]
+        draw = normal(new, generator_for(seed, "standardised", name))
+        draw = balanced(draw.movedim(dim, 0), axes[dim]).movedim(0, dim)
+        lacking = squares * (new[0].numel() - correction) - new.square().sum(taps, keepdim=True)
+        amount = (lacking / draw.square().sum(taps, keepdim=True)).clamp_min(0).sqrt()
+        return new.addcmul_(draw, amount).add_(mean)
 
     def renormed(self, g: str) -> bool:
         """Whether the norms that g makes up for change."""
@@ -191,7 +219,16 @@ class Growth:
             name: {**self.attributes.get(name, {}), **numbers.get(name, {})}
             for name in dict.fromkeys([*self.attributes, *numbers])
         }
-        return Growth(self.spaces, self.tensors, attributes, self.held, dict(unclear), self.unknown, self.scales)
+        return Growth(
+            self.spaces,
+            self.tensors,
+            attributes,
+            self.held,
+            dict(unclear),
+            self.unknown,
+            self.scales,
+            self.standardised,
+        )
 
     def _noted(self, student: nn.Module) -> nn.Module:
         for module in student.modules():
@@ -237,6 +274,7 @@ class Growth:
             **({"unclear": self.unclear} if self.unclear else {}),
             **({"unknown": self.unknown} if self.unknown else {}),
             **({"scales": {g: list(of) for g, of in self.scales.items()}} if self.scales else {}),
+            **({"standardised": self.standardised} if self.standardised else {}),
         }
 
     @classmethod
@@ -261,12 +299,13 @@ class Growth:
             }
             attributes = {name: dict(values) for name, values in record["attributes"].items()}
             scales = {g: (v, dim) for g, (v, dim) in record.get("scales", {}).items()}
+            standardised = dict(record.get("standardised", {}))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise GrowthError(
                 f"this is not a record of net2net.widen or random_pad ({type(error).__name__}: {error})"
             ) from error
         notes = (dict(record.get(key, {})) for key in ("held", "unclear", "unknown"))
-        return cls(spaces, tensors, attributes, *notes, scales)
+        return cls(spaces, tensors, attributes, *notes, scales, standardised)
 
 
 def growth_of(entry: Mapping[str, Any], widest: int | None = None) -> Growth:
@@ -299,6 +338,9 @@ def growth_of(entry: Mapping[str, Any], widest: int | None = None) -> Growth:
         for g, (v, dim) in growth.scales.items():
             if v not in growth.tensors or type(dim) is not int or dim < -1:
                 raise ValueError(f"{g} as the scale of {v!r} along {dim!r}")
+        for name, correction in growth.standardised.items():
+            if correction not in (0, 1) or all(how.role != "sums" for how in growth.tensors.get(name, {}).values()):
+                raise ValueError(f"{name} as standardised with {correction!r}")
     except GrowthError:
         raise
     except WRONG_DATA as error:
@@ -459,6 +501,17 @@ def get_tensor(model: nn.Module, name: str) -> torch.Tensor:
     """A parameter or buffer by name."""
     module, _, key = name.rpartition(".")
     return getattr(model.get_submodule(module), key)
+
+
+def balanced(draw: torch.Tensor, axis: AxisMap) -> torch.Tensor:
+    """[n', …] with mean zero over the copies of each of the n channels."""
+    index = axis.index.to(draw.device)
+    sums = torch.zeros_like(draw).index_add_(0, index, draw)
+    return draw - sums[index] / axis.copies.to(draw).view(along(0, draw.ndim))
+
+
+def normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
 def along(dim: int, ndim: int) -> list[int]:

@@ -187,6 +187,8 @@ class _Step:
         self.padded = entry["op"] == "random_pad"
         scales = {} if self.growth is None or self.padded else self.growth.scales
         self.renormed = {name for g, (v, _) in scales.items() if self.growth.renormed(g) for name in (g, v)}
+        if self.growth is not None and not self.padded:
+            self.renormed.update(self.growth.standardised)
 
     def renamed(self, name: str) -> str:
         return _renamed(name, self.sites)
@@ -224,7 +226,7 @@ class _Step:
         ]
         if kept and name in self.renormed:
             raise GrowthError(
-                f"{type(optimizer).__name__} keeps {kept[0]!r} of {name!r}, and under weight normalisation the "
+                f"{type(optimizer).__name__} keeps {kept[0]!r} of {name!r}, and where a weight is normalised its "
                 "student's gradient does not follow from it: start a new optimizer for the student"
             )
         if self.growth is None or name not in self.growth.tensors:

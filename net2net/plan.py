@@ -171,7 +171,12 @@ def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]], scale: 
             kind = _kind(space.fixed)
             held[kind] = held.get(kind, 0) + 1
     scales = {g: (v, dim) for g, (v, dim) in trace.scales.items() if v in grown}
-    return Growth(spaces, grown, attributes, held, unknown=trace.unknown, scales=scales)
+    standardised = {
+        name: correction or 0
+        for name, correction in trace.standardised.items()
+        if any(how.role == "sums" for how in grown.get(name, {}).values())
+    }
+    return Growth(spaces, grown, attributes, held, unknown=trace.unknown, scales=scales, standardised=standardised)
 
 
 def _size(axis: Axis, widths: Mapping[Space, int]) -> int:

@@ -65,7 +65,7 @@ def _fill(entry: Mapping[str, Any], model: nn.Module, init: Callable[[nn.Module]
             f"the record of {entry['op']} has seed {seed!r}, noise {noise!r} and exact {exact!r}: expected a whole "
             "number, a number of at least 0, and true or false"
         )
-    student = growth.copied(model, divided=not padding)
+    student = growth.copied(model, divided=not padding, seed=seed)
     with torch.no_grad():
         if padding:
             pad(student, growth, init, seed)

@@ -26,7 +26,9 @@ from net2net.recording import (
     place,
     rebuilt,
 )
-from net2net.spaces import Axis, Space, fix, resolve
+from net2net.rules import standardised
+from net2net.rules.standardised import Filters
+from net2net.spaces import Axis, Space, fix, length, resolve
 
 Separation = tuple[str, tuple[int, ...]]  # the module that takes channels apart, and into which sizes
 
@@ -54,6 +56,8 @@ class Trace(Recording):
     asks for its mode; None if that does not run on the meta device); `model` the model, and `skeleton` a copy of it
     whose parameters and buffers are on the meta device;
     `scales` of weights under weight normalisation the name of g, with that of v and the dimension that keeps a norm;
+    `standardised` the weights that are standardised, filter by filter, with the correction of their variance (None:
+    it is not used);
     `uniform` the spaces that grow by a whole number only, each channel equally often; `attributes` the (module, name,
     axis) of numbers that modules keep and that grow along.
 
@@ -95,6 +99,9 @@ class Trace(Recording):
         self._together: list[tuple[Axis, str]] = []
         self._steps: list[tuple[Axis, str]] = []
         self.scales: dict[str, tuple[str, int]] = {}
+        self.standardised: dict[str, int | None] = {}
+        self._filters: dict[int, Filters] = {}  # what is computed from parameters, filter by filter, by ids
+        self._plain: set[str] = set()  # weights that some layer reads as they are
         self._used: set[str] = set()  # parameters and buffers that some operation read
         self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
         self._values: dict[int, Value] = {}
@@ -112,6 +119,11 @@ class Trace(Recording):
                 raise
         self.sites, self.entries, self.calls = sites, entries, calls
         self.skeleton.eval()
+        for name in [name for name in self.standardised if not self._stays_standardised(name)]:
+            del self.standardised[name]
+            for d, axis in enumerate(self.axes[name]):
+                if d or (name, d) in self.contracted:
+                    fix(axis, f"{name!r} is standardised over them in one place and used otherwise in another")
         for g, (v, dim) in list(self.scales.items()):
             if g in self._copied:
                 self._unscale(g, v, dim)
@@ -191,6 +203,12 @@ class Trace(Recording):
         if not any(value.tracked for value in call.inputs):
             self._set(call, results, [[None] * tensor.ndim for tensor in results])
             return
+        made = standardised.follow(self, call)
+        if made is not None:
+            self._copied.update(n for t in given if self.filters(t) is None and (n := self._named(t)))
+            self._set(call, results, made)
+            return
+        self._copied.update(f.name for t in given if self._is_computed(f := self._filters.get(id(t))))
         axes = self._ruled(call, given, results)
         self._set(call, results, axes if isinstance(call.out, (tuple, list)) else [axes])
         if id(results[0]) not in self._views:
@@ -198,7 +216,40 @@ class Trace(Recording):
 
     def _named(self, tensor: torch.Tensor) -> str | None:
         """The parameter or buffer that a tensor is, or is a view of."""
+        if self._is_standard(known := self._filters.get(id(tensor))):
+            return known.name
         return self.names.get(id(tensor)) or self._views.get(id(tensor), (None, None))[1]
+
+    def by_rule(self, call: Call) -> list:
+        """The axes of an operation's result by the rule of its name."""
+        return self._ruled(call, [value.tensor for value in call.inputs], [call.out])
+
+    def filters(self, tensor: torch.Tensor) -> Filters | None:
+        """What is known of a tensor that is a weight, or computed from one, filter by filter."""
+        known = self._filters.get(id(tensor))
+        if known is None and tensor.ndim > 1 and tensor.numel() > len(tensor) and id(tensor) in self.names:
+            known = Filters(tensor, self.names[id(tensor)])
+        return known
+
+    def note(self, made: Filters) -> None:
+        self._filters[id(made.tensor)] = made
+
+    def shape(self, name: str) -> torch.Size:
+        """The shape of a parameter or buffer that was read."""
+        return torch.Size(length(axis or ()) for axis in self.axes[name])
+
+    def _is_standard(self, filters: Filters | None) -> bool:
+        """Whether it is a weight that is standardised, in the parameter's own shape."""
+        return filters is not None and filters.centred and filters.tensor.shape == self.shape(filters.name)
+
+    def _is_computed(self, filters: Filters | None) -> bool:
+        """Whether to use it says something of the parameter: not of statistics, which stay, or what a layer reads."""
+        return filters is not None and not filters.is_statistic and not self._is_standard(filters)
+
+    def _stays_standardised(self, name: str) -> bool:
+        """Whether nothing but layers that sum over its further dimensions reads a weight, standardised."""
+        used = name in self._copied or name in self._plain or any(name == v for v, _ in self.scales.values())
+        return not used and (name, 0) not in self.contracted
 
     def _ruled(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> list:
         """The axes of an operation's results by its rule; without one, what it reads and makes stays as it is."""
@@ -298,6 +349,8 @@ class Trace(Recording):
         self.outputs.update(((name, own[id(axes[dim])]), None) for dim in outputs)
         self.contracted.update((name, own[id(axes[dim])]) for dim in contracted)
         call.weights.append(name)
+        if id(tensor) not in self._filters:
+            self._plain.add(name)
         return axes
 
     def scaled_weight(self, call: Call, v: torch.Tensor, g: torch.Tensor, dim: int) -> bool:

@@ -91,7 +91,7 @@ def widen(
     entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **_rounding(multiple_of), **growth.record()}
 
     def grown(teacher: nn.Module) -> nn.Module:
-        student = growth.copied(teacher)
+        student = growth.copied(teacher, seed=seed)
         if exact:
             disturb(student, growth, noise, exact, seed)
         return student

@@ -69,19 +69,24 @@ def along(trace: Trace, call: Call) -> list[Axis | None]:
     return axes
 
 
-def reduction(trace: Trace, call: Call) -> list:
-    """Mean, sum, extremes over dimensions. Over channels, a mean or variance stays the same where every channel comes
-    equally often, an extreme wherever every channel comes at all; a sum or norm needs every channel exactly once."""
-    value = call.inputs[0]
-    results = [call.out] if isinstance(call.out, torch.Tensor) else list(call.out)
+def reduced(call: Call) -> set[int]:
+    """The dimensions that a mean, sum or such is taken over."""
+    ndim = call.inputs[0].tensor.ndim
     dims = call.get(2 if call.name in ("norm", "linalg_vector_norm") else 1, "dim", call.kwargs.get("axis"))
     if isinstance(dims, bool):  # var(x, unbiased)
         dims = None
     if isinstance(dims, int):
         dims = (dims,)
     elif not isinstance(dims, (tuple, list)) or not dims:  # none, or a dtype in their place
-        dims = range(value.tensor.ndim)
-    dims = {d % value.tensor.ndim for d in dims}
+        dims = range(ndim)
+    return {d % ndim for d in dims}
+
+
+def reduction(trace: Trace, call: Call) -> list:
+    """Mean, sum, extremes over dimensions. Over channels, a mean or variance stays the same where every channel comes
+    equally often, an extreme wherever every channel comes at all; a sum or norm needs every channel exactly once."""
+    value, dims = call.inputs[0], reduced(call)
+    results = [call.out] if isinstance(call.out, torch.Tensor) else list(call.out)
     biased = call.kwargs.get("correction") == 0 or call.get(2, "unbiased") is False
     for dim in dims:
         reason = f"{call.where} reduces over them"

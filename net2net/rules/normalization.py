@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from net2net.trace import Trace
 
 
-def _tie(trace: Trace, call: Call, axis: Axis | None, arguments: dict[str, int]) -> None:
+def tie_arguments(trace: Trace, call: Call, axis: Axis | None, arguments: dict[str, int]) -> None:
     """Give the channels' map to those of the arguments (keyword: position) that are there."""
     for keyword, position in arguments.items():
         tensor = call.get(position, keyword)
@@ -26,7 +26,7 @@ def batch_norm(trace: Trace, call: Call) -> list[Axis | None]:
     axes = call.inputs[0].axes
     for axis in (axes[0], *axes[2:]):
         fix(axis, f"{call.where} averages over them")
-    _tie(trace, call, axes[1], {"running_mean": 1, "running_var": 2, "weight": 3, "bias": 4})
+    tie_arguments(trace, call, axes[1], {"running_mean": 1, "running_var": 2, "weight": 3, "bias": 4})
     return list(axes)
 
 
@@ -36,7 +36,7 @@ def layer_norm(trace: Trace, call: Call) -> list[Axis | None]:
     if len(call.get(1, "normalized_shape")) != 1:
         return opaque(trace, call)
     trace.evenly(axes[-1], f"{call.where} normalises over them")
-    _tie(trace, call, axes[-1], {"weight": 2, "bias": 3} if call.name == "layer_norm" else {"weight": 2})
+    tie_arguments(trace, call, axes[-1], {"weight": 2, "bias": 3} if call.name == "layer_norm" else {"weight": 2})
     trace.keeps(call.module, "normalized_shape", axes[-1])
     return list(axes)
 
@@ -62,7 +62,7 @@ def group_norm(trace: Trace, call: Call) -> list[Axis | None]:
             cut(axis, [size] * groups, f"{call.where} normalises over groups of them")
             trace.evenly(axis, f"{call.where} normalises over them")
         trace.keeps(call.module, "num_channels", axis)
-    _tie(trace, call, axis, {"weight": 2, "bias": 3})
+    tie_arguments(trace, call, axis, {"weight": 2, "bias": 3})
     call.counted.append(number)
     return list(value.axes)
 

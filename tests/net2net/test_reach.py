@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -297,14 +298,164 @@ def test_attention_heads_are_copied_whole(fused, factor, randomise):
     step(student, x)
 
 
-def test_a_standardised_weight_grows_in_what_it_makes(randomise):
-    teacher = between(lambda m, h: F.conv2d(h, standardised(m.ws.weight), padding=1), ws=conv(8, 8))
-    teacher, x = randomise(teacher).double(), images(3, 4, 4).double()
+def by_var_mean(w):
+    var, mean = torch.var_mean(w, dim=[1, 2, 3], keepdim=True, unbiased=False)
+    return (w - mean) / torch.sqrt(var + 1e-10)
+
+
+def one_dimension_at_a_time(w):
+    w = w - w.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True).mean(dim=3, keepdim=True)
+    std = w.view(w.size(0), -1).std(dim=1).view(-1, 1, 1, 1) + 1e-5
+    return w / std.expand_as(w)
+
+
+def by_rsqrt(w):
+    return 3 * (w - w.mean((1, 2, 3), keepdim=True)) * (w.var((1, 2, 3), correction=0, keepdim=True) + 1e-5).rsqrt()
+
+
+def centred_alone(w):
+    return w - w.flatten(1).mean(1).view(-1, 1, 1, 1)
+
+
+def in_place(w):
+    w = w.clone().mul_(0.5)
+    w.sub_(w.mean((1, 2, 3), keepdim=True))
+    return w / w.std((1, 2, 3), keepdim=True)
+
+
+STANDARDISED = [standardised, by_var_mean, one_dimension_at_a_time, by_rsqrt, centred_alone, in_place]
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is computed; by the default with a gain for each filter."""
+
+    def __init__(self, inputs, outputs, compute=None, groups=1):
+        super().__init__(inputs, outputs, 3, padding=1, groups=groups)
+        self.gain = nn.Parameter(torch.ones(outputs, 1, 1, 1))
+        self.compute = compute
+
+    def forward(self, x):
+        if self.compute is None:
+            flat = self.weight.reshape(1, self.out_channels, -1)
+            flat = F.batch_norm(flat, None, None, weight=(self.gain * 0.3).view(-1), training=True, eps=1e-3)
+            weight = flat.reshape_as(self.weight)
+        else:
+            weight = self.gain * self.compute(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=1, groups=self.groups)
+
+
+LAYERS = {
+    **{run.__name__: partial(Standardised, compute=run) for run in STANDARDISED},
+    "with a gain inside": Standardised,
+    "StdConv2d of timm": partial(timm.layers.StdConv2d, kernel_size=3, padding=1),
+    "ScaledStdConv2d of timm": partial(timm.layers.ScaledStdConv2d, kernel_size=3, padding=1),
+    "padded ScaledStdConv2d": partial(timm.layers.ScaledStdConv2dSame, kernel_size=3),
+}
+
+
+@pytest.mark.parametrize("factor", [1.5, 2])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_standardised_weights_grow_in_what_they_read_and_make(kind, factor, randomise):
+    layer = LAYERS[kind]
+    net = between(
+        lambda m, h: m.grouped(F.relu(m.dw(F.relu(m.plain(h))))), make=layer(3, 8), plain=layer(8, 8),
+        dw=layer(8, 8, groups=8), grouped=layer(8, 8, groups=2), read=layer(8, 5),
+    )  # fmt: skip
+    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    for _ in range(2):
+        step(teacher, x)
     distinct(teacher, x)
-    student = widen(teacher, x, 1.5, noise=0.1, exact=True)
-    assert (student.make.out_channels, student.ws.weight.shape[0], student.read.in_channels) == (8, 12, 12)
+    student = widen(teacher, x, factor)
+    wide = [round(n * factor) for n in (8, 8, 8, 8, 5)]
+    made = [getattr(student, name).out_channels for name in ("make", "plain", "dw", "grouped", "read")]
+    assert made == wide
+    assert student.read.in_channels == wide[3]
     certify(teacher, student, x)
+    certify(teacher, widen(teacher, x, factor, noise=0), x)
+    assert all(torch.equal(a, b) for a, b in zip(
+        replay(json.dumps(history(student)), teacher).state_dict().values(), student.state_dict().values(), strict=True
+    ))  # fmt: skip
+    for statistic in (torch.mean, partial(torch.var, correction=int(kind in ("one_dimension_at_a_time", "in_place")))):
+        old, new = (statistic(net.read.weight, dim=(1, 2, 3)) for net in (teacher, student))
+        assert torch.allclose(old, new[:5], rtol=1e-10)
     step(student, x)
+    padded = random_pad(teacher, x, factor, init=lambda m: hasattr(m, "gain") and nn.init.ones_(m.gain))
+    assert padded.read.in_channels == wide[3]
+
+
+def deviation_alone(m, h):
+    return F.conv2d(h, m.ws.weight / m.ws.weight.std((1, 2, 3), keepdim=True), padding=1)
+
+
+def shifted(m, h):
+    return F.conv2d(h, by_rsqrt(m.ws.weight) + 0.1, padding=1)
+
+
+def shifted_by_batch_norm(m, h):
+    flat = F.batch_norm(m.ws.weight.flatten(1)[None], None, None, bias=m.ws.bias, training=True)
+    return F.conv2d(h, flat.view_as(m.ws.weight), padding=1)
+
+
+def also_as_it_is(m, h):
+    return F.conv2d(h, by_rsqrt(m.ws.weight), padding=1) + m.ws(h)
+
+
+def also_computed_otherwise(m, h):
+    return F.conv2d(h, by_rsqrt(m.ws.weight), padding=1) * m.ws.weight.abs().mean()
+
+
+def in_both_corrections(m, h):
+    w = m.ws.weight
+    return F.conv2d(h, by_var_mean(w), padding=1) + F.conv2d(h, one_dimension_at_a_time(w), padding=1)
+
+
+def mean_of_another(m, h):
+    return F.conv2d(h, by_rsqrt(m.ws.weight) - m.ws.weight.mean((1, 2, 3), keepdim=True), padding=1)
+
+
+def weight_normalised_as_well(m, h):
+    return F.conv2d(h, torch._weight_norm(by_rsqrt(m.ws.weight), m.g, 0), padding=1)
+
+
+def for_each_input(m, h):
+    w = m.ws.weight
+    return F.conv2d(h, (w - w.mean((0, 2, 3), keepdim=True)) / w.std((0, 2, 3), keepdim=True), padding=1)
+
+
+def reads_where_filters_lie(m, h):
+    return F.conv_transpose2d(h, by_rsqrt(m.ws.weight), padding=1)
+
+
+def by_sum_of_squares(m, h):
+    w = m.ws.weight - m.ws.weight.mean((1, 2, 3), keepdim=True)
+    return F.conv2d(h, w / w.square().sum((1, 2, 3), keepdim=True).sqrt(), padding=1)
+
+
+ODD = [
+    *(deviation_alone, shifted, shifted_by_batch_norm, also_as_it_is, also_computed_otherwise, in_both_corrections),
+    *(mean_of_another, weight_normalised_as_well, for_each_input, reads_where_filters_lie, by_sum_of_squares),
+]
+
+
+@pytest.mark.parametrize("run", ODD)
+def test_what_is_no_standardisation_of_each_filter_holds_what_the_layer_reads(run, randomise):
+    net = between(run, ws=conv(8, 8), g=nn.Parameter(torch.rand(8, 1, 1, 1)))
+    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    distinct(teacher, x)
+    student = widen(teacher, x, 2)
+    assert (student.make.out_channels, student.read.out_channels) == (8, 10)
+    certify(teacher, student, x)
+
+
+def test_an_optimizer_of_a_standardised_weight_is_refused_where_its_layer_reads_more(randomise):
+    teacher, x = randomise(between(lambda m, h: m.ws(h), ws=Standardised(8, 8))).double(), images(3, 4, 4).double()
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-3)
+    teacher(x).square().mean().backward()
+    optimizer.step()
+    with pytest.raises(GrowthError, match=r"'ws\.weight', and where a weight is normalised"):
+        grow_optimizer(optimizer, widen(teacher, x, widths={"make": 12}), teacher=teacher)
+    student = widen(teacher, x, widths={"ws": 12})
+    assert grow_optimizer(optimizer, student, teacher=teacher).state[student.ws.weight]["exp_avg"].shape[0] == 12
 
 
 NORMED = {
@@ -422,7 +573,9 @@ def test_an_optimizer_of_weight_norm_is_carried_where_norms_stay_and_else_refuse
         part = optimizer.state[old][key] / copies.view(-1, 1, 1, 1)
         assert torch.equal(grown.state[new][key][:8], part)
     student = widen(teacher, x, widths={"make": 12})
-    with pytest.raises(GrowthError, match=r"'wn\.parametrizations\.weight\.original0', and under weight normalisation"):
+    with pytest.raises(
+        GrowthError, match=r"'wn\.parametrizations\.weight\.original0', and where a weight is normalised"
+    ):
         grow_optimizer(optimizer, student, teacher=teacher)
     forgetful = torch.optim.SGD(teacher.parameters(), lr=1e-3)  # has nothing to carry
     assert len(grow_optimizer(forgetful, student, teacher=teacher).param_groups[0]["params"]) == 11
