@@ -19,11 +19,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.output import unbreakable_output
 from training.config import Config, load
 from training.data.source import open_data, with_counts
 from training.device import float32_as_asked
 from training.errors import FailedOnAnotherRank, Stopped, UserError
-from training.output import unbreakable_output
 from training.progress import Progress
 from training.runfolder import RunFolder
 from training.session import Session, StopSignals

@@ -1,8 +1,7 @@
 """Draw all three figures: `python -m figures [ROOT] [--out DIR]`."""
 
-import sys
-
+from experiments.output import script
 from figures.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

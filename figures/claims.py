@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.output import script
 from experiments.reading import YamlError
 from figures import evidence, metrics, rules, sweeps
 from figures.curves import Problem, Results, Run
@@ -438,4 +439,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import looks
+from experiments.output import script
 from experiments.reading import YamlError
 from figures import metrics
 from figures.claims import DIFFERENCES
@@ -176,4 +177,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

@@ -6,9 +6,8 @@ The paper's claims to look for: the Net2WiderNet student converges faster than t
 than the same net from random initialisation, and ends at the same accuracy as the latter.
 """
 
-import sys
-
+from experiments.output import script
 from figures.command import main
 
 if __name__ == "__main__":
-    sys.exit(main("fig4"))
+    script(main, "fig4")

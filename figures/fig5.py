@@ -6,9 +6,8 @@ The paper's claim to look for: the Net2DeeperNet student is faster than the same
 initialisation, in training and in validation accuracy.
 """
 
-import sys
-
+from experiments.output import script
 from figures.command import main
 
 if __name__ == "__main__":
-    sys.exit(main("fig5"))
+    script(main, "fig5")

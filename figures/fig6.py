@@ -6,9 +6,8 @@ The paper's claim to look for: both students converge faster than the standard n
 train the large nets from scratch; where they were run, they are here.
 """
 
-import sys
-
+from experiments.output import script
 from figures.command import main
 
 if __name__ == "__main__":
-    sys.exit(main("fig6"))
+    script(main, "fig6")

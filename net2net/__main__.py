@@ -316,6 +316,8 @@ def _shape(text: str) -> tuple[int, ...]:
     sizes = text.lower().split("x")
     if not all(size.isdecimal() and int(size) for size in sizes):
         raise argparse.ArgumentTypeError(f"expected the shape of one example, e.g. 3x224x224, got {text!r}")
+    if math.prod(map(int, sizes)) >= 2**31:
+        raise argparse.ArgumentTypeError(f"expected the shape of one example, e.g. 3x224x224, not of billions: {text}")
     return tuple(map(int, sizes))
 
 

@@ -9,11 +9,12 @@ python -m replicate new-scale mine --data PATH # a scale for images of one's own
 
 import sys
 
+from experiments.output import script
 from replicate import clean, new_scale, status
 from replicate.launch import main
 
 if __name__ == "__main__":
     commands = {"status": status.main, "clean": clean.main, "new-scale": new_scale.main}
     if sys.argv[1:2] and sys.argv[1] in commands:
-        sys.exit(commands[sys.argv[1]](sys.argv[2:]))
-    sys.exit(main(__doc__))
+        script(commands[sys.argv[1]], sys.argv[2:])
+    script(main, __doc__)

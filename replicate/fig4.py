@@ -8,9 +8,8 @@ The teacher has sqrt(0.3) of the standard net's channels in its Inception module
 net padded with random weights ("random pad"), and the standard net from random initialisation.
 """
 
-import sys
-
+from experiments.output import script
 from replicate.launch import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, ("fig4",)))
+    script(main, __doc__, ("fig4",))

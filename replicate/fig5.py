@@ -7,9 +7,8 @@
 The teacher is the standard net; against the student stands the same deep net from random initialisation.
 """
 
-import sys
-
+from experiments.output import script
 from replicate.launch import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, ("fig5",)))
+    script(main, __doc__, ("fig5",))

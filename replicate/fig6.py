@@ -7,9 +7,8 @@
 As in the paper the larger nets are not trained from scratch; the standard net from scratch is shown for reference.
 """
 
-import sys
-
+from experiments.output import script
 from replicate.launch import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, ("fig6",)))
+    script(main, __doc__, ("fig6",))

@@ -12,28 +12,51 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from replicate.runner import ROOT
+from experiments.output import script
+from replicate.runner import ROOT, read_json
+from training.config import differences
+from training.files import write_atomic
 
 
-def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], list[Path]]:
-    """Copy runs/<arm>/seed<k>/ to results/<arm>/seed<k>/; returns the recorded folders and the unfinished ones."""
-    recorded, unfinished = [], []
+def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], dict[Path, str]]:
+    """Copy runs/<arm>/seed<k>/ to results/<arm>/seed<k>/; returns the recorded folders, and why others are left out."""
+    recorded: list[Path] = []
+    left_out: dict[Path, str] = {}
     for manifest in sorted(runs.glob("*/seed*/run.json")):
         folder = manifest.parent
         if seeds and folder.name not in {f"seed{seed}" for seed in seeds}:
             continue
-        facts = json.loads(manifest.read_text())
-        if facts.get("status") != "finished":
-            unfinished.append(folder)
-            continue
+        facts, metrics = read_json(manifest), folder / "metrics.csv"
         target = results / folder.relative_to(runs)
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "metrics.csv", target / "metrics.csv")
-        facts.get("growth", {}).pop("history", None)
-        (target / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
-        recorded.append(target)
-    return recorded, unfinished
+        if facts.get("status") != "finished" or not isinstance(facts.get("config"), dict):
+            left_out[folder] = "not finished"
+        elif not metrics.is_file():
+            left_out[folder] = "its metrics.csv is missing"
+        elif other := _of_another_config(facts["config"], target):
+            left_out[folder] = other
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(metrics, target / "metrics.csv")
+            if isinstance(growth := facts.get("growth"), dict):
+                growth.pop("history", None)
+            write_atomic(target / "run.json", json.dumps(facts, indent=1).encode() + b"\n")
+            recorded.append(target)
+    return recorded, left_out
+
+
+def _of_another_config(config: dict[str, Any], target: Path) -> str:
+    """Why a run is not one more seed of those that are recorded of its arm."""
+    for there in sorted(target.parent.glob("seed*/run.json")):
+        known = read_json(there).get("config")
+        if there.parent == target or not isinstance(known, dict):
+            continue
+        keys = [key for key in differences(known, config) if key != "seed"]
+        if keys:
+            found = ", ".join(f"{key} is {config.get(key)!r} and there {known.get(key)!r}" for key in keys[:3])
+            return f"another config than {there.parent}: {found}"
+    return ""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,13 +66,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="default: all that there are")
     arguments = parser.parse_args(argv)
-    code = 1
+    code = 2
     for name in arguments.folders:
-        recorded, unfinished = record(arguments.runs / name, arguments.results / name, arguments.seeds)
+        try:
+            recorded, left_out = record(arguments.runs / name, arguments.results / name, arguments.seeds)
+        except OSError as error:
+            print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         for folder in recorded:
             print(f"recorded {folder}")
-        for folder in unfinished:
-            print(f"left out {folder}: not finished", file=sys.stderr)
+        for folder, why in left_out.items():
+            print(f"left out {folder}: {why}", file=sys.stderr)
         if recorded:
             code = 0
         else:
@@ -58,4 +85,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

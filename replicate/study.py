@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from experiments import Part, study
+from experiments.output import script
 from experiments.reading import YamlError
 from replicate.launch import add_launcher, check, start
 from replicate.runner import CONFIGS, Stage
@@ -77,4 +78,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

@@ -400,6 +400,8 @@ def _explain(error: Any, origin: dict[str, str], path: str) -> str:
     if error["type"] == "extra_forbidden":
         known = _keys()
         written = next((k for k in origin if k.startswith(f"{key}.")), key)  # of an unknown section: one of its keys
+        if written in known:  # of another kind of the section: data, whose name says which
+            return f"{where}: {written}: not a key of this {written.partition('.')[0]}.name; take it out"
         leaf = {k.rpartition(".")[2]: k for k in known}
         near = difflib.get_close_matches(written, known, 1, 0.6) or [
             leaf[m] for m in difflib.get_close_matches(written.rpartition(".")[2], leaf, 1, 0.6)

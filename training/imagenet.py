@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.output import script
 from training.data.imagenet.check import CLASSES, TRAIN_IMAGES, VAL_IMAGES, check
 from training.data.imagenet.layouts import sort_val
 from training.errors import DataError
@@ -67,4 +68,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

@@ -16,6 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from experiments.output import script
 from training.data.imagenet.resize import explained, resize
 from training.errors import DataError
 
@@ -51,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

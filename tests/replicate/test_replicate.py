@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from jobs import manifest
 
 import experiments
 from replicate import record
@@ -72,7 +74,7 @@ def test_record_copies_the_small_files_of_finished_runs_only(smoke, tmp_path, ca
     assert kept == facts
     assert not (tmp_path / "smoke" / "wider" / "seed9").exists()
     assert "wider/seed9: not finished" in capsys.readouterr().err
-    assert record.main(["none", "--runs", str(smoke), "--results", str(tmp_path)]) == 1
+    assert record.main(["none", "--runs", str(smoke), "--results", str(tmp_path)]) == 2
 
 
 def test_a_failed_stage_is_named_and_holds_up_only_its_students(smoke, tmp_path, capsys):
@@ -151,3 +153,23 @@ def test_the_figures_of_a_smoke_run_are_drawn(smoke, tmp_path):
     command = [sys.executable, "-m", "figures", str(smoke / "smoke"), "--out", str(tmp_path)]
     assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
     assert {f"fig{n}.{end}" for n in (4, 5, 6) for end in ("png", "pdf")} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_record_takes_no_seed_of_another_config(smoke, tmp_path, capsys):
+    """Else a figure's mean would be of two arms."""
+    runs = tmp_path / "runs"
+    for seed in (0, 1):
+        shutil.copytree(smoke / "smoke" / "wider" / "seed0", runs / "smoke" / "wider" / f"seed{seed}")
+    file = runs / "smoke" / "wider" / "seed1" / "run.json"
+    facts = json.loads(file.read_text())
+    facts["config"] |= {"seed": 1, "optimizer.lr": 0.5}
+    file.write_text(json.dumps(facts))
+    words = ["smoke", "--runs", str(runs), "--results", str(tmp_path / "results")]
+    assert record.main(words) == 0
+    assert "wider/seed1: another config than" in (said := capsys.readouterr().err)
+    assert "optimizer.lr is 0.5 and there " in said
+    assert not (tmp_path / "results" / "smoke" / "wider" / "seed1").exists()
+    facts["config"]["optimizer.lr"] = manifest(runs / "smoke" / "wider" / "seed0")["config"]["optimizer.lr"]
+    file.write_text(json.dumps(facts))
+    assert record.main(words) == 0
+    assert (tmp_path / "results" / "smoke" / "wider" / "seed1" / "run.json").exists()

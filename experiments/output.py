@@ -1,12 +1,12 @@
-"""Lines for whoever watches: where they cannot be written, the training goes on without them."""
+"""Lines for whoever watches: where they cannot be written, a script goes on without them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
 
 
 @contextlib.contextmanager
@@ -17,8 +17,22 @@ def unbreakable_output() -> Iterator[None]:
         out = _Unbreakable(sys.stdout or nowhere, "stdout")
         err = _Unbreakable(sys.stderr or nowhere, "stderr")
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            yield
-            out.flush()
+            try:
+                yield
+            finally:
+                out.flush()
+
+
+def script(main: Callable[..., int], *arguments: Any) -> NoReturn:
+    """Call a script's `main` and end with its exit code; a file that cannot be had is a sentence and 2."""
+    with unbreakable_output():
+        try:
+            code = main(*arguments)
+        except OSError as error:
+            name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+            print(f"{name}{error.strerror or error}", file=sys.stderr)
+            code = 2
+        sys.exit(code)
 
 
 class _Unbreakable:
@@ -51,7 +65,8 @@ class _Unbreakable:
             os.close(nowhere)
         if self._name != "stderr":
             why = getattr(error, "strerror", None) or error
-            print(f"train.py: cannot write to {self._name}: {why}; the run goes on without it", file=sys.stderr)
+            script = os.path.basename(sys.argv[0])
+            print(f"{script}: cannot write to {self._name}: {why}; the run goes on without it", file=sys.stderr)
 
 
 def _open_closed_descriptors() -> None:
