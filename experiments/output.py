@@ -10,12 +10,12 @@ from typing import Any, NoReturn, TextIO
 
 
 @contextlib.contextmanager
-def unbreakable_output() -> Iterator[None]:
-    """No line of output is worth failing for: the disk may be full, the pipe closed, the terminal gone."""
+def unbreakable_output(script: str) -> Iterator[None]:
+    """Of `script`. No line of output is worth failing for: the disk may be full, the pipe closed, the terminal gone."""
     _open_closed_descriptors()
     with open(os.devnull, "w") as nowhere:
-        out = _Unbreakable(sys.stdout or nowhere, "stdout")
-        err = _Unbreakable(sys.stderr or nowhere, "stderr")
+        out = _Unbreakable(sys.stdout or nowhere, "stdout", script)
+        err = _Unbreakable(sys.stderr or nowhere, "stderr", script)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 yield
@@ -25,7 +25,7 @@ def unbreakable_output() -> Iterator[None]:
 
 def script(main: Callable[..., int], *arguments: Any) -> NoReturn:
     """Call a script's `main` and end with its exit code; a file that cannot be had is a sentence and 2."""
-    with unbreakable_output():
+    with unbreakable_output(os.path.basename(sys.argv[0])):
         try:
             code = main(*arguments)
         except OSError as error:
@@ -38,8 +38,8 @@ def script(main: Callable[..., int], *arguments: Any) -> NoReturn:
 class _Unbreakable:
     """A text stream that drops what it cannot write, and says so once."""
 
-    def __init__(self, stream: TextIO, name: str):
-        self._stream, self._name = stream, name
+    def __init__(self, stream: TextIO, name: str, script: str):
+        self._stream, self._name, self._script = stream, name, script
 
     def write(self, text: str) -> int:
         try:
@@ -65,8 +65,7 @@ class _Unbreakable:
             os.close(nowhere)
         if self._name != "stderr":
             why = getattr(error, "strerror", None) or error
-            script = os.path.basename(sys.argv[0])
-            print(f"{script}: cannot write to {self._name}: {why}; the run goes on without it", file=sys.stderr)
+            print(f"{self._script}: cannot write to {self._name}: {why}; the run goes on without it", file=sys.stderr)
 
 
 def _open_closed_descriptors() -> None:
