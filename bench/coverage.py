@@ -3,7 +3,7 @@
     python bench/coverage.py                        # all of them, into results/coverage.csv; hours on two cores
     python bench/coverage.py --match 'resnet*' --out coverage_resnet.csv
     python bench/coverage.py --summary              # the totals of what is there
-    python bench/coverage.py --match 'test_*' --interface 2    # reset_classifier, forward_intermediates on students
+    python bench/coverage.py --heads                # timm's reset_classifier, ... on students, into results/heads.csv
     python bench/coverage.py --others               # the networks of bench/others.py, into results/others.csv
 
 One row per model and factor, written as it comes; what has its row is skipped, so that calling it again goes on, with a
@@ -46,6 +46,7 @@ HEAVY = [  # packages that take seconds to import
     *("open_clip", "torchxrayvision", "torch_geometric.nn", "stable_baselines3", "asteroid.models", "lightly.models"),
 ]
 FACTORS = (1.5, 2.0)
+HEADS_MOST = 6  # million parameters of a model whose methods are tried
 BATCH = 4  # two would make batch norm over a single position a division by next to nothing
 SMALL = 96  # pixels: enough for five halvings, where the architecture leaves the input size open
 LIMITS = {"float32": 1e-5, "float64": 1e-10}
@@ -266,31 +267,116 @@ def measure_other(name: str, pipe: Any, max_params: float) -> None:
     pipe.send([{key: value for key, value in each.items() if key in OTHERS} for each in rows])
 
 
-def interface(name: str, factor: float) -> str:
-    """Whether what timm's users do next works on a student: "works", or what does not."""
+def _tensor(found: Any) -> Any:
+    return found[-1] if isinstance(found, (tuple, list)) else found
+
+
+def _head(model: Any) -> Any:
+    """The first layer of a classifier; of a distilled network's two, the first one's."""
+    import torch
+
+    found = model.get_classifier()
+    found = found[0] if isinstance(found, (tuple, list)) else found
+    return next(m for m in found.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)))
+
+
+def _reset(model: Any, x: Any, classes: int) -> tuple:
+    model.reset_classifier(classes)
+    out = _tensor(model(x))
+    out.sum().backward()
+    return tuple(out.shape)
+
+
+# What users of timm do next, each as (what is found, what is expected) of a model and its input.
+HEADS: dict[str, Any] = {
+    "forward_features": lambda m, x: (bool(_tensor(m.forward_features(x)).isfinite().all()), True),
+    "num_features": lambda m, x: (m.num_features in _tensor(m.forward_features(x)).shape, True),
+    "head_hidden_size": lambda m, x: (
+        m.forward_head(m.forward_features(x), pre_logits=True).shape[1],
+        m.head_hidden_size,
+    ),
+    "get_classifier": lambda m, x: (_head(m).weight.shape[1], m.head_hidden_size),
+    "forward_intermediates": lambda m, x: (
+        [_tensor(y).shape[1] for y in m.forward_intermediates(x, intermediates_only=True)],
+        [info["num_chs"] for info in m.feature_info],
+    ),
+    "reset_classifier": lambda m, x: (_reset(m, x, 7), (len(x), 7)),
+    "no_classifier": lambda m, x: (_reset(m, x, 0), (len(x), m.head_hidden_size)),
+}
+HEADS_TABLE = ("model", "family", "input", "params_m", "factor", "params_after_m", *HEADS, "seconds", "reason")
+
+
+def tried(check: str, model: Any, x: Any) -> str:
+    """Whether a model does as timm promises: "yes", or what it does instead."""
+    try:
+        found, expected = HEADS[check](copy.deepcopy(model), x)
+    except Exception as error:  # whatever a model's own code raises is the finding
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return "yes" if found == expected else f"{found} for {expected}"
+
+
+def measure_heads(name: str, pipe: Any, max_params: float) -> None:
+    """Send one row per factor: what works on a student, of what works on its teacher (else the cell is empty)."""
     import torch
 
     import net2net
 
-    model = build(name, "cpu").eval()
-    x = torch.randn(1, *inputs(model, name)[:2][-1])
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    row: dict[str, Any] = {"model": name}
+    rows = []
     try:
-        student = net2net.widen(model, x, factor, verify=False)
-    except net2net.GrowthError as error:
-        return f"refused: {' '.join(str(error).split())[:120]}"
-    try:
-        with torch.no_grad():
-            student.forward_features(x)
-            if hasattr(student, "forward_intermediates"):
-                maps = student.forward_intermediates(x, intermediates_only=True)
-                wide, said = [m.shape[1] for m in maps], [info["num_chs"] for info in student.feature_info]
-                if wide != said and len(wide) == len(said):
-                    return f"feature_info says {said} of {wide}"
-            student.reset_classifier(7)
-            shape = tuple(student(x).shape)
-    except Exception as error:  # whatever a model's own code raises is the finding
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    return "works" if shape == (1, 7) else f"the new head returns {shape}"
+        model = build(name, "cpu").eval()
+        row["family"] = type(model).__module__.rpartition(".")[2]
+        before = sum(p.numel() for p in model.parameters())
+        row["params_m"] = f"{before / 1e6:.2f}"
+        for shape in inputs(model, name):
+            x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+            with contextlib.suppress(Exception), torch.no_grad():  # too small for this architecture
+                model(x)
+                break
+        row["input"] = "x".join(map(str, shape))
+        randomise(model, x)
+        promised = [check for check in HEADS if tried(check, model, x) == "yes"]
+        for factor in FACTORS:
+            start = time.monotonic()
+            try:
+                student = net2net.widen(model, x, factor)
+            except net2net.GrowthError as error:
+                rows.append({**row, "factor": factor, "reason": f"refused: {' '.join(str(error).split())[:200]}"})
+                continue
+            after = f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f}"
+            found = {check: tried(check, student, x) for check in promised}
+            seconds = f"{time.monotonic() - start:.2f}"
+            rows.append({**row, "factor": factor, "params_after_m": after, **found, "seconds": seconds})
+    except Exception as error:
+        rows.append({**row, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+    pipe.send(rows)
+
+
+def head_names() -> list[str]:
+    """The smallest model of each of timm's families in results/coverage.csv, if it is small."""
+    smallest: dict[str, tuple[float, str]] = {}
+    for row in table(Path("results", "coverage.csv")):
+        if row["model"].startswith("timm:") and row["params_m"]:
+            size = (float(row["params_m"]), row["model"])
+            smallest[row["family"]] = min(size, smallest.get(row["family"], size))
+    return [name for size, name in smallest.values() if size <= HEADS_MOST]
+
+
+def heads_summary(path: Path) -> str:
+    """The table of docs/coverage.md: of how many families' students each of timm's methods works."""
+    rows = table(path)
+    families: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        if row["params_after_m"]:
+            families.setdefault(row["family"], []).append(row)
+    lines = ["| | families | works on their students |", "|---|---|---|"]
+    for check in HEADS:
+        its = [rows for rows in families.values() if any(row[check] for row in rows)]
+        right = sum(all(row[check] in ("", "yes") for row in rows) for rows in its)
+        lines.append(f"| `{check}` | {len(its)} | {right} |")
+    return "\n".join(lines)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -350,37 +436,44 @@ def preserved(row: dict[str, str]) -> bool:
     return all(float(row[key]) <= LIMITS[row["dtype"]] for key in ("error_eval", "error_train"))
 
 
+def _said(row: dict[str, str]) -> str:
+    """What does not work on a student."""
+    return "; ".join(f"{check}: {row[check]}" for check in HEADS if row.get(check, "yes") != "yes") or "works"
+
+
+TABLES: dict[str, tuple] = {
+    "coverage": (COLUMNS, measure, names, summary),
+    "others": (OTHERS, measure_other, other_names, others_summary),
+    "heads": (HEADS_TABLE, measure_heads, head_names, heads_summary),
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--match", default="*", help="a glob over names such as timm:resnet18 or resnet18")
     parser.add_argument("--others", action="store_true", help="networks of other packages, see bench/others.py")
-    parser.add_argument("--out", type=Path, help="the table (default: results/coverage.csv, or others.csv)")
+    parser.add_argument("--out", type=Path, help="the table (default: results/coverage.csv, or others.csv, heads.csv)")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--max-params", type=float, default=100, help="no numbers for larger models (millions)")
     parser.add_argument("--timeout", type=float, default=300, help="seconds a model may take")
     parser.add_argument("--summary", action="store_true", help="print the totals of --out, run nothing")
-    parser.add_argument("--interface", type=float, metavar="FACTOR", help="try timm's own methods on students instead")
+    parser.add_argument("--heads", action="store_true", help="timm's own methods on students, one model per family")
     arguments = parser.parse_args(argv)
-    if arguments.out is None:
-        arguments.out = Path("results", "others.csv" if arguments.others else "coverage.csv")
-    columns, work, every = (OTHERS, measure_other, other_names) if arguments.others else (COLUMNS, measure, names)
-    if arguments.interface:
-        found: dict[str, int] = {}
-        for name in fnmatch.filter((n.partition(":")[2] for n in names() if n.startswith("timm:")), arguments.match):
-            outcome = interface(f"timm:{name}", arguments.interface)
-            found[outcome.partition(":")[0]] = found.get(outcome.partition(":")[0], 0) + 1
-            print(f"{name}: {outcome}", flush=True)
-        print(found)
-        return 0
+    kind = "others" if arguments.others else "heads" if arguments.heads else "coverage"
+    columns, work, every, total = TABLES[kind]
+    arguments.out = arguments.out or Path("results", f"{kind}.csv")
     if arguments.summary:
-        print((others_summary if arguments.others else summary)(arguments.out))
+        print(total(arguments.out))
         return 0
     done = set()
     if arguments.out.exists():
         done = {
             row["model"]
             for row in table(arguments.out)
-            if row["dtype"] or row["grew"] in ("", "0") or float(row["params_m"]) > arguments.max_params
+            if kind == "heads"
+            or row["dtype"]
+            or row["grew"] in ("", "0")
+            or float(row["params_m"]) > arguments.max_params
         }
     todo = [
         n
@@ -422,7 +515,7 @@ def main(argv: list[str] | None = None) -> int:
                     running.remove(entry)
                     writer.writerows(rows)
                     file.flush()
-                    outcome = [r.get("error_train") or r.get("reason", "") for r in rows]
+                    outcome = [r.get("error_train") or r.get("reason") or _said(r) for r in rows]
                     print(f"{len(todo) + len(running)} left; {name}: {outcome}", flush=True)
     rows = table(arguments.out)
     temporary = arguments.out.with_suffix(".tmp")
@@ -431,7 +524,7 @@ def main(argv: list[str] | None = None) -> int:
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(arguments.out)
-    print((others_summary if arguments.others else summary)(arguments.out))
+    print(total(arguments.out))
     return 0
 
 

@@ -168,7 +168,7 @@ class _Evidence:
             for dim, axis in enumerate(axes):
                 side = "in" if (name, dim) in trace.contracted else "out" if (name, dim) in trace.outputs else "own"
                 self._note(owner, side, axis)
-        for side, values in (("in", trace.entries), ("out", trace.sites)):
+        for side, values in (("in", trace.entries), ("out", trace.sites), ("out", trace.several)):
             for name, calls in values.items():
                 for value in calls:
                     for size, axis in zip(value.tensor.shape, value.axes, strict=True) if value is not None else ():

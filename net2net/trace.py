@@ -51,10 +51,10 @@ class Trace(Recording):
 
     After construction: `axes[name]` are the axes of each parameter and buffer; `outputs` the (name, dim) along which a
     weight makes channels; `contracted` those along which it sums over them; `sites[name]` the value that each
-    call of a module returned, `entries[name]` the first tensor that it was given; `calls` what the forward pass did in
-    evaluation mode, operation by operation, `training_calls` in training mode (the very same if no code of the model
-    asks for its mode; None if that does not run on the meta device); `model` the model, and `skeleton` a copy of it
-    whose parameters and buffers are on the meta device;
+    call of a module returned, `several[name]` those of one that returns several, `entries[name]` the first tensor that
+    it was given; `calls` what the forward pass did in evaluation mode, operation by operation, `training_calls` in
+    training mode (the very same if no code of the model asks for its mode; None if that does not run on the meta
+    device); `model` the model, and `skeleton` a copy of it whose parameters and buffers are on the meta device;
     `scales` of weights under weight normalisation the name of g, with that of v and the dimension that keeps a norm;
     `standardised` the weights that are standardised, filter by filter, with the correction of their variance (None:
     it is not used);
@@ -94,6 +94,7 @@ class Trace(Recording):
         self.contracted: set[tuple[str, int]] = set()
         self.sites: dict[str, list[Value | None]] = {}
         self.entries: dict[str, list[Value | None]] = {}
+        self.several: dict[str, list[Value]] = {}
         self.attributes: list[tuple[str, str, Axis]] = []
         self.uniform: dict[Space, list[Space]] = {}
         self._together: list[tuple[Axis, str]] = []
@@ -179,6 +180,9 @@ class Trace(Recording):
         if id(module) in self.modules:
             value = self._values.get(id(output)) if isinstance(output, torch.Tensor) else None
             self.sites.setdefault(name, []).append(value)
+            if isinstance(output, (tuple, list, dict)):
+                values = [self._values.get(id(leaf)) for leaf in pytree.tree_leaves(output)]
+                self.several.setdefault(name, []).extend(value for value in values if value is not None)
 
     def _return(self, output: Any) -> None:
         """Forbid the network's output to grow."""

@@ -218,6 +218,40 @@ def test_integers_that_modules_keep_of_their_widths_follow(randomise):
     assert (model.dims, model.info[0]["num_chs"], model.num_features) == ((8, 20), 8, 8)
 
 
+PACKED = {
+    "a tuple": (lambda x: (x, x.mean(1, keepdim=True)), lambda found: found[0]),
+    "a list": (lambda x: [x.mean(1, keepdim=True), x], lambda found: found[1]),
+    "a dict": (lambda x: {"tokens": {"x": x}}, lambda found: found["tokens"]["x"]),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_integers_about_a_module_that_returns_several_tensors_follow(kind, randomise):
+    """What the root keeps of its stages, as PiT does, whose stages return tokens beside the image."""
+    pack, unpack = PACKED[kind]
+
+    class Stage(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU())
+
+        def forward(self, x):
+            return pack(self.layers(x))
+
+    class Stages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.feature_info = [{"num_chs": 8, "module": "first"}, {"num_chs": 20, "module": "second"}]
+            self.first, self.second, self.head = Stage(6, 8), Stage(8, 20), nn.Linear(20, 5)
+
+        def forward(self, x):
+            return self.head(unpack(self.second(unpack(self.first(x)))))
+
+    student = net2net.widen(randomise(Stages()), torch.randn(3, 6), 2)
+    assert [info["num_chs"] for info in student.feature_info] == [16, 40]
+    assert not net2net.history(student)[0].get("unclear")
+
+
 @pytest.mark.parametrize(
     "path", ["num_features", "info.1.num_chs", "info.0", "config.missing", "forward", "config.__class__"]
 )

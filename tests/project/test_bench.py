@@ -37,12 +37,22 @@ def test_coverage_measures_a_model_and_says_why_another_was_not_tried(monkeypatc
     assert "no_such_model" in broken[0]["reason"]
 
 
-def test_coverage_tries_what_users_of_timm_do_next(capsys, monkeypatch):
-    coverage = script("coverage")
-    assert coverage.main(["--match", "test_byobnet", "--interface", "1.5"]) == 0
-    assert capsys.readouterr().out == "test_byobnet: works\n{'works': 1}\n"
+def test_coverage_tries_what_users_of_timm_do_next(monkeypatch):
+    coverage, rows = script("coverage"), Sent()
+    coverage.measure_heads("timm:test_byobnet", rows, max_params=100)
+    assert [row["factor"] for row in rows] == [1.5, 2.0]
+    assert all(row[check] == "yes" for row in rows for check in coverage.HEADS)
     monkeypatch.setattr("net2net.growth.Growth.noting", lambda growth, numbers, unclear: growth)  # nothing follows
-    assert coverage.interface("timm:test_byobnet", 1.5).startswith("feature_info says")
+    broken = Sent()
+    coverage.measure_heads("timm:test_byobnet", broken, max_params=100)
+    assert all(broken[0][check] != "yes" for check in ("num_features", "forward_intermediates", "reset_classifier"))
+    assert "num_features: False for True" in coverage._said(broken[0])
+
+
+def test_the_docs_say_of_how_many_families_students_timms_methods_work():
+    coverage = script("coverage")
+    assert coverage.heads_summary(ROOT / "results" / "heads.csv") in COVERAGE
+    assert len({row["family"] for row in coverage.table(ROOT / "results" / "heads.csv") if row["params_after_m"]}) >= 30
 
 
 def test_a_student_that_moved_would_count_as_such():
