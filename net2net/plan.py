@@ -372,7 +372,7 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
                 f"widths names {module!r}, which makes no channels; layers that do: {', '.join(near[:8])}{rest}"
             )
         name, dim = made[module]
-        axis = resolve(trace.axes[name][dim] or ())
+        axis = trace.made(name, dim)
         if isinstance(width, bool) or not isinstance(width, int):
             raise GrowthError(f"the width of {module!r} must be a whole number of channels, got {width!r}")
         current = sum(space.width * repeat for space, repeat in axis)

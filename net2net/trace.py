@@ -102,6 +102,7 @@ class Trace(Recording):
         self.scales: dict[str, tuple[str, int]] = {}
         self.standardised: dict[str, int | None] = {}
         self._filters: dict[int, Filters] = {}  # what is computed from parameters, filter by filter, by ids
+        self._times: dict[str, int] = {}
         self._plain: set[str] = set()  # weights that some layer reads as they are
         self._used: set[str] = set()  # parameters and buffers that some operation read
         self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
@@ -345,6 +346,14 @@ class Trace(Recording):
                 fix(axis, "they are kernel taps")
         return axes
 
+    def makes(self, weight: torch.Tensor, times: int) -> None:
+        """Note that a weight makes so many channels for each of its positions along the dimension that makes them."""
+        self._times[self._named(weight) or ""] = times
+
+    def made(self, name: str, dim: int) -> Axis:
+        """The channels that a weight makes along a dimension."""
+        return resolve(self.axes[name][dim] or ()) * self._times.get(name, 1)
+
     def factor(self, call: Call, tensor: torch.Tensor, outputs: list[int], contracted: list[int]) -> list[Axis | None]:
         """The same for one with any number of either."""
         name = self._named(tensor) or ""
@@ -400,7 +409,7 @@ class Trace(Recording):
         found: dict[Space, int] = {}
         for name, dim in self.outputs:
             own: dict[Space, int] = {}
-            for space, repeat in resolve(self.axes[name][dim] or ()):
+            for space, repeat in self.made(name, dim):
                 own[space] = own.get(space, 0) + repeat
             for space, repeat in own.items():
                 found.setdefault(space, repeat)

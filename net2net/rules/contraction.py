@@ -52,8 +52,6 @@ def convolution(trace: Trace, call: Call) -> list[Axis | None]:
         fix(axis, f"{call.where} slides along them")
     if groups == 1:
         out = _layer(trace, call, *((1, 0) if transposed else (0, 1)), channels)
-    elif transposed and weight.shape[:1] != (groups,):
-        out = opaque(trace, call)
     else:
         out = _grouped(trace, call, groups, channels)
     return [axis if dim <= channels else None for dim, axis in enumerate(out)]
@@ -63,8 +61,9 @@ def _grouped(trace: Trace, call: Call, groups: int, channels: int) -> list[Axis 
     """A convolution in groups. Depthwise, it grows by more groups; else every group grows alike, by one shared map."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
     transposed = call.name.startswith("conv_transpose")
+    depthwise = weight.shape[0] == groups if transposed else weight.shape[1] == 1
     if trace.is_parameter(weight):
-        w = trace.weight(call, weight, 0, 1)
+        w = trace.weight(call, weight, *((1, 0) if transposed and not depthwise else (0, 1)))
     elif weight.shape[1] == 1 and not transposed:  # a filter for each channel, e.g. the same one, spread over all
         w = trace.computed_weight(weight, 0, call.where)
     else:
@@ -72,11 +71,19 @@ def _grouped(trace: Trace, call: Call, groups: int, channels: int) -> list[Axis 
     axes = trace.axes_of(x)
     reason = f"the grouped convolution {call.where} reads them in a way that cannot follow"
     made = w[0]
-    if transposed:  # [groups, multiplier, ...]
+    if transposed and depthwise:  # [groups, multiplier, ...]
         fix(w[1], "each group of a depthwise convolution reads a single channel")
         tie(w[0], axes[channels], reason)
         made = tuple((space, repeat * weight.shape[1]) for space, repeat in w[0])
-    elif weight.shape[1] == 1:
+        trace.makes(weight, weight.shape[1])
+    elif transposed:  # [inputs, outputs of a group, ...]
+        tie(w[0], axes[channels], reason)
+        first, *others = cut(w[0], [weight.shape[0] // groups] * groups, reason)
+        for other in others:
+            tie(first, other, reason)
+        made = (w[1] or ()) * groups
+        trace.makes(weight, groups)
+    elif depthwise:
         fix(w[1], "each group of a depthwise convolution reads a single channel")
         multiplier = weight.shape[0] // groups
         if axes[channels] is None:

@@ -53,6 +53,10 @@ def in_groups(groups):
     return between(lambda m, h: m.grouped(h), 12, grouped=conv(8, 12, groups=groups))
 
 
+def transposed_in_groups(groups):
+    return between(lambda m, h: m.grouped(h), 12, grouped=nn.ConvTranspose2d(8, 12, 2, stride=2, groups=groups))
+
+
 def groups_of_groups():
     """4 groups after 2 after 3 of what an addition ties: the finest partition of all."""
 
@@ -136,6 +140,11 @@ GROWS = {
     "2 groups": lambda: in_groups(2),
     "4 groups": lambda: in_groups(4),
     "groups of groups": groups_of_groups,
+    "2 groups, transposed": lambda: transposed_in_groups(2),
+    "4 groups, transposed": lambda: transposed_in_groups(4),
+    "groups after transposed groups": lambda: between(
+        lambda m, h: m.b(m.a(h)), a=nn.ConvTranspose2d(8, 12, 3, padding=1, groups=2), b=conv(12, 8, groups=4)
+    ),
     "resnext": resnext,
     "squeeze and excite": squeeze_and_excite,
     "split attention": split_attention,
@@ -593,6 +602,18 @@ def test_a_layer_under_spectral_norm_stays_and_the_rest_grows(wrap, training, ra
     assert all(reasons[name].startswith("'mv' in module 'sn") for name in ("make", "sn"))
     own = {name: tensor for name, tensor in teacher.state_dict().items() if name.startswith("sn")}
     assert all(torch.equal(tensor, student.state_dict()[name]) for name, tensor in own.items())
+    certify(teacher, student, x)
+
+
+@pytest.mark.parametrize(("groups", "asked"), [(1, 18), (2, 18), (4, 20), (8, 24)])
+def test_transposed_convolutions_take_widths_in_channels(groups, asked, randomise):
+    layer = nn.ConvTranspose2d(8, 16 if groups == 8 else 12, 2, stride=2, groups=groups)
+    net = between(lambda m, h: m.up(h), layer.out_channels, up=layer)
+    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    rows = {row.made_by[-1]: row.width for row in explain(teacher, x).spaces}
+    assert rows["up"] == (8 if groups == 8 else 12)  # depthwise, they are those of the first layer that makes them
+    student = widen(teacher, x, widths={"up": asked})
+    assert student.up.out_channels == student.read.in_channels == asked
     certify(teacher, student, x)
 
 
