@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from net2net import GrowthError, UnsupportedOperation, explain, history, random_pad, widen
 
@@ -599,6 +600,43 @@ def test_students_grow_again(randomise, drawn, first, second, seed):
         again, _ = attempt(widen, student, x, second, seed=seed, verify=False)
         if again is not None:
             assert parameters(again) > parameters(student)
+            certify(teacher, again, x)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution of which each filter has mean 0 and deviation 1."""
+
+    def forward(self, h):
+        var, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
+        weight = (self.weight - mean) * (var + 1e-4).rsqrt()
+        return F.conv2d(h, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def standardised(layer):
+    layer.__class__ = Standardised if type(layer) is nn.Conv2d else type(layer)
+
+
+COMPUTED = {
+    "as it is": lambda layer: None,
+    "weight norm": weight_norm,
+    "along the inputs": lambda layer: weight_norm(layer, dim=1),
+    "one norm for all": lambda layer: weight_norm(layer, dim=None),
+    "standardised": standardised,
+}
+
+
+@fuzz(25)
+@given(graphs(), factors, factors, st.lists(st.sampled_from(sorted(COMPUTED)), min_size=12, max_size=12), seeds)
+def test_weights_that_are_computed_grow_and_grow_again(randomise, drawn, first, second, kinds, seed):
+    teacher, x = build(drawn, randomise)
+    layers = [m for m in teacher.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) or type(m) is nn.Linear]
+    for layer, kind in zip(layers, kinds, strict=False):
+        COMPUTED[kind](layer)
+    student, _ = attempt(widen, teacher, x, first, seed=seed, verify=False)
+    if student is not None:
+        certify(teacher, student, x)
+        again, _ = attempt(widen, student, x, second, seed=seed, verify=False)
+        if again is not None:
             certify(teacher, again, x)
 
 
