@@ -192,15 +192,19 @@ def _small(stages: list[Stage]) -> bool:
 
 def _state(stage: Stage) -> str:
     if stage.finished:
-        return stage.emptied or "finished"
+        return "finished"
+    if stage.emptied:
+        return f"refused, {stage.emptied}: put it back, or remove the folder"
     manifest = stage.manifest()
     if manifest.get("status") == "finished":
         return f"refused, its folder holds a run of another config: {_other(manifest, stage)}"
     if stage.locked:
         return f"running, step {stage.step}"
+    failed = stage.noted().get("failed") or (manifest.get("status") == "failed" and manifest.get("error"))
+    again = f", failed before: {failed}" if failed else ""
     if stage.step:
-        return f"to go on at step {stage.step}"
-    return "to run" + (f" after {stage.teacher}" if stage.teacher else "")
+        return f"to go on at step {stage.step}{again}"
+    return "to run" + (f" after {stage.teacher}" if stage.teacher else "") + again
 
 
 def _other(manifest: dict, stage: Stage) -> str:

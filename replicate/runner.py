@@ -82,14 +82,18 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        manifest = self.manifest()
-        return manifest.get("status") == "finished" and not differences(manifest["config"], flatten(self.config))
+        return self._said_to_be_finished and (self.folder / "metrics.csv").exists()
 
     @property
     def emptied(self) -> str:
         """What a run that is said to be finished lacks, in words; empty if nothing."""
-        gone = not (self.folder / "metrics.csv").exists()
+        gone = self._said_to_be_finished and not (self.folder / "metrics.csv").exists()
         return "its run.json says finished, and its metrics.csv is gone" if gone else ""
+
+    @property
+    def _said_to_be_finished(self) -> bool:
+        manifest = self.manifest()
+        return manifest.get("status") == "finished" and not differences(manifest["config"], flatten(self.config))
 
     @property
     def step(self) -> int:

@@ -46,8 +46,8 @@ def states(stages: list[Stage], queue: dict[str, Queued] | None) -> dict[str, St
 
 def _state(stage: Stage, queued: Queued | None, asked: bool, teacher: State | None) -> State:
     manifest, noted = stage.manifest(), stage.noted()
-    if stage.finished and stage.emptied:
-        return State("failed", f"{stage.emptied}: python -m replicate clean")
+    if stage.emptied:
+        return State("failed", f"{stage.emptied}: put it back, or remove the folder")
     if stage.finished:
         result = manifest["result"]
         return State("done", f"validation accuracy {result['val_top1']:.2%}, {duration(result['wall_s'])}")

@@ -122,6 +122,11 @@ class RunFolder:
                 f"(fingerprint {config_id(theirs)}, this one's is {config_id(mine)}), "
                 "choose another folder with --out, or move that one away"
             )
+        if manifest.get("status") == "finished" and not (self.folder / "metrics.csv").exists():
+            raise RunError(
+                f"{self.folder}: its run.json says finished, and its metrics.csv is gone: put it back, or remove the "
+                "folder to train anew"
+            )
         return manifest
 
     @property

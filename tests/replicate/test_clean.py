@@ -78,7 +78,9 @@ def test_plan_status_and_figures_agree(runs, capsys):
         assert ("finished" in text.replace("says finished", "")) == (kind == "finished"), text
         assert ("running" in text) == (KINDS[kind][0] == "running"), text
     assert "refused, its folder holds a run of another config: optimizer.lr" in planned["another config"]
-    assert "metrics.csv is gone" in planned["half-deleted"]
+    assert "refused, its run.json says finished, and its metrics.csv is gone" in planned["half-deleted"]
+    for kind, text in planned.items():
+        assert ("failed before: " in text) == (kind == "failed"), (kind, text)
     drawn = read_seeds(root / "smoke" / "standard")
     assert {seed for seed, run in drawn.items() if run.finished} == {
         stages[kind].config.seed for kind in ("finished", "another config")

@@ -735,3 +735,13 @@ def test_the_teacher_was_stopped_in_its_last_evaluation(tmp_path, capsys):
 
 def asked_at_the_end(rank):
     in_evaluation(rank, 0, signal.SIGTERM)
+
+
+def test_a_finished_run_without_its_metrics_is_not_taken_for_finished(tmp_path):
+    out = finish("standard", tmp_path / "run")
+    (out / "metrics.csv").rename(tmp_path / "kept.csv")
+    again = Job("standard", out)
+    assert again.wait() == [2]
+    assert "its run.json says finished, and its metrics.csv is gone: put it back" in again.errors()[0]
+    (tmp_path / "kept.csv").rename(out / "metrics.csv")
+    assert Job("standard", out).wait() == [0]
