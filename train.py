@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: F
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/<scale>/<arm>/seed<k>)")
     arguments = parser.parse_args(argv)
 
-    with unbreakable_output("train.py"), StopSignals(orphaned) as stop:
+    with unbreakable_output("train.py", runs_on=True), StopSignals(orphaned) as stop:
         try:
             overrides = arguments.set + ([f"seed={arguments.seed}"] if arguments.seed is not None else [])
             config = load(arguments.config, overrides)

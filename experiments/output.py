@@ -10,12 +10,15 @@ from typing import Any, NoReturn, TextIO
 
 
 @contextlib.contextmanager
-def unbreakable_output(script: str) -> Iterator[None]:
-    """Of `script`. No line of output is worth failing for: the disk may be full, the pipe closed, the terminal gone."""
+def unbreakable_output(script: str, runs_on: bool = False) -> Iterator[None]:
+    """No line of output is worth failing for: the disk may be full, the pipe closed, the terminal gone.
+
+    `runs_on`: the script has more to do than to print.
+    """
     _open_closed_descriptors()
     with open(os.devnull, "w") as nowhere:
-        out = _Unbreakable(sys.stdout or nowhere, "stdout", script)
-        err = _Unbreakable(sys.stderr or nowhere, "stderr", script)
+        out = _Unbreakable(sys.stdout or nowhere, "stdout", script, runs_on)
+        err = _Unbreakable(sys.stderr or nowhere, "stderr", script, runs_on)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 yield
@@ -38,8 +41,8 @@ def script(main: Callable[..., int], *arguments: Any) -> NoReturn:
 class _Unbreakable:
     """A text stream that drops what it cannot write, and says so once."""
 
-    def __init__(self, stream: TextIO, name: str, script: str):
-        self._stream, self._name, self._script = stream, name, script
+    def __init__(self, stream: TextIO, name: str, script: str, runs_on: bool):
+        self._stream, self._name, self._script, self._runs_on = stream, name, script, runs_on
 
     def write(self, text: str) -> int:
         try:
@@ -63,7 +66,8 @@ class _Unbreakable:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-        if self._name != "stderr":
+        enough = isinstance(error, BrokenPipeError) and not self._runs_on  # of `status | head`, which has read it
+        if self._name != "stderr" and not enough:
             why = getattr(error, "strerror", None) or error
             print(f"{self._script}: cannot write to {self._name}: {why}; the run goes on without it", file=sys.stderr)
 
