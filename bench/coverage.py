@@ -481,6 +481,7 @@ def main(argv: list[str] | None = None) -> int:
         if n not in done
         and (fnmatch.fnmatch(n, arguments.match) or fnmatch.fnmatch(n.partition(":")[2], arguments.match))
     ]
+    said = _said if kind == "heads" else (lambda row: "grows" if row.get("grew") else "")
     random.Random(0).shuffle(todo)  # an unfinished table is then a sample
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY if arguments.others else ["timm", "torchvision", "net2net"])
@@ -515,7 +516,7 @@ def main(argv: list[str] | None = None) -> int:
                     running.remove(entry)
                     writer.writerows(rows)
                     file.flush()
-                    outcome = [r.get("error_train") or r.get("reason") or _said(r) for r in rows]
+                    outcome = [r.get("error_train") or r.get("reason") or said(r) for r in rows]
                     print(f"{len(todo) + len(running)} left; {name}: {outcome}", flush=True)
     rows = table(arguments.out)
     temporary = arguments.out.with_suffix(".tmp")

@@ -150,7 +150,7 @@ class Growth:
         """
 
         def make(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            if divided and name in self.standardised:
+            if divided and name in self.standardised and not tensor.is_meta:
                 return self._levelled(name, tensor.detach(), seed)
             return _copied(tensor.detach(), self.axes(name), self._shared(name) if divided else ())
 
