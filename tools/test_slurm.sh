@@ -71,6 +71,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
+KillWait=3
 SlurmdParameters=config_overrides
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN)
 PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
@@ -91,3 +92,4 @@ for _ in $(seq 100); do [ "$(sinfo -h -o %t 2>/dev/null)" = idle ] && break; sle
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX="$work/pycache" PYTHONPATH="$PWD"
 "$PYTHON" tests/slurm/drive.py "$work" || fail "failed"
+"$PYTHON" tests/slurm/shared.py "$work" || fail "failed"

@@ -4,96 +4,17 @@ same metrics as on this machine. tools/test_slurm.sh starts the Slurm and calls 
 python tests/slurm/drive.py FOLDER
 """
 
-import csv
-import json
 import os
-import re
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
+
+from cluster import ROOT, Replication, check, run, say, submitted, wait
 
 import experiments
 
-ROOT = Path(__file__).resolve().parents[2]
 TEACHER_STEPS = 120  # long enough to be interrupted
 STAGES = [f"{arm}/seed0" for arm in experiments.arms("fig4")] + ["teacher_narrow/seed1", "wider/seed1"]
-BEGAN = time.monotonic()
-
-
-def say(text):
-    print(f"[{time.monotonic() - BEGAN:5.1f} s] {text}", flush=True)
-
-
-def run(*command, code=0):
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
-    if done.returncode != code:
-        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-def check(truth, what):
-    if not truth:
-        raise SystemExit(f"FAILED: {what}\n{run('squeue', '--array')}")
-    say(f"ok: {what}")
-
-
-def wait(condition, what, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"FAILED: waited {seconds} s for: {what}\n{run('squeue', '--array')}\n{table()}")
-        time.sleep(0.2)
-    say(what)
-
-
-class Replication:
-    """One folder of runs, and the scripts called on it."""
-
-    def __init__(self, runs, configs):
-        self.runs, self.where = runs / "smoke", ("--scale", "smoke", "--runs", str(runs), "--configs", str(configs))
-
-    def fig4(self, *arguments, code=0):
-        return run(sys.executable, "replicate/fig4.py", *self.where, *arguments, code=code)
-
-    def pair(self, *arguments):
-        """The narrow teacher and its wider student alone."""
-        text = "import sys; from replicate.launch import main; sys.exit(main('', ('teacher_narrow', 'wider')))"
-        return run(sys.executable, "-c", text, *self.where, *arguments)
-
-    def status(self):
-        """{stage: (state, text)} as printed."""
-        rows = run(sys.executable, "-m", "replicate", "status", *self.where).splitlines()[1:-1]
-        columns = [[*re.split(r"\s{2,}", row.strip(), maxsplit=3), ""] for row in rows]
-        return {row[1]: (row[2], row[3]) for row in columns}
-
-    def json(self, stage, name):
-        path = self.runs / stage / name
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    def on_its_way(self, stage):
-        """Whether the attempt that runs now has made steps; cheaper than a call of `status`."""
-        progress, started = self.runs / stage / "progress.json", self.json(stage, "job.json").get("started")
-        return bool(started) and progress.exists() and progress.stat().st_mtime > started
-
-    def metrics(self, stage):
-        with (self.runs / stage / "metrics.csv").open() as lines:
-            return [{k: v for k, v in row.items() if k != "wall_s"} for row in csv.DictReader(lines)]
-
-    def step(self, stage):
-        path = self.runs / stage / "metrics.csv"
-        return int(self.metrics(stage)[-1]["step"]) if path.exists() else -1
-
-
-def table():
-    return "\n".join(f"{name}: {state}: {text}" for name, (state, text) in slurm.status().items())
-
-
-def submitted(output):
-    """{stage: (job, dependency)} from what the script said."""
-    return {m[1]: (m[2], m[3] or "") for m in re.finditer(r"^(\S+): job (\S+?)(?:, (\S+))?$", output, re.MULTILINE)}
-
 
 folder = Path(sys.argv[1])
 configs = folder / "configs"
