@@ -84,7 +84,7 @@ def death_between_evaluations():
     run("scontrol", "requeue", job)
     wait(lambda: there.json("teacher_narrow/seed0", "run.json").get("status") == "finished", "it is finished")
     local = Replication(folder / "lives", folder / "configs-rarely", "rarely")
-    local.arms("teacher_narrow", arguments=("--jobs", "1"))
+    local.arms("teacher_narrow", arguments=("--jobs", str(os.cpu_count())))  # one thread each, as the job has
     check(
         there.metrics("teacher_narrow/seed0") == local.metrics("teacher_narrow/seed0"),
         "it ends as one that never died",
