@@ -329,8 +329,8 @@ def check_optimizer_grows(day: Day) -> dict[str, Any]:
     return {"tensors": sum(len(state) for state in grown.state.values())}
 
 
-def _steps(day: Day, *overrides: str) -> tuple[TrainStep, Any]:
-    config = day.config("standard", *overrides)
+def _steps(day: Day, *overrides: str, arm: str = "standard") -> tuple[TrainStep, Any]:
+    config = day.config(arm, *overrides)
     data = open_data(config, day.device)
     torch.manual_seed(0)
     model = build(config.model, config.data).to(day.device, memory_format=torch.channels_last)
@@ -353,12 +353,11 @@ def check_a_step_waits_for_nothing(day: Day) -> dict[str, Any]:
     """CUDA raises where the host would wait for it."""
     step, data = _steps(day, "training.compile=false", "optimizer.clip_norm=2.0")
     batches = data.stream(0)
-    for number in range(WARM_UP + 2):  # the last of them is replayed
-        step(number, batches)
+    step(0, batches)
     if day.session.cuda:
         torch.cuda.set_sync_debug_mode("error")
     try:
-        for number in range(3):
+        for number in range(1, 4):
             step(number, batches)
     finally:
         if day.session.cuda:
@@ -503,15 +502,6 @@ def _imagenet_step(day: Day, per_pass: int, compile_: str, **overrides: Any) -> 
     size = config.data.image_size
     images = torch.randn(chunk, 3, size, size, device=day.device).contiguous(memory_format=torch.channels_last)
     return step, (images, torch.arange(chunk, device=day.device))
-
-
-def _scale_step(day: Day, arm: str, graphs: str) -> tuple[TrainStep, Any]:
-    """The step of an arm of the gpu scale, of its network with fresh weights, on a batch of its images in memory."""
-    config = day.config(arm, f"training.cuda_graphs={graphs}")
-    data = open_data(config, day.device)
-    torch.manual_seed(0)
-    model = build(config.model, config.data).to(day.device, memory_format=torch.channels_last)
-    return TrainStep(config, model, day.session, data.order), next(data.stream(0))
 
 
 def _forever(batch: Any) -> Iterator[Any]:
@@ -710,8 +700,8 @@ def _measurements(day: Day, bench: Any) -> Iterator[tuple[str, float, Callable[[
 
     def scale_step(arm: str, graphs: str) -> Callable[[Callable], None]:
         def measure(record: Callable) -> None:
-            made, batch = _scale_step(day, arm, graphs)
-            rate, first = _rate(day, made, batch)
+            made, data = _steps(day, f"training.cuda_graphs={graphs}", arm=arm)
+            rate, first = _rate(day, made, next(data.stream(0)))
             facts = {"model": made.config.model.name, "width": made.config.model.width, "loop": "net2net"}
             facts |= {"extra_pairs": made.config.model.extra_pairs, "batch": made.config.training.batch_size}
             facts |= {"compile": made.config.training.compile, "cuda_graphs": made.replays}

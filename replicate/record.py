@@ -68,11 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     code = 2
     for name in arguments.folders:
-        try:
-            recorded, left_out = record(arguments.runs / name, arguments.results / name, arguments.seeds)
-        except OSError as error:
-            print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-            return 2
+        recorded, left_out = record(arguments.runs / name, arguments.results / name, arguments.seeds)
         for folder in recorded:
             print(f"recorded {folder}")
         for folder, why in left_out.items():
