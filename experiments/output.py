@@ -47,6 +47,8 @@ class _Unbreakable:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError as error:  # a file's name that is no UTF-8, or a terminal that knows ASCII alone
+            return self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self._give_up(error)
             return len(text)

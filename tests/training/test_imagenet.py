@@ -230,7 +230,7 @@ def test_a_folder_that_is_not_there(tmp_path, said):
 
 def test_a_folder_with_something_else(tmp_path, said):
     (tmp_path / "notes.txt").touch()
-    assert "holds notes.txt: no ImageNet in a layout that is known here" in said("check", tmp_path)
+    assert "holds notes.txt: no images in a layout that is known here" in said("check", tmp_path)
 
 
 def test_kaggles_folder_further_down(folders, tmp_path, said):
@@ -379,7 +379,7 @@ def test_a_folder_under_a_file(tmp_path, said):
 @pytest.mark.parametrize("columns", [("img", "label"), ("image", "labels"), ("img", "labels")])
 def test_parquet_with_other_columns(original, tmp_path, monkeypatch, said, columns):
     text = parquet_with(original, tmp_path, monkeypatch, said, lambda table: table.rename_columns(list(columns)))
-    assert f"the columns of these parquet files are {', '.join(columns)}: expected image and label" in text
+    assert f"the columns are {', '.join(columns)}: expected image and label" in text
 
 
 @pytest.mark.parametrize(("value", "shown"), [("tench", "'tench'"), (None, "None"), (-1, "the label -1")])
@@ -594,7 +594,7 @@ def test_a_sample_without_label(tmp_path, said):
         with tarfile.open(tmp_path / f"{split}-0.tar", "w") as tar:
             add(tar, "a.jpg", b"x")
             add(tar, "a.json", b"not json")
-    assert "a.jpg has no label: expected a.cls, or a label in a.json" in said("check", tmp_path)
+    assert "the label of a.jpg is in a file that is no valid JSON: expected a class's number" in said("check", tmp_path)
 
 
 def test_shards_of_one_split_only(original, tmp_path, said):

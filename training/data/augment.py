@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from training.data.decode import decode_jpeg, reading
+from training.data.decode import decode_jpeg, reading, to_rgb
 
 RATIO = (3 / 4, 4 / 3)  # of a training crop
 LOG_RATIO = torch.tensor(RATIO).log().tolist()
@@ -74,7 +74,7 @@ class Preparation:
         across, down = image.size[0] / width, image.size[1] / height
         box = (box[0] * across, box[1] * down, min(box[2] * across, image.size[0]), min(box[3] * down, image.size[1]))
         if image.mode != "RGB":  # grey, CMYK, palette
-            image = image.convert("RGB")
+            image = to_rgb(image)
         if self.resize == "torch":
             return self._by_torch(torch.from_numpy(np.array(image)).permute(2, 0, 1), box)
         return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import numpy as np
 import PIL
 import torch
 from PIL import Image, features
@@ -30,7 +31,14 @@ class Unreadable(Exception):
 def decode(data: bytes) -> Image.Image:
     """The image of a file's contents, in RGB; its EXIF orientation is ignored, as it was in training all along."""
     with reading():
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return to_rgb(Image.open(io.BytesIO(data)))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Of 16 bits the upper eight: Pillow's own conversion makes white of all that is above 255."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,10 +58,14 @@ def check(
         if missing:
             number = counted(len(missing), "class", "classes")
             names = ", ".join(missing[:5]) + (f" and {len(missing) - 5:,} more" if len(missing) > 5 else "")
+            alike = {_plain(name) for name in other.classes}
+            but = "; their letters' case or Unicode form differs" if any(_plain(n) in alike for n in missing) else ""
             report.problems.append(
-                f"{root}: {number} of {some.split} not in {other.split} ({names}): both need the same class names; "
-                "restore or rename what is missing."
+                f"{root}: {number} of {some.split} not in {other.split} ({names}{but}): both need the same class "
+                "names; restore or rename what is missing."
             )
+    if len(train.classes) < 2:
+        report.problems.append(f"{root}: there is 1 class, {train.classes[0]}: nothing to tell apart; expected two.")
     for reader, images in ((train, train_images), (val, val_images)):
         counts = Counter(reader.labels.tolist())
         least = min(range(len(reader.classes)), key=lambda k: counts[k])
@@ -96,6 +101,11 @@ def check(
                 + (f"\n  and {more:,} more; --list FILE writes all of them" if more else "")
             )
     return report
+
+
+def _plain(name: str) -> str:
+    """Two names that look the same: macOS and Linux may write an accent in two ways."""
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def _more_or_less(found: int, expected: int, key: str) -> str:

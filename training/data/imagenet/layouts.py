@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from training.data.imagenet.hugging_face import TableReader, parquet_files, saved_to_disk
 from training.data.imagenet.labels import MOST_CLASSES, WNID, check_numbers, in_order, val_wnids, wnid_of
 from training.data.imagenet.readers import (
     ALSO_VAL,
+    PARTS,
     SPLITS,
     TRAIN_TAR,
     VAL_TAR,
     FolderReader,
-    ParquetReader,
     Reader,
     TarReader,
     counted,
+    folders,
+    of_split,
     scan,
     split_folder,
 )
 from training.data.imagenet.tars import ENDINGS, index, is_image
 from training.errors import DataError
+
+PACKED = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+Make = Callable[[Path, str, Sequence[str]], Reader]
 
 
 def readers(root: str | Path) -> dict[str, Reader]:
@@ -36,48 +41,94 @@ def readers(root: str | Path) -> dict[str, Reader]:
     return {"train": train, "val": make(root, "val", train.declared)}
 
 
-def _layout(root: Path) -> Callable[[Path, str, Sequence[str]], Reader]:
+def _layout(root: Path) -> Make:
     if not root.is_dir():
         above = next((parent for parent in root.parents if parent.is_file()), None)
         what = "does not exist, or its disk is not mounted"
         if root.exists():
-            what = "is not a folder"
+            what = "is not a folder: unpack it" if root.name.lower().endswith((".tar", *PACKED)) else "is not a folder"
         elif above:
             what = f"cannot be there, for {above} is a file"
-        raise DataError(f"The data folder {root} {what}: give the one that has ImageNet (--set data.root=FOLDER).")
+        raise DataError(f"The data folder {root} {what}: give the one that has the images (--set data.root=FOLDER).")
+    make = _known(root)
+    if make is None:
+        raise DataError(f"{root} {_unknown(root)}")
+    return make
+
+
+def _known(root: Path) -> Make | None:
     names = {entry.name for entry in scan(root)}
     if any(_inside(root, split) for split in SPLITS):
         return _shard_reader
-    if names & set(SPLITS):
+    if saved_to_disk(root) or any(parquet_files(root, split) for split in SPLITS):
+        return TableReader
+    if names & {"train", *ALSO_VAL}:
         return FolderReader
     if names & {TRAIN_TAR, VAL_TAR}:
         return _archive_reader
     if any(_shards(root, split) for split in SPLITS):
         return _shard_reader
-    if any(name.endswith(".parquet") for name in names) or any((root / "data").glob("*.parquet")):
-        return ParquetReader
-    for folder in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC"):  # Kaggle's
-        if (root / folder / "train").is_dir():
-            raise DataError(f"{root} has ImageNet further down: give {root / folder} instead.")
-    some = ", ".join(sorted(names)[:6]) or "nothing"
-    raise DataError(
-        f"{root} holds {some}: no ImageNet in a layout that is known here. Expected train/ and val/ with a folder for "
-        f"each class, or {TRAIN_TAR} and {VAL_TAR}, or tar shards (train and val in their names), or parquet files."
+    return None
+
+
+def _unknown(root: Path) -> str:
+    """What a folder in none of the layouts has, and what to do about it."""
+    inner = _further_down(root)
+    if inner:
+        return f"has images further down: give {inner} instead."
+    entries = scan(root)
+    names, inside = sorted(entry.name for entry in entries), sorted(folders(root, entries))
+    some = ", ".join(names[:6]) or "nothing"
+    parts = {name: PARTS.get(name.lower(), name.lower()) for name in inside}
+    if "train" in parts.values():
+        called = "; ".join(f"{name} -> {part}" for name, part in parts.items() if part in SPLITS and name != part)
+        return f"holds {some}: the two parts have to be called train and val: rename or link them ({called})."
+    packed = [name for name in names if name.lower().endswith(PACKED)]
+    if packed:
+        return f"holds {some}: {packed[0]} is packed: unpack it, or where it is a shard decompress it to a plain .tar."
+    if any(name.lower().endswith(".tar") for name in names):
+        return f"holds {some}: the names of tar shards have to tell which set they are of: train or val."
+    loose = [name for name in names if is_image(name)]
+    if loose or any(is_image(entry.name) for name in inside[:5] for entry in scan(root / name)):
+        return (
+            f"holds {some}: images that are not parted into a training and a validation set: expected "
+            "train/<class>/<image> and val/<class>/<image>."
+        )
+    return (
+        f"holds {some}: no images in a layout that is known here. Expected train/ and val/ with a folder for each "
+        f"class, or {TRAIN_TAR} and {VAL_TAR}, or tar shards (train and val in their names), or parquet files."
     )
+
+
+def _further_down(root: Path, depth: int = 3) -> Path | None:
+    """The first folder below, by name, that has a layout: archives are unpacked into folders of their own."""
+    for name in sorted(folders(root, scan(root)))[:20]:
+        if not os.access(root / name, os.R_OK | os.X_OK):
+            continue
+        if _known(root / name):
+            return root / name
+        if depth > 1 and (found := _further_down(root / name, depth - 1)):
+            return found
+    return None
+
+
+def _tars(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (entry for entry in scan(folder) if entry.name.lower().endswith(".tar") and not entry.name.startswith("."))
+    return sorted(Path(entry.path) for entry in found if entry.is_symlink() or entry.is_file())
 
 
 def _inside(root: Path, split: str) -> list[Path]:
     """Tar shards in a folder of the split's name; those named after classes are a half-unpacked archive."""
-    found = (sorted((root / name).glob("*.tar")) for name in (ALSO_VAL if split == "val" else (split,)))
+    found = (_tars(root / name) for name in (ALSO_VAL if split == "val" else (split,)))
     return [path for paths in found for path in paths if not WNID.search(path.stem)]
 
 
 def _shards(root: Path, split: str) -> list[Path]:
     """The tar shards of a split: in a folder of its name, or with it in theirs."""
-    words = "|".join(ALSO_VAL if split == "val" else (split,))
-    pattern = re.compile(rf"(^|[^a-z])({words})[^a-z]", re.IGNORECASE)
-    here = [p for p in sorted(root.glob("*.tar")) if pattern.search(p.name) and not p.name.startswith("ILSVRC2012_img")]
-    return _inside(root, split) or here
+    here = [path for path in _tars(root) if not path.name.startswith("ILSVRC2012_img")]
+    return _inside(root, split) or of_split(root, here, split)
 
 
 def _archive_reader(root: Path, split: str, declared: Sequence[str]) -> Reader:
@@ -100,15 +151,25 @@ def _shard_reader(root: Path, split: str, declared: Sequence[str]) -> Reader:
     """WebDataset: each image with its label in a file beside it."""
     shards = _shards(root, split)
     if not shards:
-        raise DataError(f"{root} has tar shards, but none of the {split} set: their names should contain {split}.")
+        names = " or ".join(ALSO_VAL) if split == "val" else split
+        raise DataError(
+            f"{root} has tar shards, but none of the {split} set: their names, or that of their folder, should contain "
+            f"{names}, with no letter before or behind it."
+        )
     images = index(shards)
     if not images:
         raise DataError(f"The {counted(len(shards), 'shard')} {shards[0]} ... hold no image ({', '.join(ENDINGS)}).")
     for member in images:
-        if member.label is None:
-            sample = member.name.partition(".")[0]
+        if member.label is None and member.said:
             raise DataError(
-                f"{member.tar}: {member.name} has no label: expected {sample}.cls, or a label in {sample}.json."
+                f"{member.tar}: the label of {member.name} is {member.said}: expected a class's number, from 0 on, in "
+                f"{os.path.splitext(member.name)[0]}.cls, or as label in its .json."
+            )
+        if member.label is None:
+            sample = os.path.splitext(member.name)[0]
+            raise DataError(
+                f"{member.tar}: {member.name} has no label: expected {sample}.cls, or a label in {sample}.json. Where "
+                f"the name of its folder or tar file is its class, unpack it to {split}/<class>/."
             )
     labels = [member.label for member in images]
     if min(labels) < 0 or max(labels) >= MOST_CLASSES:

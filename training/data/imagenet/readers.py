@@ -10,19 +10,27 @@ import concurrent.futures
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from training.data.imagenet.labels import check_numbers, in_order
-from training.data.imagenet.tars import Member, is_image
+from training.data.imagenet.tars import ENDINGS, Member, is_image, no_others
 from training.errors import DataError
 
 SPLITS = ("train", "val")
-ALSO_VAL = ("val", "validation")
+ALSO_VAL = ("val", "validation", "valid")
+# What other programs call the two parts.
+PARTS = {"training": "train", "testing": "val", "test": "val", "dev": "val", "eval": "val", "valid": "val"}
+# What Synology, macOS, ext4 and Windows leave in folders.
+LITTER = ("@eaDir", "#recycle", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+WORDS = {
+    split: re.compile(rf"(^|[^a-z])({'|'.join(words)})([^a-z]|$)", re.IGNORECASE)
+    for split, words in (("train", ("train",)), ("val", ALSO_VAL))
+}
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 OPEN_TARS = 128  # per process; there are sets of 1,024 shards, and 1,024 open files is a common limit
 
@@ -81,6 +89,11 @@ class Reader:
         raise NotImplementedError
 
 
+class _Listed(NamedTuple):
+    images: list[str]
+    deeper: str | None  # a folder in it that holds images too
+
+
 class FolderReader(Reader):
     """`<split>/<class>/<image>`.
 
@@ -92,8 +105,10 @@ class FolderReader(Reader):
 
     def __init__(self, root: Path, split: str, declared: Sequence[str] = ()):
         self.folder = split_folder(root, split)
+        if split == "val" and os.path.samefile(self.folder, root / "train"):
+            raise DataError(f"{self.folder} and {root / 'train'} are the same folder: expected other images in val/.")
         entries = scan(self.folder)
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        classes = sorted(folders(self.folder, entries))
         loose = sum(is_image(entry.name) for entry in entries)
         if loose and split == "val":
             raise DataError(
@@ -111,24 +126,44 @@ class FolderReader(Reader):
                 f"of its name, or give the folder that has {TRAIN_TAR}, which is read without unpacking."
             )
         with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network file system's delay, not work
-            listed = list(pool.map(self._images, classes))
-        deeper = next((name for name, images in zip(classes, listed, strict=True) if not images), None)
-        if deeper and (self.folder / deeper / "images").is_dir():
+            listed = list(pool.map(self._listed, classes))
+        inner = (Path(name, found.deeper) for name, found in zip(classes, listed, strict=True) if found.deeper)
+        deeper = next(inner, None)
+        if deeper and deeper.name == "images":
             raise DataError(
-                f"{self.folder / deeper} has its images in a folder images/, as tiny-imagenet's archive does: move "
-                f"them up, so that they are {self.folder.name}/<class>/<image>."
+                f"{self.folder / deeper.parent} has its images in a folder images/, as tiny-imagenet's archive does: "
+                f"move them up, so that they are {self.folder.name}/<class>/<image>."
+            )
+        if deeper:
+            raise DataError(
+                f"{self.folder / deeper} holds images, one folder too deep: expected {self.folder.name}/<class>/"
+                "<image>. Move them up, each class into a folder of its own."
             )
         if split == "val" and classes == ["images"]:
             raise DataError(
                 f"{self.folder} has all its images in one folder images/, as tiny-imagenet's archive does: move each "
                 "one into a folder of its class (val_annotations.txt tells which)."
             )
-        labels = [label for label, names in enumerate(listed) for _ in names]
-        super().__init__(root, split, labels, [name for names in listed for name in names], classes)
+        if classes and not any(found.images for found in listed):
+            holds = ", ".join(sorted(entry.name for entry in scan(self.folder / classes[0]))[:4]) or "nothing"
+            raise DataError(
+                f"{self.folder} has {counted(len(classes), 'folder')} and no image in any of them ({classes[0]} holds "
+                f"{holds}): expected {self.folder.name}/<class>/<image>, with the endings {', '.join(ENDINGS)}."
+            )
+        labels = [label for label, found in enumerate(listed) for _ in found.images]
+        super().__init__(root, split, labels, [name for found in listed for name in found.images], classes)
         del self.order
 
-    def _images(self, name: str) -> list[str]:
-        return [entry.name for entry in scan(self.folder / name) if is_image(entry.name)]
+    def _listed(self, name: str) -> _Listed:
+        folder = self.folder / name
+        entries = scan(folder)
+        images = [entry.name for entry in entries if is_image(entry.name)]
+        if len(images) < len(entries):
+            no_others((entry.name for entry in entries), folder)
+        deeper = (
+            inner for inner in folders(folder, entries) if any(is_image(entry.name) for entry in scan(folder / inner))
+        )
+        return _Listed(images, next(deeper, None))
 
     def read(self, i: int) -> bytes:
         with open(f"{self.folder}/{self.name(i)}", "rb") as file:
@@ -187,72 +222,6 @@ class TarReader(Reader):
         return f"{self.tars[int(self.tar[i])]}: {self.files[i]}"
 
 
-class ParquetReader(Reader):
-    """Hugging Face parquet, by timm's ReaderHfds (which has `datasets` make an Arrow copy of it once)."""
-
-    layout = "Hugging Face parquet"
-
-    def __init__(self, root: Path, split: str, declared: Sequence[str] = ()):
-        try:
-            import datasets
-            from pyarrow import parquet
-            from timm.data.readers.reader_hfds import ReaderHfds
-        except ImportError:
-            raise DataError(
-                f"{root} holds parquet files, and reading them needs the package `datasets`: "
-                "pip install datasets, or the extra `cluster` of this repository."
-            ) from None
-        datasets.utils.logging.disable_progress_bar()
-        name = "train" if split == "train" else "validation"
-        try:
-            # Of the file itself: a column that its metadata promises and that is not there would come as nulls.
-            columns = parquet.read_schema(min([*root.glob("*.parquet"), *root.glob("data/*.parquet")])).names
-            if not {"image", "label"} <= set(columns):
-                raise DataError(
-                    f"{root}: the columns of these parquet files are {', '.join(columns)}: expected image and label; "
-                    "rename them (`datasets`: rename_column)."
-                )
-            self.rows = ReaderHfds(str(root), split=name)
-        except (ValueError, KeyError, OSError, datasets.exceptions.DatasetsError) as error:
-            said = " ".join(str(error).split())[:300]
-            raise DataError(f"{root}: the {name} split of these parquet files cannot be opened: {said}") from error
-        table = self.rows.dataset.data
-        labels = table.column("label").to_pylist()
-        strange = next((k for k, label in enumerate(labels) if type(label) is not int), None)
-        if strange is not None:
-            raise DataError(
-                f"{root}: the label in row {strange} of {split} is {labels[strange]!r}: expected a class's number, "
-                "from 0 on (`datasets`: class_encode_column makes numbers of names)."
-            )
-        check_numbers(labels, f"{root}, {split}")
-        paths = [
-            os.path.basename(path or "")
-            for chunk in table.column("image").chunks
-            for path in chunk.field("path").to_pylist()  # not by row: that would read each image for its name
-        ]
-        kind = self.rows.dataset.features["label"]
-        if not declared and isinstance(kind, datasets.ClassLabel):
-            declared = kind.names
-        stems = [os.path.splitext(path)[0] or f"{row:08d}" for row, path in enumerate(paths)]
-        labels, classes, names = in_order(labels, stems, declared)
-        # Hugging Face puts the class behind the name (n01440764_10026_n01440764.JPEG); it is in the folder's name.
-        endings = [os.path.splitext(path)[1] or ".JPEG" for path in paths]
-        files = [
-            stem.removesuffix(f"_{classes[label]}") + ending
-            for stem, ending, label in zip(stems, endings, labels, strict=True)
-        ]
-        super().__init__(root, split, labels, files, classes)
-        self.declared = names
-        self.order = torch.tensor(self.order)
-
-    def read(self, i: int) -> bytes:
-        image, _ = self.rows[int(self.order[i])]
-        return image.read()
-
-    def filename(self, i: int) -> str:
-        return f"{self.root} ({self.split}, row {int(self.order[i])}): {self.files[i]}"
-
-
 def fingerprint(reader: Reader) -> str:
     """sha256 of which images there are, by label and name without extension: not of their contents.
 
@@ -268,7 +237,48 @@ def split_folder(root: Path, split: str) -> Path:
     for name in ALSO_VAL if split == "val" else (split,):
         if (root / name).is_dir():
             return root / name
-    raise DataError(f"{root} has no folder {split}/: expected train/ and val/ with a folder for each class in both.")
+    there = sorted(folders(root, scan(root)))
+    like = next((name for name in there if PARTS.get(name.lower(), name.lower()) == split), None)
+    raise DataError(
+        f"{root} has no folder {split}/ (it has {', '.join(there[:6]) or 'none'}): expected train/ and val/ with a "
+        "folder for each class in both."
+        + (f" If {like} is meant, rename it, or link it: ln -s {like} {root / split}" if like else "")
+    )
+
+
+def of_split(root: Path, files: Iterable[Path], split: str) -> list[Path]:
+    """Those of a split's files: in a folder of its name, or with it in theirs."""
+    found = []
+    for path in sorted(set(files)):
+        within = path.relative_to(root)
+        folder = next((name for name in within.parts[:-1] if name in ("train", *ALSO_VAL)), None)
+        splits = [name for name, words in WORDS.items() if words.search(folder or path.name)]
+        if len(splits) > 1:
+            raise DataError(
+                f"{path}: its name has both train and val in it: rename it, so that it is clear which set it is of."
+            )
+        if split in splits:
+            found.append(path)
+    return found
+
+
+def folders(folder: Path, entries: list[os.DirEntry]) -> list[str]:
+    """The names of the folders in a folder, but for hidden ones and litter of other systems."""
+    found = []
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name in LITTER:
+            continue
+        try:
+            if entry.is_dir():
+                found.append(entry.name)
+            elif entry.is_symlink() and not is_image(entry.name):
+                os.stat(entry.path)
+        except OSError as error:  # also a link to itself
+            raise DataError(
+                f"{folder / entry.name} is a link that leads nowhere ({error.strerror}): mount or restore what it "
+                "stands for, or remove it."
+            ) from None
+    return found
 
 
 def scan(folder: Path) -> list[os.DirEntry]:

@@ -39,6 +39,13 @@ def resize(source: Path, target: Path, short_side: int = 256, quality: int = 95,
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise DataError(f"{target} lies in {source}: give a folder outside of the original.")
     originals = readers(source)
+    for reader in originals.values():
+        twice = next((i for i in range(1, len(reader)) if reader.name(i) == reader.name(i - 1)), None)
+        if twice is not None:  # in their order equal names are neighbours
+            raise DataError(
+                f"{source}: two images of {reader.split} would both be {reader.name(twice)} in the copy "
+                f"({reader.filename(twice - 1)} and {reader.filename(twice)}): give them names of their own."
+            )
     settings = {
         "short_side": short_side,
         "quality": quality,

@@ -6,10 +6,11 @@ import hashlib
 import io
 import json
 import os
+import posixpath
 import re
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from training.errors import DataError
 from training.files import write_atomic
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+# Images by their name too, which are not read here: one that was left out in silence would be missed by nobody.
+OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pgm", ".ppm", ".tif", ".tiff")
 SLOW = 5.0  # seconds; an index that took longer to make is kept
 
 Inner = tuple[str, int, int]  # a tar file inside a tar file: name, offset, size
@@ -34,12 +37,28 @@ class Member(NamedTuple):
     size: int
     label: int | None
     wnid: str
+    said: str = ""  # what stands in the place of a label that is no number
 
 
 def is_image(name: str) -> bool:
     """By its name; macOS leaves ._name.JPEG beside name.JPEG, which is none."""
+    return _ends_in(name, ENDINGS)
+
+
+def _ends_in(name: str, endings: tuple[str, ...]) -> bool:
     base = os.path.basename(name)
-    return os.path.splitext(base)[1].lower() in ENDINGS and not base.startswith(".")
+    return os.path.splitext(base)[1].lower() in endings and not base.startswith(".")
+
+
+def no_others(names: Iterable[str], where: str | Path) -> None:
+    """That there is no image of a kind that is not read."""
+    others = [name for name in names if _ends_in(name, OTHERS)]
+    if others:
+        files = "1 file" if len(others) == 1 else f"{len(others):,} files"
+        raise DataError(
+            f"{where} holds {files} that would be left out, such as {others[0]}: images are read from "
+            f"{', '.join(ENDINGS)}. Convert them, or take them out."
+        )
 
 
 def index(tars: list[Path]) -> list[Member]:
@@ -50,7 +69,7 @@ def index(tars: list[Path]) -> list[Member]:
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}).") from None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "net2net"
-    cache /= hashlib.sha256(repr((2, state)).encode()).hexdigest()[:32] + ".json"
+    cache /= hashlib.sha256(repr((3, state)).encode()).hexdigest()[:32] + ".json"
     with suppress(OSError, ValueError, TypeError, IndexError):
         return [Member(names[tar], *rest) for tar, *rest in json.loads(cache.read_text())]
     started = time.monotonic()
@@ -77,54 +96,120 @@ def _inner(path: str) -> list[Inner | None]:
         return found
 
 
-def _members(job: tuple[str, Inner | None]) -> list[Member]:
-    """The images of one tar file.
+class _Image(NamedTuple):
+    name: str
+    offset: int
+    size: int
 
-    In a shard (WebDataset) the files of a sample share their name up to the first dot.
-    """
+    @property
+    def stem(self) -> str:
+        return os.path.splitext(self.name)[0]
+
+    @property
+    def dotted(self) -> bool:
+        """Whether its name has more dots than the one before its ending."""
+        return "." in posixpath.basename(self.stem)
+
+
+class _Label(NamedTuple):
+    number: int | None = None
+    wnid: str = ""
+    said: str = ""
+
+
+def _members(job: tuple[str, Inner | None]) -> list[Member]:
+    """The images of one tar file, in a shard (WebDataset) with their labels."""
     path, inner = job
     inner_name, start, size = inner or ("", 0, 0)
-    samples: dict[str, tuple[int | None, str]] = {}  # label and wnid
-    images: dict[str, tuple[str, int, int]] = {}
+    where = f"{path} ({inner_name})" if inner else path
+    samples: dict[str, list[_Image]] = {}  # by their files' name up to its first dot
+    labels: dict[str, _Label] = {}  # by name without its last ending
+    others, numbered = [], set()
     with open(path, "rb") as file:
         source = _Part(file, start, size) if inner else file
-        with _opened(f"{path} ({inner_name})" if inner else path, path, source) as tar:
+        with _opened(where, path, source) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # it keeps them all, for finding one by its name
-                folder, base = os.path.split(member.name)
-                stem, _, ending = base.partition(".")
-                key = os.path.join(folder, stem)
-                if not member.isfile() or not stem:
+                name = posixpath.normpath(member.name)  # some begin with ./
+                folder, base = posixpath.split(name)
+                first = base.partition(".")[0]
+                if not member.isfile() or not first:
                     continue
+                stem, ending = os.path.splitext(name)
+                ending = ending.lower()
                 if is_image(base):
-                    images[key if is_image(f"x.{ending}") else member.name] = (
-                        member.name,
-                        start + member.offset_data,
-                        member.size,
-                    )
-                elif ending in ("cls", "json"):
-                    label, wnid = samples.get(key, (None, ""))
-                    found, name = _label(tar.extractfile(member).read(), ending)
+                    image = _Image(name, start + member.offset_data, member.size)
+                    samples.setdefault(posixpath.join(folder, first), []).append(image)
+                elif ending in (".cls", ".json"):
+                    found, known = _label(tar.extractfile(member).read(), ending), labels.get(stem, _Label())
                     # Where both are there, .cls decides.
-                    samples[key] = (
-                        found if found is not None and (ending == "cls" or label is None) else label,
-                        wnid or name,
-                    )
+                    better = found if known.number is None or (ending == ".cls" and found.number is not None) else known
+                    numbered |= {stem} if ending == ".cls" else set()
+                    labels[stem] = better._replace(wnid=known.wnid or found.wnid)
+                elif ending == ".tar":
+                    raise DataError(f"The tar file {where} holds images and another tar file, {name}: take that out.")
+                else:
+                    others.append(name)
             _whole(tar)
-    nothing = (None, "")
-    return [Member(path, inner_name, *where, *samples.get(key, nothing)) for key, where in images.items()]
+    no_others(others, f"The tar file {where}")
+    lonely = sorted(numbered - samples.keys() - {image.stem for images in samples.values() for image in images})
+    if lonely:
+        raise DataError(
+            f"The tar file {where} has {lonely[0]}.cls and no image beside it ({', '.join(ENDINGS)}; a link inside a "
+            "tar file is none)."
+        )
+    members = []
+    for sample, images in samples.items():
+        for image, label in _labelled(where, sample, images, labels):
+            members.append(Member(path, inner_name, *image, label.number, label.wnid, label.said))
+    return members
 
 
-def _label(content: bytes, ending: str) -> tuple[int | None, str]:
-    with suppress(ValueError):
-        if ending == "cls":
-            return int(content), ""
+def _labelled(
+    where: str, sample: str, images: list[_Image], labels: dict[str, _Label]
+) -> Iterator[tuple[_Image, _Label]]:
+    """The images of a sample, and what tells their class. A sample is named up to the first dot: it has one image.
+
+    But where a name has dots, as a.b.jpg, a label a.b.cls is that image's own.
+    """
+    own = [image for image in images if image.dotted and image.stem in labels]
+    shared = [image for image in images if image not in own]
+    plain = [image for image in shared if not image.dotted]
+    if plain and sample in labels:
+        shared = plain  # a.seg.png beside a.jpg is another part of the sample
+    if (len(shared) > 1 and sample in labels) or len({image.stem for image in own}) < len(own):
+        names = ", ".join(image.name for image in (shared if len(shared) > 1 else own)[:3])
+        raise DataError(
+            f"The tar file {where} has several images for one label ({names}): nothing tells which one is meant. Give "
+            "each its own name and label, or take out what is no image to train on."
+        )
+    for image in own:
+        yield image, labels[image.stem]
+    for image in shared:
+        yield image, labels.get(sample, _Label())
+
+
+NUMBER = re.compile(rb"[+-]?\d{1,18}")
+LABELS = ("label", "cls", "class")  # keys of a sample's JSON
+
+
+def _label(content: bytes, ending: str) -> _Label:
+    if ending == ".cls":
+        text = content.removeprefix(b"\xef\xbb\xbf").strip()
+        if NUMBER.fullmatch(text):
+            return _Label(int(text))
+        return _Label(said=repr(content[:40].decode(errors="replace")))
+    try:
         values = json.loads(content)
-        if isinstance(values, dict):
-            label = next((values[k] for k in ("label", "cls", "class") if isinstance(values.get(k), int)), None)
-            wnids = (v for v in values.values() if isinstance(v, str) and re.fullmatch(r"n\d{8}", v))
-            return label, next(wnids, "")
-    return None, ""
+    except (ValueError, RecursionError):
+        return _Label(said="in a file that is no valid JSON")
+    if not isinstance(values, dict):
+        return _Label(said="in JSON without keys")
+    wnids = (v for v in values.values() if isinstance(v, str) and re.fullmatch(r"n\d{8}", v))
+    there = [values[key] for key in LABELS if key in values]
+    number = next((value for value in there if type(value) is int), None)
+    said = f"under none of {', '.join(LABELS)} in its JSON, which has {', '.join(map(str, values))[:200] or 'no keys'}"
+    return _Label(number, next(wnids, ""), "" if number is not None else repr(there[0])[:40] if there else said)
 
 
 class _Part(io.RawIOBase):
