@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import steps
 import torch
 from nets import SHORT
 from torch import nn
@@ -12,11 +13,7 @@ from torch.nn import functional as F
 import net2net
 from net2net.inception_bn import TABLES, InceptionBN
 from training.batchnorm import GroupedBatchNorm2d, Statistics, group_batch_norms, passes
-from training.config import load
-from training.data.source import open_data
-from training.prediction import Prediction
 from training.session import Session
-from training.step import TrainStep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -205,8 +202,8 @@ def test_passes_are_few_and_as_equal_as_can_be(chunks, chunk, images, wanted):
 # ---- in training
 
 
-SMALL = ("training.batch_size=24", "training.bn_batch_size=4", "training.eval_every=2", "data.val_images=20")
-PREDICTED = {"teacher_prediction": ["teacher_prediction.layers=[inception.3a, inception.3c]"]}
+SMALL = ("training.batch_size=24", "training.bn_batch_size=4")
+LAYERS = ("inception.3a", "inception.3c")
 
 
 @pytest.fixture
@@ -216,18 +213,8 @@ def step(trained, monkeypatch):
     monkeypatch.setitem(TABLES, "inception_bn_28", SHORT)
 
     def take(images_per_pass, arm="standard", dtype=torch.float64):
-        config = load(
-            ROOT / "configs" / "smoke" / f"{arm}.yaml",
-            [*SMALL, *PREDICTED.get(arm, ()), f"training.images_per_pass={images_per_pass}"],
-        )
-        model = copy.deepcopy(trained).to(dtype)
-        data = open_data(config, torch.device("cpu"))
-        prediction = None
-        if config.teacher_prediction:
-            prediction = Prediction(model, trained, config.teacher_prediction, images(2)[0], 0).to(dtype)
-        made = TrainStep(config, model, Session(), data.order, prediction)
-        made.losses, made.cross_entropies = made.losses.double(), made.cross_entropies.double()
-        batches = ((x.to(dtype), labels) for x, labels in data.stream(0))
+        overrides = *SMALL, f"training.images_per_pass={images_per_pass}"
+        made, _, batches = steps.make(arm, *overrides, layers=LAYERS, model=copy.deepcopy(trained), dtype=dtype)
         grads = []
         made.optimizer.register_step_pre_hook(
             lambda *_: grads.append([p.grad.clone() for p in made.trained.parameters()])

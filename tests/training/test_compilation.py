@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import steps
 import torch
 from nets import SHORT
 from torch.nn import functional as F
@@ -14,21 +15,12 @@ from net2net.inception_bn import TABLES, ConvBNReLU, InceptionBN
 from training.batchnorm import GroupedBatchNorm2d, group_batch_norms
 from training.compilation import compiled, regions
 from training.config import differences, flatten, load
-from training.data.source import open_data
-from training.network import build
-from training.prediction import Prediction
-from training.session import Session
-from training.step import TrainStep
 
 # Dynamo hides this warning of its own by a filter, which does not work where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = SHORT._replace(modules=SHORT.modules[2:])  # one module, with its stride
-SMALL = (
-    *("training.batch_size=24", "training.bn_batch_size=4", "training.eval_every=4", "data.val_images=20"),
-    *("model.width=0.15", "optimizer.lr=1e-4"),
-)
-PREDICTED = {"teacher_prediction": ["teacher_prediction.layers=[inception.3c]"]}
+SMALL = (*("training.batch_size=24", "training.bn_batch_size=4", "model.width=0.15", "optimizer.lr=1e-4"),)
 # The arms differ in what is compiled by depth and by what is trained beside the student; the rest are widths.
 KINDS = {"standard": (0, False), "deeper": (2, False), "teacher_prediction": (0, True)}
 
@@ -55,16 +47,8 @@ def made(monkeypatch):
     monkeypatch.setitem(TABLES, "inception_bn_28", TINY)
 
     def make(arm, *overrides, dtype=torch.float32):
-        config = load(CONFIGS / "smoke" / f"{arm}.yaml", [*SMALL, *PREDICTED.get(arm, ()), *overrides])
-        data = open_data(config, torch.device("cpu"))
-        torch.manual_seed(0)
-        model, prediction = build(config.model, config.data).to(dtype), None
-        if config.teacher_prediction:
-            images = data.first(2).to(dtype)
-            prediction = Prediction(model, copy.deepcopy(model), config.teacher_prediction, images, 0).to(dtype)
-        step = TrainStep(config, model.to(memory_format=torch.channels_last), Session(), data.order, prediction)
-        step.losses, step.cross_entropies = step.losses.to(dtype), step.cross_entropies.to(dtype)
-        return step, ((x.to(dtype), labels) for x, labels in data.stream(0))
+        step, _, batches = steps.make(arm, *SMALL, *overrides, layers=["inception.3c"], dtype=dtype)
+        return step, batches
 
     return make
 

@@ -8,6 +8,7 @@ import copy
 
 import pretended
 import pytest
+import steps
 import torch
 from nets import SHORT
 from pretended import MixedDevices, Pretending
@@ -18,22 +19,17 @@ import train as script
 from net2net.certificate import ROUNDING, confirm
 from net2net.inception_bn import TABLES, InceptionBN
 from training.config import load
-from training.data.source import open_data
 from training.device import float32_as_asked
 from training.evaluation import before_training, evaluate
-from training.network import build
 from training.optim import make_optimizer
-from training.prediction import Prediction
 from training.session import Session
-from training.step import TrainStep
 
 CONFIGS = pretended.ROOT / "configs" / "smoke"
 SMALL = (
-    *("training.batch_size=24", "training.bn_batch_size=4", "training.images_per_pass=12", "training.eval_every=2"),
-    *("data.val_images=20", "model.width=0.15"),
+    *("training.batch_size=24", "training.bn_batch_size=4", "training.images_per_pass=12", "data.val_images=20"),
+    *("training.eval_every=2", "model.width=0.15"),
 )
-PREDICTED = {"teacher_prediction": ["teacher_prediction.layers=[inception.3a, inception.3c]"]}
-
+LAYERS = ("inception.3a", "inception.3c")
 
 VIEWS = {  # and what else launches nothing
     *("view", "detach", "t", "alias", "expand", "as_strided", "permute", "transpose", "slice", "select", "split"),
@@ -132,18 +128,10 @@ def training(device, monkeypatch):
 
     monkeypatch.setitem(TABLES, "inception_bn_28", SHORT)
 
-    def make(arm, *overrides):
-        config = load(CONFIGS / f"{arm}.yaml", [*SMALL, *PREDICTED.get(arm, ()), *overrides])
+    def make(arm, *overrides, **options):
         session = Session()
         session.device = pretended.device()
-        data = open_data(config, session.device)
-        torch.manual_seed(0)
-        model = build(config.model, config.data)
-        prediction = None
-        if config.teacher_prediction:
-            prediction = Prediction(model, copy.deepcopy(model), config.teacher_prediction, data.first(2).cpu(), 0)
-        model.to(session.device, memory_format=torch.channels_last)
-        step = TrainStep(config, model, session, data.order, prediction)
+        step, data, _ = steps.make(arm, *SMALL, *overrides, layers=LAYERS, session=session, **options)
         for group in step.optimizer.param_groups:
             group["foreach"] = True  # what timm's default comes to on CUDA (tests/training/test_gpu.py)
         return step, data
@@ -184,17 +172,11 @@ def test_evaluation_waits_once_and_saving_does_not(device, training):
     assert all(where.startswith("training/evaluation.py") for where in device.waits), device.waits
 
 
-def test_optimizer_and_average_launch_a_few_kernels_whatever_the_number_of_layers(device):
-    config = load(CONFIGS / "standard.yaml", [*SMALL, "training.ema_decay=0.99"])
+def test_optimizer_and_average_launch_a_few_kernels_whatever_the_number_of_layers(device, training):
     counts = []
     for pairs in (0, 2):
-        model = small(extra_pairs=pairs).to(pretended.device())
-        session = Session()
-        session.device = pretended.device()
-        data = open_data(config, session.device)
-        step = TrainStep(config, model, session, data.order)
-        for group in step.optimizer.param_groups:
-            group["foreach"] = True
+        model = small(extra_pairs=pairs)
+        step, data = training("standard", "training.ema_decay=0.99", model=model)
         step(0, data.stream(0))
         device.reset()
         step.optimizer.step()

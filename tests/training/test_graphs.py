@@ -4,12 +4,12 @@ What CUDA makes of it: bench/gpu.py's check "replayed_equals_eager".
 """
 
 import contextlib
-import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import steps
 import torch
 from compare import same
 from nets import SHORT
@@ -17,23 +17,16 @@ from nets import SHORT
 from net2net.inception_bn import TABLES
 from training import graphs
 from training.config import load
-from training.data.source import open_data
 from training.errors import RunError
 from training.graphs import WARM_UP, Replayed, capture, gradients_in_one
 from training.network import build
-from training.prediction import Prediction
 from training.session import Session
-from training.step import TrainStep
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = (
-    *("training.batch_size=20", "training.bn_batch_size=4", "training.eval_every=4", "data.val_images=20"),
-    *("training.cuda_graphs=true", "model.width=0.15", "training.label_smoothing=0.1"),
+    *("training.batch_size=20", "training.bn_batch_size=4", "training.cuda_graphs=true"),
+    *("model.width=0.15", "training.label_smoothing=0.1"),
 )
-PREDICTED = {"teacher_prediction": ["teacher_prediction.layers=[inception.3c]"]}
-
-
-DRAWING = threading.Lock()  # PyTorch's generator is one of all threads
 
 
 class Stream:
@@ -65,25 +58,17 @@ def after(monkeypatch):
     """A function that makes some steps of an arm, by replayed passes or not, and gives what they left behind."""
     monkeypatch.setitem(TABLES, "inception_bn_28", SHORT._replace(modules=SHORT.modules[2:]))
 
-    def steps(arm, graphs, *overrides, session=None):
-        config = load(CONFIGS / "smoke" / f"{arm}.yaml", [*SMALL, *PREDICTED.get(arm, ()), *overrides])
+    def make(arm, graphs, *overrides, session=None):
         if session is None:
             session = Session()
             session.cuda = graphs
-        data = open_data(config, torch.device("cpu"), session.rank, session.world)
-        with DRAWING:
-            torch.manual_seed(0)
-            model, prediction = build(config.model, config.data), None
-        if config.teacher_prediction:
-            prediction = Prediction(model, copy.deepcopy(model), config.teacher_prediction, data.first(2), 0)
-        step = TrainStep(config, model.to(memory_format=torch.channels_last), session, data.order, prediction)
+        step, _, batches = steps.make(arm, *SMALL, *overrides, layers=["inception.3c"], session=session)
         assert step.replays == graphs
-        batches = data.stream(0)
         for number in range(6):
             step(number, batches)
         return step
 
-    return steps
+    return make
 
 
 @pytest.mark.parametrize("arm", ["standard", "teacher_prediction"])
