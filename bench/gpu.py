@@ -739,7 +739,8 @@ ARMS = ("step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss"
 def part_3(day: Day) -> bool:
     """All arms of the scale by the launcher of the figures, stopped in time; what is there so far, in two files."""
     from experiments import arms as arms_of
-    from replicate.runner import Runner, plan
+    from replicate.runner import Runner
+    from replicate.stage import plan
     from training.files import write_atomic
 
     scale, runs, overrides = day.scale(), day.options.runs, day.where()

@@ -14,8 +14,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from replicate.runner import held, read_json
 from replicate.slurm import SlurmError, queue
+from replicate.stage import held, read_json
 
 OURS = {"run.json", "job.json", "log.txt", "lock", "progress.json"}  # of a run that has no checkpoint
 TRAINED = ("checkpoint.pt", "metrics.csv", "step0.pt")

@@ -10,8 +10,9 @@ from pathlib import Path
 import experiments
 from experiments.reading import YamlError
 from replicate import price
-from replicate.runner import CONFIGS, Runner, Stage, gpus_here, plan
+from replicate.runner import Runner, gpus_here
 from replicate.slurm import SlurmError, describe, launch, load_site
+from replicate.stage import CONFIGS, Stage, plan
 from training.config import differences, expanded, flatten
 from training.errors import ConfigError
 

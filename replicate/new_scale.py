@@ -26,7 +26,7 @@ from typing import Any
 
 import experiments
 from experiments.reading import YamlError, read
-from replicate.runner import CONFIGS
+from replicate.stage import CONFIGS
 from training.config import SCALE, Config, ImageNetData, expanded, load
 from training.errors import ConfigError, DataError
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from replicate.runner import ROOT, Stage
+from replicate.stage import ROOT, Stage
 from training.config import Config
 
 MEASURED = ROOT / "results" / "bench"

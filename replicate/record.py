@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.output import script
-from replicate.runner import ROOT, read_json
+from replicate.stage import ROOT, read_json
 from training.config import differences
 from training.files import write_atomic
 

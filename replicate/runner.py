@@ -1,221 +1,25 @@
-"""What a stage is, and running stages on this machine: each as soon as its teacher is finished.
-
-A stage is one call of train.py. Its result is not made again where it is there, and an unfinished stage goes on from
-its checkpoint: running a script again *is* the resume.
-"""
+"""Running stages on this machine: each as soon as its teacher is finished."""
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import json
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from training.config import OPERATIONAL, Config, differences, flatten, load
-from training.errors import ConfigError
-from training.files import write_atomic
-from training.lease import PATIENCE, owner
+from replicate.stage import ROOT, Stage
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
-MARK = "=== attempt of "  # begins an attempt in log.txt
 REPORT_EVERY = 60.0  # seconds between lines where there is no terminal
 GRACE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"}  # seconds for the ranks to save in; torchrun's own 30 may be too few
 STOP = signal.SIGUSR1  # asks torchrun to stop: it sends the same to its ranks, and train.py saves and ends
-
-
-@dataclass
-class Stage:
-    """One arm with one seed."""
-
-    scale: str
-    arm: str
-    config: Config
-    folder: Path
-    configs: Path = CONFIGS
-    overrides: tuple[str, ...] = ()  # "key=value": keys that do not change what is trained, or what makes a variant
-    base: str = ""  # the arm that this one is a variant of
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}/seed{self.config.seed}"
-
-    @property
-    def file(self) -> Path:
-        return self.configs / self.scale / f"{self.base or self.arm}.yaml"
-
-    @property
-    def arguments(self) -> list[str]:
-        """Of train.py."""
-        sets = [word for override in self.overrides for word in ("--set", override)]
-        return [str(self.file), *sets, "--seed", str(self.config.seed), "--out", str(self.folder)]
-
-    @property
-    def chunks(self) -> int:
-        """Parts of the batch that batch norm sees one by one: more processes than that have nothing to do."""
-        return self.config.training.batch_size // self.config.training.chunk
-
-    @property
-    def steps(self) -> int:
-        return self.config.training.steps
-
-    @property
-    def teacher(self) -> str | None:
-        """The stage that has to be finished first; a checkpoint that is named by its path is there already."""
-        return f"{self.config.teacher}/seed{self.config.seed}" if self.config.teacher_arm else None
-
-    def manifest(self) -> dict[str, Any]:
-        return read_json(self.folder / "run.json")
-
-    @property
-    def finished(self) -> bool:
-        return self._said_to_be_finished and (self.folder / "metrics.csv").exists()
-
-    @property
-    def emptied(self) -> str:
-        """What a run that is said to be finished lacks, in words; empty if nothing."""
-        gone = self._said_to_be_finished and not (self.folder / "metrics.csv").exists()
-        return "its run.json says finished, and its metrics.csv is gone" if gone else ""
-
-    @property
-    def _said_to_be_finished(self) -> bool:
-        manifest = self.manifest()
-        return manifest.get("status") == "finished" and not differences(manifest["config"], flatten(self.config))
-
-    @property
-    def step(self) -> int:
-        return self.steps if self.finished else read_json(self.folder / "progress.json").get("step", 0)
-
-    def note(self, **facts: Any) -> None:
-        """Who runs the stage, in job.json, for `replicate status`; what train.py knows is in run.json."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / "job.json", json.dumps(facts).encode() + b"\n")
-
-    def noted(self) -> dict[str, Any]:
-        return read_json(self.folder / "job.json")
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log.txt"
-
-    def begin_log(self, by: str) -> None:
-        """A line between this attempt and what earlier ones wrote."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a") as log:
-            log.write(f"{MARK}{time.strftime('%Y-%m-%d %H:%M:%S')}, {by}\n")
-
-    def why(self, otherwise: str) -> str:
-        """Why the last attempt failed, from what it wrote into its log."""
-        try:
-            text = self.log.read_text(errors="replace")[-100_000:]
-        except OSError:
-            return otherwise
-        lines = text.rpartition(MARK)[2].splitlines()[1:] if MARK in text else text.splitlines()
-        lines = [line.strip() for line in lines if line.strip()]
-        ours = [line.removeprefix("train.py: ") for line in lines if line.startswith("train.py: ")]
-        theirs = [re.sub(r"^\[rank\d+\]: ", "", line) for line in lines if "torch.distributed.elastic" not in line]
-        raised = [line for line in theirs if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        return [otherwise, *lines[-1:], *raised, *ours][-1]
-
-    @property
-    def locked(self) -> bool:
-        """Whether a process is training in the folder now."""
-        return held(self.folder)
-
-    def seconds(self) -> float | None:
-        """What committed runs of this arm with this network took, by the number of steps: the least disturbed one."""
-        own, each = flatten(self.config), []
-        same = [key for key in own if key.startswith("model.")] + ["data.name", "training.batch_size"]
-        for file in (ROOT / "results").glob(f"*/{self.base or self.arm}/seed*/run.json"):
-            run = read_json(file)
-            config = run.get("config", {})
-            if "result" in run and all(config.get(key, own[key]) == own[key] for key in same):
-                each.append(run["result"]["wall_s"] / config["training.steps"])
-        return min(each) * self.steps if each else None
-
-
-def held(folder: Path) -> bool:
-    """Whether a process is training in the folder: one of this machine, or one elsewhere that beats in its lock."""
-    lock = folder / "lock"
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock, not ours to read, or a file system without locks: what is written in it decides
-        pass
-    holder = owner(lock)
-    if not holder or holder.get("host") == os.uname().nodename:
-        return False
-    try:
-        return time.time() - lock.stat().st_mtime < PATIENCE
-    except OSError:
-        return False
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def plan(
-    scale: str,
-    arms: Iterable[str],
-    seeds: Iterable[int],
-    runs: Path,
-    configs: Path = CONFIGS,
-    overrides: Iterable[str] = (),
-) -> list[Stage]:
-    """The stages, those on the longest way to the end first."""
-    overrides = tuple(overrides)
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key not in OPERATIONAL:
-            raise ConfigError(
-                f"--set {key}: here only what does not change the training may be set ({', '.join(OPERATIONAL)}); "
-                "for the rest write a scale of your own, a folder beside the others in configs/"
-            )
-    stages = {}
-    for seed in seeds:
-        wanted = list(arms)
-        for arm in wanted:  # which grows: an arm of one's own may have a teacher that no figure names
-            config = load(configs / scale / f"{arm}.yaml", [*overrides, f"seed={seed}"])
-            stage = Stage(scale, arm, config, runs / scale / arm / f"seed{seed}", configs, overrides)
-            stages[stage.name] = stage
-            if config.teacher_arm and config.teacher not in wanted:
-                wanted.append(config.teacher)
-    for stage in stages.values():
-        above, teacher = [stage.name], stage.teacher
-        while teacher:
-            if teacher in above:
-                raise ConfigError(
-                    f"{stage.file}: {stage.config.teacher!r}, its teacher, is or grows from the arm itself"
-                )
-            above.append(teacher)
-            teacher = stages[teacher].teacher
-
-    def ahead(stage: Stage) -> float:
-        """Cost of a stage and of the longest chain of students after it."""
-        after = [ahead(other) for other in stages.values() if other.teacher == stage.name]
-        return (stage.seconds() or stage.steps) + max(after, default=0)
-
-    return sorted(stages.values(), key=lambda stage: -ahead(stage))
 
 
 def _train(arguments: list[str], log: str, threads: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.reading import YamlError, read
-from replicate.runner import ROOT, STOP, Stage, spawn, torchrun
+from replicate.runner import STOP, spawn, torchrun
+from replicate.stage import ROOT, Stage
 
 SAVE_SECONDS = 120  # warning before the time limit: to save, and to be queued again
 SETTLE_SECONDS = 60  # how long a job may take to leave the queue after it ended

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import experiments
 from experiments.reading import YamlError
-from replicate.runner import CONFIGS, Stage, plan, read_json
 from replicate.slurm import Queued, SlurmError, queue
+from replicate.stage import CONFIGS, Stage, plan, read_json
 from training.config import differences, flatten
 from training.errors import ConfigError
 

@@ -18,8 +18,7 @@ from experiments import Part, study
 from experiments.output import script
 from experiments.reading import YamlError
 from replicate.launch import add_launcher, check, start
-from replicate.runner import CONFIGS, Stage
-from training.config import load
+from replicate.stage import CONFIGS, Stage, ordered
 from training.errors import ConfigError
 
 
@@ -30,12 +29,10 @@ def stages(part: Part, runs: Path, seeds: tuple[int, ...] = ()) -> list[Stage]:
     for seed in seeds or part.seeds:
         repetition = []
         for name, variant in named.items():
-            arm, changes = variant["arm"], {key: value for key, value in variant.items() if key != "arm"}
-            overrides = tuple(f"{key}={_text(value)}" for key, value in {**part.set, **changes}.items())
-            config = load(CONFIGS / part.scale / f"{arm}.yaml", [*overrides, f"seed={seed}"])
-            folder = runs / part.folder / name / f"seed{seed}"
-            repetition.append(Stage(part.scale, name, config, folder, overrides=overrides, base=arm))
-        planned += sorted(repetition, key=lambda stage: stage.teacher is not None)  # Slurm is given teachers first
+            changes = {**part.set, **{key: value for key, value in variant.items() if key != "arm"}}
+            overrides = tuple(f"{key}={_text(value)}" for key, value in changes.items())
+            repetition.append(Stage.of(part.scale, name, seed, runs / part.folder, overrides, base=variant["arm"]))
+        planned += ordered(repetition)
     return planned
 
 

@@ -13,7 +13,7 @@ from jobs import ROOT
 
 import experiments
 from experiments.reading import YamlError
-from replicate.runner import plan
+from replicate.stage import plan
 from training.config import ConfigError, load
 
 PAGE = ROOT / "docs" / "your-experiment.md"

@@ -10,7 +10,7 @@ from finished import write_run
 from figures.curves import read_seeds
 from replicate import clean, status
 from replicate.launch import with_seconds
-from replicate.runner import plan
+from replicate.stage import plan
 from training.config import flatten
 
 # kind -> what status calls it, whether it may be removed

@@ -14,8 +14,9 @@ import pytest
 
 import experiments
 from replicate import launch, price, slurm, status
-from replicate.runner import ROOT, STOP, Runner, plan, spawn, torchrun
+from replicate.runner import STOP, Runner, spawn, torchrun
 from replicate.slurm import Queued, SlurmError, load_site, submit_all
+from replicate.stage import ROOT, plan
 from training.config import flatten, load
 
 SITE = ["--gpus", "1", "--minutes", "30", "--partition", "p1"]

@@ -15,7 +15,8 @@ from jobs import manifest
 import experiments
 from replicate import record
 from replicate.launch import main
-from replicate.runner import Runner, plan
+from replicate.runner import Runner
+from replicate.stage import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = experiments.arms()
@@ -125,7 +126,7 @@ def test_what_does_not_run_is_not_read_again_and_again(tmp_path, monkeypatch):
     stages = plan("smoke", ALL, [0], tmp_path)
     runner = Runner(stages, 1, 1, {stage.name: 1 for stage in stages}, [])
     read = []
-    monkeypatch.setattr("replicate.runner.read_json", lambda path: read.append(path) or {"step": 1})
+    monkeypatch.setattr("replicate.stage.read_json", lambda path: read.append(path) or {"step": 1})
     runner._show()
     assert read == []
     runner.running = {stages[0].name: (stages[0], None)}
