@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from net2net.errors import DoesNotRun, GrowthError
+from net2net.outside import left_alone
 from net2net.recording import (
     NoDropout,
     as_arguments,
@@ -25,6 +26,7 @@ from net2net.recording import (
     rebuilt,
     seeded,
     uncollected,
+    uncompiled,
     unwrapped,
 )
 
@@ -219,6 +221,15 @@ def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype | No
         )
     )
     # The same random numbers for both, where something else than dropout draws them, e.g. stochastic depth.
-    with torch.no_grad(), NoDropout(), Precision(dtype) if dtype is not None else nullcontext(), seeded(devices):
+    precision = nullcontext() if dtype is None else Precision(dtype)
+    with torch.no_grad(), left_alone(model), uncompiled(), NoDropout(), precision, seeded(devices):
         output = model(*args, **kwargs)
-    return [tensor for _, tensor in output_tensors(output)]
+    return [_plain(tensor) for _, tensor in output_tensors(output)]
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """All numbers of a tensor, which can be complex, sparse or quantised."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    tensor = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

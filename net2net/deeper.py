@@ -8,7 +8,6 @@ identity are in `net2net.residual`.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,19 @@ from net2net.certificate import confirm, float64
 from net2net.errors import GrowthError, whole
 from net2net.head import renew
 from net2net.history import remember
-from net2net.recording import NoDropout, as_arguments, cloned, rebuilt, uncollected, unwrapped
+from net2net.outside import Outside
+from net2net.recording import (
+    NoDropout,
+    as_arguments,
+    cloned,
+    cloned_tensor,
+    own_copy,
+    rebuilt,
+    seeded,
+    uncollected,
+    uncompiled,
+    unwrapped,
+)
 from net2net.sites import Kernel, Site, choose, located, spelled
 from net2net.trace import Trace, traced
 
@@ -314,7 +325,9 @@ def _measure(
     The model normalises by the batch's own statistics meanwhile, as in training, where the new layers have to be the
     identity too; dropout is off.
     """
-    model = copy.deepcopy(model).train()
+    model = rebuilt(model, cloned_tensor).train()
+    devices = list(dict.fromkeys(p.device for p in model.parameters())) or [torch.device("cpu")]
+    outside = Outside(model)  # before there are hooks of ours
     count = dict.fromkeys(keys, 0)
     mean: dict[str, torch.Tensor] = {}
     square: dict[str, torch.Tensor] = {}  # summed squared deviations from the mean
@@ -343,19 +356,20 @@ def _measure(
     for key in keys:
         look(key)
     batches = 0
-    with torch.no_grad(), NoDropout():
-        for batch in calibration:
-            args, kwargs = as_arguments(_taken(batch, example_inputs, batches))
-            device = next((p.device for p in model.parameters()), None)
-            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t, to=device: t.to(to), (args, kwargs))
-            try:
+    for batch in calibration:
+        args, kwargs = as_arguments(own_copy(_taken(batch, example_inputs, batches)))
+        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(devices[0]), (args, kwargs))
+        try:
+            with torch.no_grad(), uncompiled(), NoDropout(), seeded(devices):
                 model(*args, **kwargs)
-            except Exception as error:
-                said = next(iter(str(error).splitlines()), "")
-                raise GrowthError(
-                    f"the model does not run on batch {batches} of calibration=: {type(error).__name__}: {said}"
-                ) from error
-            batches += 1
+        except Exception as error:
+            said = next(iter(str(error).splitlines()), "")
+            raise GrowthError(
+                f"the model does not run on batch {batches} of calibration=: {type(error).__name__}: {said}"
+            ) from error
+        finally:
+            outside.restore()
+        batches += 1
     if not batches:
         raise GrowthError("calibration= has no batches: pass at least one batch of training inputs")
     for key in keys:

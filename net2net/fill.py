@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Container
 from contextlib import suppress
 
@@ -14,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from net2net.errors import GrowthError
 from net2net.growth import AxisMap, Growth, along, balanced, get_tensor, normal
 from net2net.names import owner
-from net2net.recording import tensors
+from net2net.recording import cloned_tensor, rebuilt, tensors
 from net2net.seeds import generator_for
 
 
@@ -60,7 +59,7 @@ def initialised(
 
     On the CPU, with its generator alone: the draw depends on no device and disturbs no generator of one.
     """
-    fresh = copy.deepcopy(module).cpu()
+    fresh = rebuilt(module, cloned_tensor).cpu()
     for name, tensor in tensors(fresh):
         if name in names and tensor.is_floating_point():
             tensor.fill_(torch.nan)

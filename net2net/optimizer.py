@@ -15,7 +15,7 @@ several such dimensions n is the product.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from net2net.errors import GrowthError
 from net2net.growth import Growth, along
 from net2net.history import history
 from net2net.record import Inserted, entries_of, growth_of, misfit, sites
+from net2net.recording import PREFIXES, unwrapped
 
 # How often the gradient is a factor of what an optimizer remembers.
 _ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
@@ -122,8 +123,12 @@ def grow_optimizer(
     for key, inner in vars(optimizer).items():
         if isinstance(inner, torch.optim.Optimizer):
             return _wrapped(optimizer, key, grow_optimizer(inner, student, growth, teacher=teacher))
+    student, teacher = unwrapped(student), teacher if teacher is None else unwrapped(teacher)
     steps = [_Step(entry) for entry in _entries(student, growth, teacher)]
-    degrees, names, new = _degrees(optimizer), _names(optimizer, teacher), dict(student.named_parameters())
+    degrees, new = _degrees(optimizer), dict(student.named_parameters())
+    names = _names(optimizer, teacher)
+    if teacher is None:
+        names = _unprefixed(names, new)
     anew: list[nn.Parameter] = []
     memo: dict[int, Any] = {}  # old tensors by identity, and what copying the optimizer is to put in their place
     for group in optimizer.param_groups:
@@ -222,7 +227,7 @@ class _Step:
         kept = [
             key
             for key, value in state.items()
-            if value is not None and key not in COPIES and not _is_number(value, shape)
+            if value is not None and key not in (*COPIES, "step") and not _is_number(value, shape)
         ]
         if kept and name in self.renormed:
             raise GrowthError(
@@ -355,6 +360,15 @@ def _names(optimizer: torch.optim.Optimizer, teacher: nn.Module | None) -> dict[
                     "teacher's: pass the model that the optimizer was built for"
                 )
             names[parameter] = group["param_names"][at] if teacher is None else known[parameter]
+    return names
+
+
+def _unprefixed(names: dict[torch.Tensor, str], known: Iterable[str]) -> dict[torch.Tensor, str]:
+    """The names without what a wrapper of the teacher put before all of them."""
+    while prefix := next((p for p in PREFIXES if names and all(name.startswith(p) for name in names.values())), None):
+        if any(name.startswith(prefix) for name in known):  # the model has such a module itself
+            break
+        names = {parameter: name.removeprefix(prefix) for parameter, name in names.items()}
     return names
 
 

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from net2net.errors import GrowthError
 from net2net.history import history
 from net2net.names import owner
+from net2net.outside import left_alone
 from net2net.record import entries_of, growth_of, sites
-from net2net.recording import as_arguments, on_meta
+from net2net.recording import as_arguments, on_meta, seeded, uncompiled, unwrapped
 
 SHOWN = 12  # rows of a list that can be long
 
@@ -99,6 +100,7 @@ def summary(student: nn.Module, example_inputs: Any = None, teacher: nn.Module |
 
     Raises `GrowthError` for a model that was not grown.
     """
+    student, teacher = unwrapped(student), teacher if teacher is None else unwrapped(teacher)
     entries = entries_of(history(student))
     done = history(teacher) if teacher is not None else []
     if not entries or entries[: len(done)] != done or len(entries) == len(done):
@@ -189,9 +191,10 @@ def macs(model: nn.Module, inputs: Any) -> int | None:
     """Multiply-accumulates of one example in evaluation mode; None for a model that does not run on the meta device."""
     one = pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t[:1], device="meta"), inputs)
     args, kwargs = as_arguments(one)
+    skeleton = on_meta(model).eval()
     try:
-        with FlopCounterMode(display=False) as counter:
-            on_meta(model).eval()(*args, **kwargs)
+        with left_alone(skeleton), uncompiled(), seeded(()), FlopCounterMode(display=False) as counter:
+            skeleton(*args, **kwargs)
     except Exception:
         return None
     return counter.get_total_flops() // 2

@@ -21,7 +21,7 @@ from net2net.errors import GrowthError
 from net2net.fill import disturb, pad
 from net2net.growth import WRONG_DATA, Growth, get_number, growth_of
 from net2net.history import history, remember
-from net2net.recording import cloned, tensors
+from net2net.recording import cloned, tensors, unwrapped
 from net2net.sites import located
 
 Record = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -47,6 +47,7 @@ def replay(record: Record, teacher: nn.Module, *, init: Callable[[nn.Module], No
     Returns a new model whose `history` is the teacher's and the record. Raises `GrowthError`, before anything is built,
     for what is not a record; and where the record names a tensor that the model lacks or has in another shape.
     """
+    teacher = unwrapped(teacher)
     entries, done = entries_of(record), history(teacher)
     student = teacher
     for entry in entries[len(done) :] if entries[: len(done)] == done else entries:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import random
+import sys
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Number
@@ -23,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from net2net.errors import GrowthError, UnsupportedOperation
+from net2net.outside import Outside
 
 # Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
 SIZED = """
@@ -97,6 +99,7 @@ class Recording(TorchFunctionMode):
             self.names.setdefault(id(tensor), name)
         self.modules = {id(module): name for name, module in submodules(skeleton)}
         self.calls: list[Call] = []
+        self._outside = Outside(skeleton)
         self._sources: dict[int, Any] = {}
         self._stack: list[str] = []
         self._inputs: list[Any] = []  # keeps them alive: tensors are known by their id
@@ -124,7 +127,7 @@ class Recording(TorchFunctionMode):
         try:
             self.skeleton.train(training)
             devices = {p.device for p in self.skeleton.parameters()} if self.real else ()
-            with torch.no_grad(), seeded(devices), followed_functions(), self:
+            with torch.no_grad(), seeded(devices), followed_functions(), uncompiled(), self:
                 output = self.skeleton(*args, **kwargs)
             self._return(output)
         except GrowthError:
@@ -138,6 +141,7 @@ class Recording(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
+            self._outside.restore()
         return self.calls
 
     def _own(self, example_inputs: Any) -> Any:
@@ -522,6 +526,11 @@ def _stream(access: Callable, device: torch.device, *state: torch.Tensor) -> Any
     return access(*state) if device.type == "mps" else access(*state, device)
 
 
+def uncompiled() -> AbstractContextManager:
+    """Runs what torch.compile made of functions as it was before; a function that nothing compiled needs no dynamo."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 class NoDropout(TorchFunctionMode):
     """Switches every dropout off, in modules and in calls of `functional.dropout`, whatever mode the model is in."""
 
@@ -617,6 +626,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+# What they put before the names of parameters.
+PREFIXES = ("module.", "_orig_mod.")
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 

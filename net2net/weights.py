@@ -20,11 +20,11 @@ from torch import nn
 from net2net.errors import GrowthError
 from net2net.history import history
 from net2net.record import entries_of
+from net2net.recording import PREFIXES, unwrapped
 
 KEY = "net2net"  # of the record in a file's metadata
 ZIPPED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 INSIDE = ("state_dict", "model_state_dict", "model", "module")
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and AveragedModel, and of torch.compile
 
 
 def save_weights(path: str | os.PathLike[str], student: nn.Module) -> None:
@@ -33,7 +33,7 @@ def save_weights(path: str | os.PathLike[str], student: nn.Module) -> None:
     The file is replaced in one step: after a kill or a full disk there is the old one or the new one. A tensor with
     several names is written once. Raises `GrowthError` for a state that is no tensor, which safetensors cannot hold.
     """
-    path = Path(path)
+    path, student = Path(path), unwrapped(student)
     if path.suffix != ".safetensors":
         raise GrowthError(f"save_weights writes safetensors: give {path.name!r} the suffix .safetensors")
     for name, value in student.state_dict().items():
