@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.output import unbreakable_output
+from experiments.paths import to_path
 from training.config import Config, load
 from training.data.source import open_data, with_counts
 from training.device import float32_as_asked
@@ -98,10 +99,10 @@ def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: F
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", type=Path, help="configs/<scale>/<arm>.yaml")
+    parser.add_argument("config", type=to_path, help="configs/<scale>/<arm>.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
-    parser.add_argument("--seed", type=int, help="short for --set seed=K")
-    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/<scale>/<arm>/seed<k>)")
+    parser.add_argument("--seed", metavar="K", help="short for --set seed=K")
+    parser.add_argument("--out", type=to_path, help="the run's folder (default: runs/<scale>/<arm>/seed<k>)")
     arguments = parser.parse_args(argv)
 
     with unbreakable_output("train.py", runs_on=True), StopSignals(orphaned) as stop:

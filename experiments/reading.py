@@ -17,6 +17,9 @@ class YamlError(ValueError):
     """A file that cannot be read as it is; the message names file, line and what to do."""
 
 
+STRANGE = re.compile("[\0\ud800-\udfff]")  # by an escape: no file has such a name, and no output can show them
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012
 
@@ -41,6 +44,20 @@ class _Loader(yaml.SafeLoader):
         )
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        node = self._composed(parent, index)
+        if isinstance(node, yaml.ScalarNode) and (strange := STRANGE.search(node.value)):
+            raise _problem(f"the character U+{ord(strange[0]):04X} is not allowed in a word", node)
+        return node
+
+    def _composed(self, parent: Any, index: Any) -> Any:
+        if tag := getattr(self.peek_event(), "tag", None):
+            short = tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"tags ({short}) are not read here: write the value as it is, in quotes where it is a word",
+                self.peek_event().start_mark,
+            )
         if self.check_event(yaml.AliasEvent) and self.peek_event().anchor in self._open:
             event = self.peek_event()
             raise yaml.constructor.ConstructorError(None, None, f"*{event.anchor} contains itself", event.start_mark)
@@ -83,6 +100,12 @@ def parse(text: str, where: str) -> Any:
     """What a text says; `where` is the file or option that it is of."""
     try:
         return yaml.load(text, _Loader)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise YamlError(
+            f"{where}: line {line}: not valid YAML: the character U+{error.character:04X} is not allowed: is it text, "
+            "in UTF-8?"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark and "\n" in text else ""

@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.output import script
+from experiments.paths import to_path
 from experiments.reading import YamlError
 from figures import evidence, metrics, rules, sweeps
 from figures.curves import Problem, Results, Run
@@ -413,8 +414,8 @@ def _one(arm: Run, against: Run, teacher: Run | None, level: float) -> dict[str,
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("figures/out"), help="default: %(default)s")
+    parser.add_argument("results", nargs="?", type=to_path, default=Path("results"), help="default: %(default)s")
+    parser.add_argument("--out", type=to_path, default=Path("figures/out"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
     try:
         results = Results(arguments.results)

@@ -127,7 +127,7 @@ def _parser() -> Parser:
         source = group.add_mutually_exclusive_group()
         source.add_argument(
             "--weights",
-            type=Path,
+            type=_path,
             metavar="FILE",
             help="a .safetensors or .pt file, a student's too, or a folder of shards. Without: random initialisation "
             "by --seed",
@@ -148,7 +148,7 @@ def _parser() -> Parser:
         group.add_argument("--batch", type=_count, default=2, metavar="N", help="number of examples (default: 2)")
         group.add_argument(
             "--inputs-from",
-            type=Path,
+            type=_path,
             metavar="FILE",
             help="take the examples from a .safetensors, .npy or .pt file [N, …] instead of random numbers",
         )
@@ -233,7 +233,7 @@ def _parser() -> Parser:
         "--calibration-batch", type=_count, default=32, metavar="N", help="images per forward pass (default: 32)"
     )
     group = verified.add_argument_group("the student")
-    group.add_argument("--student", type=Path, required=True, metavar="FILE", help="what widen or deepen wrote")
+    group.add_argument("--student", type=_path, required=True, metavar="FILE", help="what widen or deepen wrote")
     group.add_argument(
         "--tolerance",
         type=float,
@@ -244,13 +244,18 @@ def _parser() -> Parser:
         group = made.add_argument_group("output")
         if made in growing:
             group.add_argument(
-                "--out", type=Path, help="OUT.safetensors and OUT.json are written; without: only the table"
+                "--out", type=_path, help="OUT.safetensors and OUT.json are written; without: only the table"
             )
             group.add_argument("--force", action="store_true", help="replace them where they exist")
         if made is not explained:
             group.add_argument("--all", action="store_true", help="every row, however many")
         group.add_argument("--json", action="store_true", help="as JSON instead of a table")
     return parser
+
+
+def _path(text: str) -> Path:
+    """With `~` and `$VAR` replaced: the shell leaves `--out=~/x` as it is."""
+    return Path(os.path.expandvars(os.path.expanduser(text)))
 
 
 def _pair(text: str, wanted: str) -> tuple[str, str]:
@@ -363,7 +368,7 @@ def deepen(asked: argparse.Namespace) -> int:
     out = _writable(asked)
     files = None
     if asked.calibration not in (None, "random"):
-        files = sources.calibration_files(Path(asked.calibration))
+        files = sources.calibration_files(_path(asked.calibration))
         next(sources.calibration_batches(files, 1, torch.device("cpu")))  # what is wrong with it, before the long work
         asked.inputs_from = asked.inputs_from or (files[0] if asked.input is None else None)
     inputs, teacher, weights, examples = _teacher(asked)

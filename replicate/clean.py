@@ -14,6 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from experiments.paths import to_path
 from replicate.slurm import SlurmError, queue
 from replicate.stage import held, read_json
 
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m replicate clean", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="(default: runs)")
+    parser.add_argument("--runs", type=to_path, default=Path("runs"), help="(default: runs)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--dry-run", action="store_true", help="show only, which is the default")
     which.add_argument("--yes", action="store_true", help="remove what is shown")

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import experiments
+from experiments.paths import to_path
 from experiments.reading import YamlError
 from replicate import price
 from replicate.runner import Runner, gpus_here
 from replicate.slurm import SlurmError, describe, launch, load_site
 from replicate.stage import CONFIGS, Stage, plan
-from training.config import differences, expanded, flatten
+from training.config import differences, flatten
 from training.errors import ConfigError
 
 LOCAL = ("jobs", "processes", "per_gpu")
@@ -59,8 +60,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="laptop", help="a folder of configs/ (default: laptop)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="K")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
-    parser.add_argument("--configs", type=Path, default=CONFIGS, help="where scales are (default: configs)")
+    parser.add_argument("--runs", type=to_path, default=Path("runs"), help="where runs are written (default: runs)")
+    parser.add_argument("--configs", type=to_path, default=CONFIGS, help="where scales are (default: configs)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for all stages: data.root, wandb.mode, ..."
     )
@@ -83,7 +84,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     local.add_argument("--processes", type=int, metavar="N", help="processes of one stage (default: one per GPU)")
     local.add_argument("--per-gpu", type=int, metavar="N", help="stages that share a GPU, of one process each")
     site = parser.add_argument_group("--launcher slurm and print", "flags go before the site file; docs/cluster.md")
-    site.add_argument("--site", type=Path, metavar="FILE", help="YAML, see replicate/site.example.yaml")
+    site.add_argument("--site", type=to_path, metavar="FILE", help="YAML, see replicate/site.example.yaml")
     site.add_argument("--partition")
     site.add_argument("--account")
     site.add_argument("--constraint")
@@ -145,7 +146,7 @@ def _enough(stage: Stage, processes: int, option: str) -> None:
 
 def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> int:
     flags = {("gpus_per_node" if name == "gpus" else name): getattr(arguments, name) for name in SITE}
-    site = load_site(arguments.site and expanded(arguments.site, "--site"), flags)
+    site = load_site(arguments.site, flags)
     for stage in stages:
         _enough(stage, site.nodes * site.processes, "--gpus and --nodes")
     gpus = site.nodes * site.gpus_per_node

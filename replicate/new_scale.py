@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import experiments
+from experiments.paths import to_path
 from experiments.reading import YamlError, read
 from replicate.stage import CONFIGS
 from training.config import SCALE, Config, ImageNetData, expanded, load
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--epochs", type=float, help="of every arm (default: as many as there)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="what the scale has otherwise")
-    parser.add_argument("--configs", type=Path, default=CONFIGS, help="where scales are (default: configs)")
+    parser.add_argument("--configs", type=to_path, default=CONFIGS, help="where scales are (default: configs)")
     arguments = parser.parse_args(argv)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", arguments.name) or arguments.name == "arms":
         parser.error(f"{arguments.name!r}: expected letters, digits, - and _, and not arms, which is no scale")

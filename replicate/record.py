@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.output import script
+from experiments.paths import to_path
 from replicate.stage import ROOT, read_json
 from training.config import differences
 from training.files import write_atomic
@@ -62,8 +63,8 @@ def _of_another_config(config: dict[str, Any], target: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", default=["long"], help="below --runs (default: long)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--runs", type=to_path, default=Path("runs"))
+    parser.add_argument("--results", type=to_path, default=ROOT / "results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="default: all that there are")
     arguments = parser.parse_args(argv)
     code = 2

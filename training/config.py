@@ -10,7 +10,6 @@ Every key of every file is a field below; an unknown key or a wrong value is a `
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,26 +17,21 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from experiments import OPERATIONAL, OWN
+from experiments import OPERATIONAL, OWN, paths
 from experiments.reading import YamlError, parse, read
 from training.errors import ConfigError
 
 
 def expanded(text: str | Path, where: str) -> Path:
-    """A path with `~` and `$VAR` replaced by what they stand for, here and now: nothing that is recorded is."""
-    words = os.path.expanduser(str(text))
-
-    def value(name: re.Match) -> str:
-        name = name[1] or name[2]
-        if not os.environ.get(name):
-            raise ConfigError(f"{where}: {text}: the variable ${name} is not set here: set it, or write the path out")
-        return os.environ[name]
-
-    return Path(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, words))
+    """`experiments.paths.expanded`, of what stands in a config; `where` is its key."""
+    try:
+        return paths.expanded(text)
+    except paths.PathError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -224,9 +218,14 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         _collect(Path(path), values, origin, ())
     except YamlError as error:
         raise ConfigError(str(error)) from None
+    except (OSError, ValueError) as error:  # a name that is too long, or none
+        raise ConfigError(
+            f"{str(path)[:200]}: cannot read this config: {getattr(error, 'strerror', '') or error}"
+        ) from None
     for override in overrides:
         key, sign, text = override.partition("=")
-        if not sign or not key:
+        key = key.strip()
+        if not sign or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise ConfigError(f"--set {override}: expected key=value, e.g. --set optimizer.lr=0.01")
         _put(values, origin, key, _value(text, f"--set {override}"), f"--set {override}")
     try:
@@ -276,6 +275,10 @@ def _collect(path: Path, values: dict[str, Any], origin: dict[str, str], above: 
     if not path.exists() and (path.parent / SCALE).is_file() and path.suffix == ".yaml":
         _arm(path.parent, path.stem, values, origin, ())
         return
+    if path.suffix != ".yaml" and not path.is_file():
+        meant = path.with_name(f"{path.stem}.yaml")
+        if meant.is_file() or ((meant.parent / SCALE).is_file() and not path.exists()):
+            raise ConfigError(f"{path}: there is no such config; did you mean {meant}?")
     content = read(path, f"config (named by extends: in {above[-1].name})" if above else "config")
     if path.name == SCALE:
         content.pop("arms", None)
@@ -284,7 +287,7 @@ def _collect(path: Path, values: dict[str, Any], origin: dict[str, str], above: 
             raise ConfigError(f"{path}: {key}: stands in the file of an arm, configs/arms/{path.name}, not of a run")
     for parent in _extends(content, path):
         _collect(parent, values, origin, (*above, path.resolve()))
-    _put(values, origin, "", content, str(path))
+    _say(values, origin, content, path)
 
 
 def _arm(
@@ -302,7 +305,7 @@ def _arm(
     lineage: dict[str, Path] = {}
     for parent in parents:
         lineage |= _arm(parent.parent, arm, values, origin, (*above, file.resolve()))
-    _put(values, origin, "", content, str(file))
+    _say(values, origin, content, file)
     if not parents:
         lineage = _lineage(arm, [scale, *(one.parent for one in reversed(above))], ())
     for name, of_arm in lineage.items():
@@ -310,8 +313,8 @@ def _arm(
             said = read(of_arm)
             for key in ("extends", *OWN):
                 said.pop(key, None)
-            _put(values, origin, "", said, str(of_arm))
-        _put(values, origin, "", changes.get(name, {}), str(file))
+            _say(values, origin, said, of_arm)
+        _say(values, origin, changes.get(name, {}), file)
     return lineage
 
 
@@ -335,9 +338,9 @@ def _lineage(arm: str, scales: list[Path], below: tuple[str, ...]) -> dict[str, 
 def _extends(content: dict[str, Any], path: Path) -> list[Path]:
     parents = content.pop("extends", [])
     parents = parents if isinstance(parents, list) else [parents]
-    if not all(isinstance(parent, str) for parent in parents):
-        raise ConfigError(f"{path}: extends: expected a file or a list of files, got {parents[0]!r}")
-    return [path.parent / parent for parent in parents]
+    if wrong := [parent for parent in parents if not isinstance(parent, str)]:
+        raise ConfigError(f"{path}: extends: expected a file or a list of files, got {wrong[0]!r}")
+    return [path.parent / expanded(parent, f"{path}: extends") for parent in parents]
 
 
 def _value(text: str, where: str) -> Any:
@@ -346,8 +349,27 @@ def _value(text: str, where: str) -> Any:
         value = parse(text, where)
     except YamlError as error:
         raise ConfigError(str(error)) from None
+    if value is None and text.strip().lower() not in ("", "~", "null"):  # a comment: data.root=#1
+        return text.strip()
     flow = text.lstrip()[:1] in tuple("{['\"")
     return text.strip() if isinstance(value, (dict, list, str)) and not flow else value
+
+
+def _say(values: dict[str, Any], origin: dict[str, str], content: dict[str, Any], file: Path) -> None:
+    """Set what a file says. It may write a key as training.steps too, but not both ways at once."""
+    said: set[str] = set()
+
+    def add(key: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for inner, item in value.items():
+                add(f"{key}.{inner}" if key else str(inner), item)
+            return
+        if any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in said):
+            raise ConfigError(f"{file}: {key}: is given twice, with a dot and in its section: take one of them out")
+        said.add(key)
+
+    add("", content)
+    _put(values, origin, "", content, str(file))
 
 
 def _put(values: dict[str, Any], origin: dict[str, str], key: str, value: Any, where: str) -> None:
@@ -358,7 +380,7 @@ def _put(values: dict[str, Any], origin: dict[str, str], key: str, value: Any, w
         return
     for other in list(values):  # a section replaced by a plain value (growth: null), or the other way round
         if other.startswith(f"{key}.") or key.startswith(f"{other}."):
-            del values[other]
+            del values[other], origin[other]
     values[key] = value
     origin[key] = where
 
@@ -396,7 +418,9 @@ def _explain(error: Any, origin: dict[str, str], path: str) -> str:
     elif loc[0] == "data" and len(loc) > 2:
         del loc[1]  # the kind of data, which pydantic puts between section and key
     key = ".".join(loc)
-    where = origin.get(key) or next((o for k, o in origin.items() if k.startswith(f"{key}.")), path)
+    where = origin.get(key) or next((o for k, o in origin.items() if k.startswith(f"{key}.")), "")
+    above = [".".join(loc[:length]) for length in range(len(loc) - 1, 0, -1)]
+    where = where or next((origin[k] for k in above if k in origin), path)
     if error["type"] == "extra_forbidden":
         known = _keys()
         written = next((k for k in origin if k.startswith(f"{key}.")), key)  # of an unknown section: one of its keys
@@ -408,8 +432,11 @@ def _explain(error: Any, origin: dict[str, str], path: str) -> str:
         ]
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
         return f"{where}: unknown key {key!r}; {hint}"
+    if error["type"] == "missing" and loc[0] == "data" and "data.name" in origin and key != "data.name":
+        return f"{origin['data.name']}: the key {key!r} is missing, which this data.name needs"
     if error["type"] == "missing":
         return f"{where}: the key {key!r} is missing"
-    message = error["msg"].replace("Input should be", "expected").replace("a valid ", "a ")
+    message = error["msg"].replace("Input should be", "expected").replace("a valid ", "a ").replace("a int", "an int")
+    message = re.sub(r"a dictionary or .*", "keys and values", message)
     value = error["input"]
     return f"{where}: {key}: {message}, got {value!r} ({type(value).__name__})"

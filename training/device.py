@@ -75,7 +75,7 @@ def granted_by() -> str:
         return ""
     for name in (*COUNTS, *NAMES):
         value = os.environ.get(name, "").strip()
-        if value and not (name in COUNTS and value == "0"):
+        if value not in ("", "(null)") and not (name in COUNTS and not value.strip("0")):
             return f"{name}={value}"
     return ""
 

@@ -7,13 +7,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.paths import to_path
 from training.data.fashion_mnist import fetched
 from training.errors import DataError
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fetch and verify Fashion-MNIST.")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="data folder (default: %(default)s)")
+    parser.add_argument("--root", type=to_path, default=Path("data"), help="data folder (default: %(default)s)")
     try:
         raw, how = fetched(parser.parse_args().root)
     except (DataError, OSError) as error:

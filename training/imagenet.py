@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from experiments.output import script
+from experiments.paths import to_path
 from training.data.imagenet.check import CLASSES, TRAIN_IMAGES, VAL_IMAGES, check
 from training.data.imagenet.layouts import sort_val
 from training.errors import DataError
@@ -24,16 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("check", help="is it complete, and can every image be read?")
-    command.add_argument("root", type=Path)
+    command.add_argument("root", type=to_path)
     command.add_argument("--fast", action="store_true", help="names and numbers only")
     command.add_argument("--classes", type=int, default=CLASSES, help="expected (default: %(default)s)")
     command.add_argument("--train-images", type=int, default=TRAIN_IMAGES, help="expected (default: %(default)s)")
     command.add_argument("--val-images", type=int, default=VAL_IMAGES, help="expected (default: %(default)s)")
     command.add_argument("--own", action="store_true", help="one's own images: any number of classes and images")
     command.add_argument("--workers", type=int, help="processes (default: the job's cores)")
-    command.add_argument("--list", type=Path, metavar="FILE", help="write all unreadable images into FILE")
+    command.add_argument("--list", type=to_path, metavar="FILE", help="write all unreadable images into FILE")
     command = commands.add_parser("sort-val", help="move val/'s images into class folders")
-    command.add_argument("root", type=Path)
+    command.add_argument("root", type=to_path)
     options = parser.parse_args(argv)
     try:
         if options.command == "sort-val":

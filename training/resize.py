@@ -14,17 +14,17 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from pathlib import Path
 
 from experiments.output import script
+from experiments.paths import to_path
 from training.data.imagenet.resize import explained, resize
 from training.errors import DataError
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("source", type=Path, help="ImageNet, in any of the layouts")
-    parser.add_argument("target", type=Path, help="a new folder, or one that this command did not finish")
+    parser.add_argument("source", type=to_path, help="ImageNet, in any of the layouts")
+    parser.add_argument("target", type=to_path, help="a new folder, or one that this command did not finish")
     parser.add_argument("--short-side", type=int, default=256, help="pixels (default: %(default)s)")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEG files (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: the job's cores)")

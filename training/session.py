@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -24,6 +27,10 @@ from training.device import choose_device
 from training.errors import FailedOnAnotherRank, RunError, UserError
 
 T = TypeVar("T")
+MEETING = timedelta(
+    minutes=10
+)  # the longest that they wait for each other to start: imports take minutes on some disks
+PATIENCE = 30.0  # seconds, after which it is said that they wait
 TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for the main one, which grows the student, lists the data
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -91,15 +98,28 @@ class Session:
         if self.world > 1:
             # Both backends: tensors on the CPU (votes, messages) travel beside the GPUs' work, without waiting for it.
             backend = "cpu:gloo,cuda:nccl" if self.cuda else "gloo"
+            told = threading.Timer(PATIENCE, self._tell_of_waiting)
+            told.daemon = True
+            told.start()
             try:
-                self._store = next(rendezvous("env://", timeout=TIMEOUT))[0]
+                self._store = next(rendezvous("env://", timeout=MEETING))[0]
                 dist.init_process_group(
                     backend, store=self._store, rank=self.rank, world_size=self.world, timeout=TIMEOUT
                 )
             except (RuntimeError, ValueError) as error:
                 why = (str(error).splitlines() or [type(error).__name__])[0]
                 raise RunError(f"the {self.world} processes of this run do not find each other: {why}") from None
+            finally:
+                told.cancel()
         return self
+
+    def _tell_of_waiting(self) -> None:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        print(
+            f"train.py: process {self.rank} of {self.world} waits for the others at {place}, for {MEETING} at the "
+            "most; if there are none, unset RANK, WORLD_SIZE and LOCAL_RANK",
+            file=sys.stderr,
+        )
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         # After a failure the other ranks may never come to the calls that are under way, and destroying waits for them.
@@ -228,8 +248,10 @@ class Session:
 def _from_environment(name: str, default: int) -> int:
     """One of the variables that torchrun sets; an empty one counts as not set."""
     text = os.environ.get(name, "").strip() or str(default)
-    if not text.isdecimal():
-        raise RunError(f"the environment says {name}={text}: expected a whole number, as torchrun sets it; or unset it")
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise RunError(
+            f"the environment says {name}={text[:40]}: expected a whole number, as torchrun sets it; or unset it"
+        )
     return int(text)
 
 

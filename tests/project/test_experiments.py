@@ -32,6 +32,10 @@ from experiments.reading import YamlError, parse, read
         ("'0100'", "0100"),
         ("4pairs", "4pairs"),
         ("{a: &x [1], b: *x}", {"a": [1], "b": [1]}),
+        ("0o17", "0o17"),
+        ("5.", 5.0),
+        ("y", "y"),
+        ("%YAML 1.2\n---\n1\n...\n", 1),
     ],
 )
 def test_yaml_means_what_it_says(text, value):
@@ -57,6 +61,19 @@ def test_yaml_means_what_it_says(text, value):
         (b"a: [1", "not valid YAML"),
         (b"a: \x00", "not valid YAML"),
         (b"a: !!python/name:os.system", "not valid YAML"),
+        (b"a: !!int 0100", "tags (!!int) are not read here"),  # which would be 64 all the same
+        (b"a: !!int ''", "tags (!!int) are not read here"),
+        (b"a: !!bool maybe", "tags (!!bool) are not read here"),
+        (b"a: !!timestamp x", "tags (!!timestamp) are not read here"),
+        (b"a: !mine {b: 1}", "tags (!mine) are not read here"),
+        (b"a: !!set {b, c}", "tags (!!set) are not read here"),
+        (b'a: "b\\0c"', "the character U+0000 is not allowed in a word"),
+        (b'a: ["\\ud800"]', "the character U+D800 is not allowed in a word"),
+        ("a: 1".encode("utf-16-le"), "line 1: not valid YAML: the character U+0000 is not allowed: is it text"),
+        (b"a: 1\nb: \x07", "line 2: not valid YAML: the character U+0007 is not allowed"),
+        (b"a: 1\n---\na: 2", "another document"),
+        (b"a:\n\tb: 1", "line 2: not valid YAML: found character '\\t'"),
+        (b"a: *b", "undefined alias 'b'"),
     ],
 )
 def test_what_could_mean_two_things_or_nothing_is_an_error(tmp_path, content, words):

@@ -201,7 +201,7 @@ def test_overrides_come_last_and_are_typed(config):
     assert config("seed: 3", "seed=4").seed == 4
 
 
-@pytest.mark.parametrize("root", ["/data/a: b", "/data/a #1", "~/[x] y", "$SCRATCH/x", "- a"])
+@pytest.mark.parametrize("root", ["/data/a: b", "/data/a #1", "~/[x] y", "$SCRATCH/x", "- a", "#1"])
 def test_a_word_given_with_set_is_that_word(config, root):
     assert config("", f"data.root={root}").data.root == root
 
@@ -233,6 +233,21 @@ def test_extends_merges_section_by_section(config):
         ("training: {steps: 1:30}", [], ["arm.yaml", "training.steps", "'1:30' (str)"]),
         ("training: {compile: on}", [], ["arm.yaml", "training.compile", "'on' (str)"]),
         ("", ["training.steps=0100"], ["--set training.steps=0100", "write 100"]),
+        ("training: {steps: 1_000}", [], ["training.steps: expected an integer, got '1_000' (str)"]),
+        ("training: {steps: 1e3}", [], ["training.steps: expected an integer, got 1000.0 (float)"]),
+        ("training:", [], ["arm.yaml: training: expected keys and values, got None"]),
+        ("training: {}", [], ["arm.yaml: the key 'training.steps' is missing"]),
+        ("optimizer: {lr: .inf}", [], ["arm.yaml: optimizer.lr: expected a finite number"]),
+        ("optimizer: {lr: 1e400}", [], ["optimizer.lr: expected a finite number"]),
+        ("training.steps: 1\ntraining: {steps: 2}", [], ["arm.yaml: training.steps: is given twice"]),
+        ("training.steps: 1\ntraining: null", [], ["arm.yaml: training: is given twice"]),
+        ("", ["training.steps.x=1"], ["--set training.steps.x=1: training.steps: expected an integer"]),
+        ("", ["growth={}"], ["--set growth={}: the key 'growth.teacher' is missing"]),
+        ("", ["data.name=imagenet"], ["--set data.name=imagenet: the key 'data.classes' is missing, which this"]),
+        ("", [".training=1"], ["--set .training=1: expected key=value"]),
+        ("", ["..=1"], ["--set ..=1: expected key=value"]),
+        ("", ["training.steps=!!int 3"], ["--set training.steps=!!int 3", "tags (!!int) are not read here"]),
+        ("", ["seed=1_0"], ["--set seed=1_0: seed: expected an integer, got '1_0' (str)"]),
     ],
 )
 def test_a_wrong_config_is_answered_with_file_key_and_what_was_expected(config, text, overrides, words):
@@ -253,6 +268,16 @@ def test_a_missing_file_and_a_file_that_extends_itself(tmp_path):
         load(write(tmp_path / "c.yaml", "- 1"))
 
 
+def test_a_config_by_half_of_its_name_and_by_none(tmp_path):
+    smoke = ROOT / "configs" / "smoke"
+    for name in ("standard", "standard.yml"):
+        with pytest.raises(ConfigError, match=r"there is no such config; did you mean .*smoke/standard\.yaml\?"):
+            load(smoke / name)
+    for name in ("a" * 300, "a\0b", ""):
+        with pytest.raises(ConfigError, match="cannot read this config: "):
+            load(name)
+
+
 def test_variables_and_home_in_paths_are_read_where_they_are_used_and_not_recorded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DISK", str(tmp_path / "disk"))
@@ -265,3 +290,12 @@ def test_variables_and_home_in_paths_are_read_where_they_are_used_and_not_record
         monkeypatch.delenv("DISK") if value is None else monkeypatch.setenv("DISK", value)
         with pytest.raises(ConfigError, match=r"^data\.root: \$DISK/x: the variable \$DISK is not set here: set it"):
             load(file, ["data.root=$DISK/x"]).data.folder  # noqa: B018
+
+
+def test_extends_follows_variables_and_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCALES", str(ROOT / "configs"))
+    write(tmp_path / "mine.yaml", "extends: $SCALES/smoke/standard.yaml\nseed: 5")
+    assert load(write(tmp_path / "b.yaml", "extends: ~/mine.yaml")).seed == 5
+    with pytest.raises(ConfigError, match=r"c\.yaml: extends: \$NOWHERE/x: the variable \$NOWHERE is not set here"):
+        load(write(tmp_path / "c.yaml", "extends: $NOWHERE/x"))

@@ -648,6 +648,7 @@ def test_the_jobs_cores_and_not_the_machines(job):
     assert job(quota=6.5) == 6
     assert job(local_world=2, quota=6.5) == 3
     assert job(CPUS_ON_NODE="12") == 12
+    assert job(CPUS_ON_NODE="²", CPUS_PER_TASK="9" * 5000, NTASKS_PER_NODE="9" * 5000) == 64
     # torchrun: one task starts all the processes of a machine
     assert job(local_world=4, CPUS_PER_TASK="32", NTASKS_PER_NODE="1", CPUS_ON_NODE="32") == 8
     assert job(local_world=4, CPUS_PER_TASK="32") == 8

@@ -1,7 +1,9 @@
 """What a session is told by its environment: ranks, GPUs, signals; and what a machine may lack."""
 
 import signal
+import socket
 import warnings
+from datetime import timedelta
 
 import pytest
 import torch
@@ -48,6 +50,9 @@ def without_gpu(monkeypatch):
     [
         ({"RANK": "one"}, "RANK=one: expected a whole number, as torchrun sets it"),
         ({"WORLD_SIZE": "-2"}, "WORLD_SIZE=-2: expected a whole number"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE=9{40}: expected a whole number"),
+        ({"RANK": "\u00b2"}, "RANK=\u00b2: expected a whole number"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_RANK is 0 and LOCAL_WORLD_SIZE 0"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2: ranks are counted from 0"),
     ],
 )
@@ -56,6 +61,20 @@ def test_an_environment_that_makes_no_sense_is_told(monkeypatch, variables, word
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match=words):
         Session()
+
+
+def test_a_process_without_the_others_says_that_it_waits(monkeypatch, capsys):
+    """Variables that are left of another job: half an hour without a word looks like a hang."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("training.session.PATIENCE", 0.1)
+    monkeypatch.setattr("training.session.MEETING", timedelta(seconds=2))
+    with pytest.raises(RunError, match="the 2 processes of this run do not find each other"), Session("cpu"):
+        pass
+    assert f"process 1 of 2 waits for the others at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
@@ -91,6 +110,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_usable_is_told(without_gpu, monkeyp
         ("cpu", {"SLURM_GPUS_ON_NODE": "1"}),
         ("auto", {"SLURM_GPUS_ON_NODE": "0"}),
         ("auto", {"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": ""}),  # hidden on purpose
+        ("auto", {"SLURM_GPUS_ON_NODE": "00", "SLURM_JOB_GPUS": "(null)"}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:CUDA initialization")

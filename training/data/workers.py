@@ -104,7 +104,7 @@ def cpus(local_world: int = 1) -> int:
     per_task = _integer("SLURM_CPUS_PER_TASK")
     # Processes that are a Slurm task each have a task's cores each; those that share a task (torchrun) share its cores.
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("SLURM_NTASKS_PER_NODE") or ""
-    match = re.match(r"[1-9]\d*", tasks)
+    match = re.match("[1-9][0-9]{0,8}", tasks)
     sharing = max(1, local_world // int(match[0])) if match else local_world
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = [allowed / (sharing if per_task and allowed <= per_task else local_world)]
@@ -120,7 +120,7 @@ def cpus(local_world: int = 1) -> int:
 
 def _integer(name: str) -> int:
     text = os.environ.get(name, "")
-    return int(text) if text.isdigit() else 0
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
 
 
 def cgroup_quota(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> float | None:
