@@ -73,9 +73,15 @@ def verify(
     Works on copies: neither the models nor the inputs change, nor do batch-norm statistics or the streams of random
     numbers. Raises `GrowthError` if a model does not run on the inputs, or if the outputs have different shapes.
     """
-    models = [unwrapped(model) for model in (teacher, student)]
-    own = next((p.dtype for p in models[0].parameters() if p.is_floating_point()), dtype)
-    ours, theirs, dtype = _both(models, inputs, train, dtype, own)
+    return _compared(unwrapped(teacher), unwrapped(student), inputs, train, dtype)
+
+
+def _compared(
+    teacher: nn.Module, student: nn.Module, inputs: Any, train: bool, dtype: torch.dtype, shared: bool = False
+) -> Certificate:
+    """`shared`: neither writes into its parameters, so that they need no copy."""
+    own = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), dtype)
+    ours, theirs, dtype = _both(teacher, student, inputs, train, dtype, own, shared)
     shapes = [[tuple(t.shape) for t in outputs] for outputs in (ours, theirs)]
     if shapes[0] != shapes[1]:
         raise GrowthError(f"teacher and student return different shapes: {shapes[0]} and {shapes[1]}")
@@ -90,14 +96,23 @@ def verify(
     return Certificate(max_abs, relative, agreement, "train" if train else "eval", str(dtype).removeprefix("torch."))
 
 
-def _both(models: list[nn.Module], inputs: Any, train: bool, dtype: torch.dtype, own: torch.dtype) -> tuple:
+def _both(
+    teacher: nn.Module,
+    student: nn.Module,
+    inputs: Any,
+    train: bool,
+    dtype: torch.dtype,
+    own: torch.dtype,
+    shared: bool,
+) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.dtype]:
     """The outputs of two models, in one precision or, where that fails, in their own; and the precision."""
     for attempt in (dtype, None):
         which = "teacher"
         try:
-            ours = _outputs(models[0], inputs, train, attempt)
+            ours = _outputs(teacher, inputs, train, attempt, shared)
             which = "student"
-            return ours, _outputs(models[1], inputs, train, attempt), own if attempt is None else attempt
+            theirs = _outputs(student, inputs, train, attempt, shared)
+            return ours, theirs, own if attempt is None else attempt
         except GrowthError:
             raise
         except Exception as error:
@@ -133,9 +148,10 @@ def confirm(
     example_inputs: Any,
     train: bool = False,
     again: Callable[[nn.Module], nn.Module] | None = None,
+    shared: bool = False,
 ) -> None:
     """Raise `GrowthError`, with the numbers, if a student is further from its teacher than rounding explains; with
-    `train` in training mode, too.
+    `train` in training mode, too. They are compared without copies of their parameters if these can be `shared`.
 
     In float32 first where the model is, which is fast; float64 decides where that is not enough and the device has it
     (MPS has not: there the tolerance of float32 decides). The weights of a
@@ -151,7 +167,7 @@ def confirm(
     lacking = next((p.device for p in teacher.parameters() if not has_float64(p.device)), None)
     for mode in (False, True) if train else (False,):
         try:
-            certificate = verify(teacher, student, example_inputs, train=mode, dtype=first)
+            certificate = _compared(teacher, student, example_inputs, mode, first, shared)
         except DoesNotRun:
             if mode:  # detection nets want targets, batch norm more than one image: there is nothing to compare
                 continue
@@ -209,9 +225,15 @@ class Precision(TorchFunctionMode):
         return self.dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
-def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype | None) -> list[torch.Tensor]:
-    """What a copy of the model returns for a copy of the inputs; in its own precision if `dtype` is None."""
-    model = local(rebuilt(model, cloned_tensor)).train(train)
+def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype | None, shared: bool) -> list[torch.Tensor]:
+    """What a copy of the model (with its parameters, if they are `shared`) returns for a copy of the inputs; in its own
+    precision if `dtype` is None.
+    """
+
+    def copied(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach() if shared and isinstance(tensor, nn.Parameter) else cloned_tensor(name, tensor)
+
+    model = local(rebuilt(model, copied)).train(train)
     if dtype is not None:
         model.to(dtype)
     devices = list(dict.fromkeys(p.device for p in model.parameters())) or [torch.device("cpu")]

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from net2net.errors import GrowthError
-from net2net.growth import AxisMap, Growth, along, balanced, get_tensor, normal
+from net2net.growth import AxisMap, Growth, along, balance, blocks_of, get_tensor, normal
 from net2net.names import owner
 from net2net.recording import cloned_tensor, rebuilt, tensors
 from net2net.seeds import generator_for
@@ -83,14 +83,17 @@ def _disturb_readers(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float
     What the layer computes stays the same as long as the copies are equal; each copy then gets a gradient of its own.
     """
     columns = weight.movedim(dim, 0)
-    scale = _spread(columns.transpose(0, 1)).transpose(0, 1)
-    columns += balanced(noise * scale * normal(columns, generator), axis)
+    draw = normal(columns, generator)
+    draw *= noise * _spread(columns.transpose(0, 1)).transpose(0, 1)
+    columns += balance(draw, axis)
 
 
 def _spread(filters: torch.Tensor) -> torch.Tensor:
     """The standard deviation of each filter [n, …] -> [n, 1, …]; of a single weight, which has none, its size."""
-    flat = filters.flatten(1)
-    scale = flat.std(dim=1, correction=0) if flat.shape[1] > 1 else flat[:, 0].abs()
+    if filters[:1].numel() > 1:
+        scale = torch.cat([filters[rows].flatten(1).std(dim=1, correction=0) for rows in blocks_of(filters)])
+    else:
+        scale = filters.flatten().abs()
     return scale.view(along(0, filters.ndim))
 
 

@@ -7,7 +7,7 @@ holds all that is needed to do the same to another copy of the teacher (`Growth.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -175,7 +175,7 @@ class Growth:
             mean, squares = (t.index_select(0, axes[0].index.to(t.device)) for t in (mean, squares))
         dim = self._shared(name)[0]
         draw = normal(new, generator_for(seed, "standardised", name))
-        draw = balanced(draw.movedim(dim, 0), axes[dim]).movedim(0, dim)
+        draw = balance(draw.movedim(dim, 0), axes[dim]).movedim(0, dim)
         lacking = squares * (new[0].numel() - correction) - new.square().sum(taps, keepdim=True)
         amount = (lacking / draw.square().sum(taps, keepdim=True)).clamp_min(0).sqrt()
         return new.addcmul_(draw, amount).add_(mean)
@@ -503,15 +503,37 @@ def get_tensor(model: nn.Module, name: str) -> torch.Tensor:
     return getattr(model.get_submodule(module), key)
 
 
-def balanced(draw: torch.Tensor, axis: AxisMap) -> torch.Tensor:
-    """[n', …] with mean zero over the copies of each of the n channels."""
+def balance(draw: torch.Tensor, axis: AxisMap) -> torch.Tensor:
+    """Takes the mean over the copies of each channel from [n', …], in place."""
+    copies = torch.bincount(axis.index)
     index = axis.index.to(draw.device)
-    sums = torch.zeros_like(draw).index_add_(0, index, draw)
-    return draw - sums[index] / axis.copies.to(draw).view(along(0, draw.ndim))
+    means = torch.zeros_like(draw[: len(copies)]).index_add_(0, index, draw)
+    means /= copies.clamp(min=1).to(draw).view(along(0, draw.ndim))
+    for rows in blocks_of(draw):
+        draw[rows] -= means[index[rows]]
+    return draw
+
+
+BLOCK = 2**18  # numbers: what is made beside a large tensor is made for so many of them at a time
+
+
+def blocks_of(tensor: torch.Tensor) -> Iterator[slice]:
+    """Slices along the first dimension, of about `BLOCK` numbers each."""
+    step = max(1, BLOCK // max(1, tensor[:1].numel()))
+    return (slice(at, at + step) for at in range(0, len(tensor), step))
 
 
 def normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+    """Drawn on the CPU in float64, whatever it is for: the numbers depend on the generator alone."""
+    drawn = torch.empty(like.shape, dtype=like.dtype)
+    flat, at = drawn.view(-1), 0
+    while at < len(flat):
+        end = (
+            len(flat) if len(flat) - at < 2 * BLOCK else at + BLOCK
+        )  # PyTorch draws sixteen together, or fewer at the end
+        flat[at:end] = torch.randn(end - at, generator=generator, dtype=torch.float64)
+        at = end
+    return drawn.to(like.device)
 
 
 def along(dim: int, ndim: int) -> list[int]:

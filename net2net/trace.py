@@ -135,6 +135,16 @@ class Trace(Recording):
                 fix(self.axes[name][dim], f"{name!r} sums over them in one place and is used otherwise in another")
         self.uniform = self._groups()
 
+    @property
+    def writes_nothing(self) -> bool:
+        """Whether the forward pass is known to leave the parameters alone, in both modes.
+
+        Without numbers there is one way through the code. What it does to `.data` PyTorch does not count.
+        """
+        if self.real or self.training_calls is None or any(p._version for p in self.skeleton.parameters()):
+            return False
+        return not any(call.name == "data" for call in (*self.calls, *self.training_calls))
+
     def _groups(self) -> dict[Space, list[Space]]:
         """Each space that has to grow evenly, with those that have to grow by the same factor (itself too)."""
         group: dict[Space, list[Space]] = {}

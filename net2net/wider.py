@@ -98,7 +98,7 @@ def widen(
 
     student = grown(model)
     if verify:  # what training mode does is known from its numbers alone where the trace could not follow it
-        confirm(model, student, example_inputs, trace.training_calls is None, grown)
+        confirm(model, student, example_inputs, trace.training_calls is None, grown, trace.writes_nothing)
     if not exact:
         disturb(student, growth, noise, exact, seed)
     remember(student, entry)

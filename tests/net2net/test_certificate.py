@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from nets import Net
 from torch import nn
 
-from net2net import Certificate, GrowthError, verify
+from net2net import Certificate, GrowthError, verify, widen
+from net2net.trace import traced
 
 
 def plus(*offsets):
@@ -110,3 +111,45 @@ def test_refuses_to_certify_nothing():
         verify(nothing, nothing, X)
     with pytest.raises(GrowthError, match="at least one example"):
         verify(plus(0.0), plus(0.0), X[:0])
+
+
+def no_grad(weight):
+    with torch.no_grad():
+        weight.clamp_(-0.1, 0.1)
+
+
+def in_training(model, x):
+    if model.training:
+        model.a.weight.data.mul_(0.5)
+    return model.b(model.a(x).relu())
+
+
+def reads(change):
+    return lambda model, x: (change(model.a.weight), model.b(model.a(x).relu()))[1]
+
+
+WRITING = {
+    "data": reads(lambda weight: weight.data.clamp_(-0.1, 0.1)),
+    "no_grad": reads(no_grad),
+    "detach": reads(lambda weight: weight.detach().mul_(0.5)),
+    "training": in_training,
+    "nothing": lambda model, x: model.b(model.a(x).relu()),
+}
+
+
+@pytest.mark.parametrize("how", WRITING)
+def test_widening_compares_without_a_copy_only_what_nothing_writes_into(how, randomise):
+    """The check of a student would else change its teacher, and a copy of both is half of the memory."""
+    model = randomise(Net(WRITING[how], a=nn.Linear(3, 8), b=nn.Linear(8, 2)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    widen(model, X, 1.5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert traced(model, X).writes_nothing == (how == "nothing")
+
+
+def test_an_embedding_that_renormalises_its_rows_keeps_them():
+    model = nn.Sequential(nn.Embedding(4, 8, max_norm=0.1), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    before = model[0].weight.detach().clone()
+    assert not traced(model, torch.tensor([1, 2])).writes_nothing
+    widen(model, torch.tensor([1, 2]), 1.5)
+    assert torch.equal(model[0].weight, before)

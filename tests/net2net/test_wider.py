@@ -13,6 +13,7 @@ from nets import Net, conv
 from torch import nn
 
 from net2net import GrowthError, UnsupportedOperation, history, random_pad, verify, widen
+from net2net.growth import AxisMap, balance, normal
 from net2net.inception_bn import inception_bn, init_weights
 
 
@@ -842,3 +843,18 @@ def test_a_refusal_leaves_the_model_as_it_was(grow, between, x, error, randomise
     assert (teacher.training, teacher.a.training) == (True, False)
     assert not teacher._forward_hooks
     assert history(teacher) == []
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 33, 64, 101])
+def test_noise_of_a_large_tensor_is_drawn_in_parts_and_is_the_same(count, monkeypatch):
+    whole = torch.randn(count, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    monkeypatch.setattr("net2net.growth.BLOCK", 16)
+    parts = normal(torch.empty(count), torch.Generator().manual_seed(3))
+    assert torch.equal(parts, whole.float())
+    columns = whole.view(-1, 1).expand(-1, 24)
+    axis = AxisMap(torch.arange(count) % 7, *[torch.empty(0)] * 2)
+    balanced = balance(columns.clone(), axis)
+    monkeypatch.undo()
+    assert torch.equal(balanced, balance(columns.clone(), axis))
+    for channel in range(min(7, count)):
+        assert balanced[channel::7].mean().abs() < 1e-15
