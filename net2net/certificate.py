@@ -218,11 +218,20 @@ class Precision(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function_name(func) in CASTS and isinstance(args[0], torch.Tensor):
             return args[0].to(self.dtype)
+        if function_name(func) in ("cfloat", "cdouble"):
+            return args[0].to(as_precise(torch.complex64, self.dtype))
         args = tuple(self._converted(value) for value in args)
         return func(*args, **{key: self._converted(value) for key, value in (kwargs or {}).items()})
 
     def _converted(self, value: Any) -> Any:
-        return self.dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+        return as_precise(value, self.dtype) if isinstance(value, torch.dtype) else value
+
+
+def as_precise(kind: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """A type of numbers in the precision of another, complex ones too; whole numbers stay."""
+    if kind.is_complex:
+        return torch.complex128 if dtype is torch.float64 else torch.complex64
+    return dtype if kind.is_floating_point else kind
 
 
 def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype | None, shared: bool) -> list[torch.Tensor]:
@@ -235,11 +244,11 @@ def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype | No
 
     model = local(rebuilt(model, copied)).train(train)
     if dtype is not None:
-        model.to(dtype)
+        model._apply(lambda t: t.to(as_precise(t.dtype, dtype)))  # `to` would drop imaginary parts
     devices = list(dict.fromkeys(p.device for p in model.parameters())) or [torch.device("cpu")]
     args, kwargs = as_arguments(
         pytree.tree_map_only(
-            torch.Tensor, lambda t: t.to(devices[0], dtype if t.is_floating_point() else None), own_copy(inputs)
+            torch.Tensor, lambda t: t.to(devices[0], as_precise(t.dtype, dtype) if dtype else None), own_copy(inputs)
         )
     )
     # The same random numbers for both, where something else than dropout draws them, e.g. stochastic depth.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 from net2net.errors import GrowthError
@@ -441,10 +442,12 @@ def _note_widths(module: nn.Module) -> None:
 
 
 def _recompute(module: nn.Module) -> None:
-    """Bring up to date what the older weight normalisation keeps of its last pass."""
+    """Bring up to date what the older weight normalisation and pruning keep of their last pass."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
             setattr(module, hook.name, hook.compute_weight(module))
+        elif isinstance(hook, BasePruningMethod):
+            setattr(module, hook._tensor_name, hook.apply_mask(module))
 
 
 def _weight(module: nn.Module) -> torch.Tensor:

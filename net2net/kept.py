@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from net2net.spaces import Axis, length
+from net2net.spaces import Axis, length, resolve
 from net2net.trace import Trace
 
 Size = Callable[[Axis], int]  # of an axis in the student
@@ -180,9 +180,14 @@ class _Evidence:
     def within(self) -> dict[str, list[Axis]]:
         """By module: what the operations of its own forward touch."""
         found: dict[str, dict[int, Axis]] = {}
+        positions = self.trace.positions()
         for call in self.trace.calls:
             for axes in (*(value.axes for value in call.inputs), *call.axes):
-                found.setdefault(call.module, {}).update((id(axis), axis) for axis in axes if axis)
+                found.setdefault(call.module, {}).update(
+                    (id(axis), axis)
+                    for axis in axes
+                    if axis and not all(space in positions for space, _ in resolve(axis))
+                )
         return {module: list(axes.values()) for module, axes in found.items()}
 
     def grown(self, size: Size) -> set[int]:

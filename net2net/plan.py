@@ -266,7 +266,8 @@ def _first_difference(
     for at, (a, b) in enumerate(zip(teacher, student, strict=False)):
         if (a.name, a.module, a.sources) != (b.name, b.module, b.sources):
             return at
-        sized = a.name in SIZED and any(value.tracked for value in a.inputs)
+        grows = any(axis is not None for axes in a.axes for axis in axes)
+        sized = a.name in SIZED and (grows or any(value.tracked for value in a.inputs))
         if not (sized or a.numbers == b.numbers or (_close if real else _same)(a.numbers, b.numbers)):
             return at
         if [tuple(map(size, shape, axes)) for shape, axes in zip(a.shapes, a.axes, strict=True)] != b.shapes:

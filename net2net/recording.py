@@ -28,8 +28,8 @@ from net2net.outside import Outside
 
 # Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
 SIZED = """
-new_empty new_zeros new_ones view reshape reshape_as view_as unflatten split split_with_sizes chunk narrow
-expand broadcast_to repeat tile __getitem__
+zeros ones empty new_empty new_zeros new_ones view reshape reshape_as view_as unflatten split split_with_sizes chunk
+narrow expand broadcast_to repeat tile __getitem__
 """
 SIZED = frozenset(SIZED.split())
 # Arguments that grow with the model in other operations: where they are, by position and keyword.
@@ -39,6 +39,7 @@ GROWING = {
     "rms_norm": {1: "normalized_shape"},
     "group_norm": {1: "num_groups"},
     "new_full": {1: "size"},
+    "full": {0: "size"},
     "multi_head_attention_forward": {3: "embed_dim_to_check", 4: "num_heads"},
 }
 
@@ -546,10 +547,13 @@ class NoDropout(TorchFunctionMode):
 DROPS = {"scaled_dot_product_attention": (4, "dropout_p"), "multi_head_attention_forward": (10, "dropout_p")}
 
 
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
 def without_dropout(name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The arguments of an operation that has a dropout of its own, with none of it."""
-    if name in DROPS:
-        position, keyword = DROPS[name]
+    if name in DROPS or name in RECURRENT:  # a packed sequence is two arguments
+        position, keyword = DROPS.get(name) or (5 if isinstance(args[3], bool) else 6, "dropout")
         if position < len(args):
             args = (*args[:position], 0.0, *args[position + 1 :])
         elif keyword in kwargs:

@@ -25,25 +25,34 @@ from net2net.recording import (
     output_tensors,
     place,
     rebuilt,
+    slices,
 )
 from net2net.rules import standardised
-from net2net.rules.standardised import Filters
-from net2net.spaces import Axis, Space, fix, length, resolve
+from net2net.rules.elementwise import broadcast
+from net2net.rules.standardised import CASTS, SCALINGS, Filters
+from net2net.spaces import Axis, Space, cut, fix, length, resolve
 
 Separation = tuple[str, tuple[int, ...]]  # the module that takes channels apart, and into which sizes
 
 
 @dataclass(slots=True, eq=False)
 class Value:
-    """What is known of one tensor: the axis of each dimension, and the call that made it."""
+    """What is known of one tensor: the axis of each dimension, and the call that made it.
+
+    constant  it depends on no input of the model
+    waits     likewise; its axes are of dimensions along which all is equal, so that any map will do, and are of no
+              interest until it meets channels
+    """
 
     tensor: torch.Tensor
     axes: list[Axis | None]
     call: Call | None = None
+    constant: bool = False
+    waits: bool = False
 
     @property
     def tracked(self) -> bool:
-        return any(axis is not None for axis in self.axes)
+        return not self.waits and any(axis is not None for axis in self.axes)
 
 
 class Trace(Recording):
@@ -107,6 +116,7 @@ class Trace(Recording):
         self._used: set[str] = set()  # parameters and buffers that some operation read
         self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
         self._values: dict[int, Value] = {}
+        self._waiting: list[Value] = []
         self.training_calls: list[Call] | None = None
         with Modes(self.skeleton) as modes:
             calls = self.run(example_inputs)
@@ -213,21 +223,71 @@ class Trace(Recording):
     def after(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> None:
         read = [name for t in given if t is not call.out and (name := self._named(t))]
         self._used.update(read)
-        if call.name in VIEWS and id(given[0]) not in self._sources and len(given) == len(read) == 1:
+        if call.name in VIEWS and len(given) == len(read) == 1:
             self._views[id(results[0])] = results[0], read[0]
-        if not any(value.tracked for value in call.inputs):
-            self._set(call, results, [[None] * tensor.ndim for tensor in results])
+        if given and results and results[0] is given[0] and self._waiting:
+            self._changed(call)
+        joined = call.name in JOINS and any(value.waits for value in call.inputs)
+        if not joined and not any(value.tracked for value in call.inputs):
+            axes = self._waits(call, results)
+            self._set(call, results, axes or [[None] * tensor.ndim for tensor in results], axes is not None)
             return
         made = standardised.follow(self, call)
         if made is not None:
             self._copied.update(n for t in given if self.filters(t) is None and (n := self._named(t)))
+            made_of = self._filters.get(id(results[0]))
+            if call.name in (*SCALINGS, *CASTS) and made_of is not None and made_of.is_weight and not made_of.centred:
+                self._views[id(results[0])] = results[0], made_of.name
             self._set(call, results, made)
             return
-        self._copied.update(f.name for t in given if self._is_computed(f := self._filters.get(id(t))))
+        self._copied.update(
+            f.name for t in given if id(t) not in self._views and self._is_computed(f := self._filters.get(id(t)))
+        )
         axes = self._ruled(call, given, results)
+        scaled = self._scaled(call, given)
+        if scaled is not None:
+            self._views[id(results[0])] = results[0], self._named(scaled)
+            axes = list(self.axes_of(scaled))
+            read = [name for t in given if t is not scaled and (name := self._named(t))]
         self._set(call, results, axes if isinstance(call.out, (tuple, list)) else [axes])
-        if id(results[0]) not in self._views:
+        if id(results[0]) not in self._views or scaled is not None:
             self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
+
+    def _scaled(self, call: Call, given: list[torch.Tensor]) -> torch.Tensor | None:
+        """The weight that is scaled entry by entry, e.g. masked: what sums with the result sums with a weight."""
+        if call.name not in (*SCALINGS, *CASTS) or not isinstance(call.out, torch.Tensor) or len(given) > 2:
+            return None
+        factors = given if call.name.startswith("mul") else given[:1]
+        weights = [t for t in factors if t.ndim > 1 and t.shape == call.out.shape and self._named(t)]
+        if not weights or len({self._named(t) for t in given}) < len(given) or id(call.out) in self.names:
+            return None
+        return next((t for t in weights if isinstance(t, nn.Parameter)), weights[0])
+
+    def _waits(self, call: Call, results: list[torch.Tensor]) -> list[list[Axis | None]] | None:
+        """The axes of a constant along dimensions in which all is equal, e.g. zeros that a recurrent layer begins with
+        or a kernel that is repeated for every channel; None for any other result."""
+        if call.name in FILLED:
+            return [[((Space(n), 1),) if n > 1 else None for n in results[0].shape]]
+        if len(results) > 1 or not call.inputs or not all(value.constant for value in call.inputs):
+            return None
+        if call.name not in SPREADS and not (call.name in CARRIES and any(value.waits for value in call.inputs)):
+            return None
+        axes = self._ruled(call, [value.tensor for value in call.inputs], results)
+        return [axes] if any(axis is not None for axis in axes) else None
+
+    def positions(self) -> set[Space]:
+        """What lies along constants and is no channel that a weight makes, e.g. the pixels of an image of zeros."""
+        along = {space for value in self._waiting for axis in value.axes if axis for space, _ in resolve(axis)}
+        return along - self.producers().keys()
+
+    def _changed(self, call: Call) -> None:
+        """What is changed in place is no longer equal everywhere in what it is a part of."""
+        tensor = call.inputs[0].tensor
+        memory = tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
+        for value in self._waiting:
+            if value.tensor is not tensor and value.tensor.untyped_storage()._cdata == memory:
+                for axis in value.axes:
+                    fix(axis, f"{call.where} changes a part of a constant")
 
     def _named(self, tensor: torch.Tensor) -> str | None:
         """The parameter or buffer that a tensor is, or is a view of."""
@@ -305,16 +365,48 @@ class Trace(Recording):
                 fix(axis, reason or f"{call.where} looks at their numbers")
 
     def overwritten(self, call: Call) -> None:
+        """A part of a tensor is another one now: what lies along both has to follow one map."""
         call.axes = []
-        for value in call.inputs:
-            for axis in value.axes:
-                fix(axis, f"{call.where} overwrites a part of a tensor")
+        value, others = call.inputs[0], call.inputs[1:]
+        items = slices(value.tensor.shape, call.args[1]) if call.name == "__setitem__" else None
+        reason = f"{call.where} overwrites a part of a tensor"
+        if items is None or len(others) > 1 or any(type(item) is int for item in items):
+            for axis in (axis for each in call.inputs for axis in each.axes):
+                fix(axis, reason)
+            return
+        part, sizes = [], []
+        dims = iter(zip(value.tensor.shape, value.axes, strict=True))
+        for item in items:
+            size, axis = (1, None) if item is None else next(dims)
+            if item is not None:
+                start, stop, step = item
+                size = len(range(*item))
+                before = None
+                if axis is not None and step == 1 and start <= stop:
+                    before, axis, _ = cut(axis, [start, stop - start, value.tensor.shape[len(part)] - stop], reason)
+                elif axis is not None:
+                    fix(axis, reason)
+                    axis = None
+                call.counted += [before, None if axis is None else (*(before or ()), *axis), None]
+            part.append(axis)
+            sizes.append(size)
+        for each in others:
+            if each.tensor.ndim > len(part):
+                for axis in (*part, *each.axes):
+                    fix(axis, reason)
+            else:
+                broadcast(call, [(sizes, part), ([*each.tensor.shape], each.axes)], len(part))
+        value.waits = value.constant = False
 
-    def _set(self, call: Call, results: list[torch.Tensor], axes: list[list[Axis | None]]) -> None:
+    def _set(self, call: Call, results: list[torch.Tensor], axes: list[list[Axis | None]], waits: bool = False) -> None:
         call.axes = axes
+        read = call.inputs[:1] if call.name in CASTS else call.inputs  # `to` can be given another tensor
+        constant = all(value.constant for value in read)
         for tensor, its in zip(results, axes, strict=True):
             if id(tensor) not in self.names:  # a parameter or buffer updated in place keeps its own axes
-                self._values[id(tensor)] = Value(tensor, its, call)
+                made = self._values[id(tensor)] = Value(tensor, its, call, constant, waits)
+                if waits:
+                    self._waiting.append(made)
 
     def value_of(self, tensor: torch.Tensor) -> Value:
         """What is known of a tensor. A parameter or buffer starts with a space of its own along every dimension."""
@@ -330,7 +422,7 @@ class Trace(Recording):
             if name is not None:
                 axes = [((Space(n), 1),) for n in tensor.shape]
                 self.axes[name] = axes
-            value = self._values[id(tensor)] = Value(tensor, axes)
+            value = self._values[id(tensor)] = Value(tensor, axes, constant=True)
         return value
 
     def keeps(self, module: str, key: str, axis: Axis | None) -> None:
@@ -372,7 +464,7 @@ class Trace(Recording):
         self.outputs.update(((name, own[id(axes[dim])]), None) for dim in outputs)
         self.contracted.update((name, own[id(axes[dim])]) for dim in contracted)
         call.weights.append(name)
-        if id(tensor) not in self._filters:
+        if id(tensor) not in self._filters or id(tensor) in self._views:
             self._plain.add(name)
         return axes
 
@@ -434,6 +526,15 @@ class Trace(Recording):
         return found
 
 
+# Constants of one number, what repeats a constant, what joins one with something else, and what makes another of one.
+FILLED = frozenset({"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"})
+SPREADS = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
+JOINS = frozenset({"cat", "concat", "concatenate"})
+CARRIES = """
+unsqueeze squeeze transpose permute t T mT contiguous clone to float double half bfloat16 type type_as detach neg
+__getitem__ mul multiply div divide true_divide add sub zeros_like ones_like
+"""
+CARRIES = frozenset(CARRIES.split())
 # What only looks at a weight in another way, so that its result is that weight.
 VIEWS = frozenset({"t", "T", "mT", "transpose", "permute", "swapaxes", "detach", "contiguous", "data", "alias"})
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from net2net.recording import Call
+from net2net.recording import RECURRENT, Call
 from net2net.rules.elementwise import broadcast
 from net2net.rules.opaque import opaque
 from net2net.spaces import Axis, Space, cut, fix, length, tie
@@ -102,6 +102,101 @@ def _grouped(trace: Trace, call: Call, groups: int, channels: int) -> list[Axis 
     out = list(axes)
     out[channels] = made
     return out
+
+
+def bilinear(trace: Trace, call: Call) -> list[Axis | None]:
+    """[N, …, I] and [N, …, J] with a weight [O, I, J], which sums over both."""
+    first, second, weight = (call.get(n, name) for n, name in enumerate(("input1", "input2", "weight")))
+    if not trace.is_parameter(weight):
+        return opaque(trace, call)
+    made, *summed = trace.factor(call, weight, [0], [1, 2])
+    for x, axis in zip((first, second), summed, strict=True):
+        tie(
+            trace.axes_of(x)[-1],
+            axis,
+            f"{call.where} reads them from the network's input or a tensor that cannot follow",
+        )
+    bias = call.get(3, "bias")
+    if bias is not None:
+        _bias(trace, call, bias, made)
+    before = [([*x.shape[:-1]], trace.axes_of(x)[:-1]) for x in (first, second)]
+    return [*broadcast(call, before, call.out.ndim - 1), made]
+
+
+def recurrent(trace: Trace, call: Call) -> list[list[Axis | None]]:
+    """torch's recurrent layers. Hidden units of all layers and directions lie along one dimension of the states, so
+    that they share one map; a weight makes them several times, once for each gate."""
+    packed = not isinstance(call.args[3], bool)
+    x, states, weights, biased, layers = call.args[:5] if not packed else (call.args[0], *call.args[2:6])
+    both = call.args[8 if packed else 7]
+    states = list(states) if isinstance(states, (tuple, list)) else [states]
+    ways = 2 if both else 1
+    each = len(weights) // (layers * ways)
+    size = weights[1].shape[1]
+    if each != (4 if biased else 2) or not all(trace.is_parameter(w) for w in weights):  # projections, e.g.
+        return opaque(trace, call)
+    hidden: Axis = ((Space(size), 1),)
+    for value in (trace.axes_of(x), *map(trace.axes_of, states)):
+        for axis in value[:-1]:
+            fix(axis, f"{call.where} needs every one of them as it is")
+    for state in states:
+        tie(trace.axes_of(state)[-1], hidden, f"{call.where} begins with a state that cannot follow")
+    read = trace.axes_of(x)[-1]
+    trace.keeps(call.module, "input_size", read)
+    trace.keeps(call.module, "hidden_size", hidden)
+    for layer in range(layers):
+        for way in range(ways):
+            _cell(trace, call, read, hidden, weights[(layer * ways + way) * each :][:each])
+        read = hidden * ways
+    made, *_ = call.out
+    return [[*[None] * (made.ndim - 1), read], *([*[None] * (t.ndim - 1), hidden] for t in call.out[1:])]
+
+
+def cell(trace: Trace, call: Call) -> list:
+    """One step of such a layer."""
+    x, states, *weights = call.args[:6]
+    states = list(states) if isinstance(states, (tuple, list)) else [states]
+    weights = [w for w in weights if w is not None]
+    if not all(trace.is_parameter(w) for w in weights):
+        return opaque(trace, call)
+    hidden: Axis = ((Space(weights[1].shape[1]), 1),)
+    leading = [([*t.shape[:-1]], trace.axes_of(t)[:-1]) for t in (x, *states)]
+    for state in states:
+        tie(trace.axes_of(state)[-1], hidden, f"{call.where} begins with a state that cannot follow")
+    read = trace.axes_of(x)[-1]
+    trace.keeps(call.module, "input_size", read)
+    trace.keeps(call.module, "hidden_size", hidden)
+    _cell(trace, call, read, hidden, weights)
+    results = [call.out] if isinstance(call.out, torch.Tensor) else list(call.out)
+    axes = [[*broadcast(call, leading, t.ndim - 1), hidden] for t in results]
+    return axes[0] if isinstance(call.out, torch.Tensor) else axes
+
+
+def _cell(trace: Trace, call: Call, read: Axis | None, hidden: Axis, weights: list[torch.Tensor]) -> None:
+    """Tie what the weights (of the input, of the state, and their biases) make, gate by gate, to the hidden units."""
+    size, reason = length(hidden), f"{call.where} makes gates of them"
+    sources = (
+        (read, f"{call.where} reads them from the network's input or a tensor that cannot follow"),
+        (hidden, reason),
+    )
+    for weight, (source, why) in zip(weights, sources, strict=False):
+        made, summed = trace.weight(call, weight, 0, 1)
+        tie(source, summed, why)
+        for gate in cut(made, [size] * (length(made) // size), reason):
+            tie(gate, hidden, reason)
+    for bias in weights[2:]:
+        (own,) = trace.axes_of(bias)
+        for gate in cut(own, [size] * (length(own) // size), reason):
+            tie(gate, hidden, reason)
+
+
+def pack(trace: Trace, call: Call) -> list[list[Axis | None]]:
+    """[T, N, …] to [all steps, …] and the number of sequences at each step, or back."""
+    value, down = call.inputs[0], call.name == "_pack_padded_sequence"
+    for axis in value.axes[: 2 if down else 1]:
+        fix(axis, f"{call.where} needs every one of them as it is")
+    rest = value.axes[2 if down else 1 :]
+    return [[*[None] * (1 if down else 2), *rest], [None]]
 
 
 def linear(trace: Trace, call: Call) -> list[Axis | None]:
@@ -285,6 +380,10 @@ RULES = {
     **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "einsum": einsum,
+    "bilinear": bilinear,
+    **dict.fromkeys(RECURRENT, recurrent),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), cell),
+    **dict.fromkeys(("_pack_padded_sequence", "_pad_packed_sequence"), pack),
     **dict.fromkeys(("embedding", "embedding_bag"), embedding),
     **{f"conv{n}d": convolution for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": convolution for n in (1, 2, 3)},

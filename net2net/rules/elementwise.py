@@ -92,7 +92,7 @@ def reduction(trace: Trace, call: Call) -> list:
         reason = f"{call.where} reduces over them"
         if call.name == "mean" or (biased and call.name in ("var", "std", "var_mean", "std_mean")):
             trace.evenly(value.axes[dim], reason)
-        elif call.name not in ("amax", "amin", "all", "any"):
+        elif call.name not in ("amax", "amin", "all", "any", "_is_all_true", "_is_any_true"):
             fix(value.axes[dim], reason)
     if results[0].ndim == value.tensor.ndim:
         axes = [None if d in dims else axis for d, axis in enumerate(value.axes)]
@@ -113,14 +113,16 @@ relu relu6 hardtanh hardswish hardsigmoid silu mish gelu sigmoid tanh elu selu c
 log_sigmoid threshold hardshrink softshrink tanhshrink clamp clip clamp_min clamp_max neg abs exp expm1 log log1p sqrt
 rsqrt square reciprocal sign erf sin cos floor ceil round dropout dropout1d dropout2d dropout3d alpha_dropout
 feature_alpha_dropout nan_to_num zero fill isnan isfinite isinf logical_not
+real imag conj conj_physical resolve_conj angle
 tan asin acos atan sinh cosh asinh acosh atanh log2 log10 exp2 erfc erfinv logit trunc frac sgn
 positive absolute negative __neg__ __invert__ bitwise_not
 """
 BINARY = """
 add sub subtract mul multiply div divide true_divide __radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ rsub maximum
-minimum pow __rpow__ addcmul addcdiv lerp gt lt ge le eq ne logical_and logical_or logical_xor
+minimum pow __pow__ __rpow__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
+addcmul addcdiv lerp gt lt ge le eq ne logical_and logical_or logical_xor
 atan2 fmod remainder floor_divide hypot xlogy copysign fmax fmin logaddexp __mod__ __floordiv__ __rfloordiv__
-__and__ __rand__ __or__ __ror__ __xor__ bitwise_and bitwise_or bitwise_xor masked_fill
+complex polar __and__ __rand__ __or__ __ror__ __xor__ bitwise_and bitwise_or bitwise_xor masked_fill
 """
 COPIES = """
 zeros_like ones_like full_like empty_like
@@ -129,8 +131,36 @@ bool byte char short int long alias
 """
 REDUCTIONS = """
 mean sum amax amin var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum count_nonzero
-all any
+all any _is_all_true _is_any_true
 """
+
+
+def fourier(trace: Trace, call: Call) -> list[Axis | None]:
+    """A Fourier transform: along its dimensions all is needed, whatever lies along the others is transformed alike."""
+    ndim, several = call.inputs[0].tensor.ndim, call.name[-1] in "2n"
+    dims = call.get(1 if call.name.endswith("shift") else 2, "dim")
+    if dims is None:
+        sizes = call.get(1, "s") if call.name.endswith("n") else None
+        dims = range(ndim) if call.name.endswith("shift") else (-1,)
+        if several:
+            dims = (-2, -1) if call.name.endswith("2") else range(-len(sizes), 0) if sizes else range(ndim)
+    axes = list(call.inputs[0].axes)
+    for dim in (dims,) if isinstance(dims, int) else dims:
+        fix(axes[dim], f"{call.where} needs every one of them as it is")
+        axes[dim] = None
+    return axes
+
+
+def as_pairs(trace: Trace, call: Call) -> list[Axis | None]:
+    """Complex numbers as two real ones along a last dimension, or back."""
+    axes = call.inputs[0].axes
+    if call.name == "view_as_real":
+        return [*axes, None]
+    fix(axes[-1], f"{call.where} makes numbers of two of them")
+    return list(axes[:-1])
+
+
+FOURIER = [f"fft_{kind}{way}fft{n}" for kind in ("", "i") for way in ("", "r", "h") for n in ("", "2", "n")]
 
 
 def constant(trace: Trace, call: Call) -> list[Axis | None]:
@@ -150,6 +180,8 @@ RULES = {
     **dict.fromkeys(REDUCTIONS.split(), reduction),
     **dict.fromkeys(["softmax", "log_softmax", "normalize", "cumsum", "flip", "roll"], along),
     **dict.fromkeys(("max", "min"), extreme),
+    **dict.fromkeys((*FOURIER, "fft_fftshift", "fft_ifftshift"), fourier),
+    **dict.fromkeys(("view_as_real", "view_as_complex"), as_pairs),
     "where": where,
     "broadcast_tensors": broadcast_tensors,
     "prelu": prelu,

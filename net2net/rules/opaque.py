@@ -24,8 +24,8 @@ def opaque(trace: Trace, call: Call) -> list:
 
 NAMES = """
 local_response_norm topk sort
-bilinear conv_tbc rot90 outer cdist linalg_norm
-rand_like randn_like lstm gru rnn_tanh rnn_relu
+conv_tbc rot90 outer cdist linalg_norm
+rand_like randn_like
 rrelu bernoulli mv dot vdot median quantile diagonal aminmax nanmean cosine_similarity
 cummax cummin nonzero argwhere nms unique bucketize searchsorted multinomial
 """

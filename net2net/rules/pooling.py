@@ -89,8 +89,18 @@ def fold(trace: Trace, call: Call) -> list[Axis | None]:
 
 
 def pad(trace: Trace, call: Call) -> list[Axis | None]:
+    """With a constant, channels are beside constants then, as in a concatenation."""
     sizes = call.get(1, "pad")  # (before, after) of the last dimension, then of the one before it, …
-    return _mix(call, [-1 - i // 2 for i, size in enumerate(sizes) if size], "pads")
+    beside = call.get(2, "mode", "constant") == "constant" and min(sizes, default=0) >= 0
+    if not beside:
+        return _mix(call, [-1 - i // 2 for i, size in enumerate(sizes) if size], "pads")
+    out = list(call.inputs[0].axes)
+    for at, around in enumerate(zip(sizes[::2], sizes[1::2], strict=True)):
+        axis = out[-1 - at]
+        if axis is not None and any(around):
+            before, after = ([(Space(n, "they are constant"), 1)] if n else [] for n in around)
+            out[-1 - at] = (*before, *axis, *after)
+    return out
 
 
 POOLS = [f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2, 3)]

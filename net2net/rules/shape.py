@@ -287,15 +287,16 @@ def narrow(trace: Trace, call: Call) -> list[Axis | None]:
 def expand(trace: Trace, call: Call) -> list[Axis | None]:
     value = call.inputs[0]
     new = call.out.ndim - value.tensor.ndim
-    out: list[Axis | None] = [None] * new
+    out = [_spread(call, None, n) for n in call.out.shape[:new]]
     for size, wanted, axis in zip(value.tensor.shape, call.out.shape[new:], value.axes, strict=True):
         out.append(axis if size == wanted else _spread(call, axis, wanted))
     return out
 
 
 def _spread(call: Call, axis: Axis | None, copies: int) -> Axis | None:
-    """A single channel, as many times as the code asks for: all are equal, so that any map will do for them."""
-    if axis is None:
+    """A single channel, as many times as the code asks for: all are equal, so that any map will do for them. So it is
+    for what else a constant has once; of anything else that is no channel."""
+    if copies == 1 or (axis is None and not call.inputs[0].constant):
         return None
     fix(axis, f"{call.where} broadcasts them")
     return ((Space(copies), 1),)
@@ -308,7 +309,7 @@ def repeat(trace: Trace, call: Call) -> list[Axis | None]:
     times = list(times[0] if len(times) == 1 and not isinstance(times[0], int) else times)
     times = [1] * (call.out.ndim - len(times)) + times
     new = call.out.ndim - value.tensor.ndim
-    out: list[Axis | None] = [None] * new
+    out = [_spread(call, None, n) for n in times[:new]]
     for size, n, axis in zip(value.tensor.shape, times[new:], value.axes, strict=True):
         out.append(_spread(call, axis, n) if size == 1 and n > 1 else axis and axis * n)
     return out

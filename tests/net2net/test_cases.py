@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from nets import Net, conv
 from torch import nn
+from torch.nn.utils import prune
 
 import net2net
 from net2net import GrowthError, deepen, explain, history, random_pad, replay, verify, widen
@@ -343,7 +344,7 @@ def test_rounding_that_an_ill_conditioned_net_blows_up_is_told_from_a_fault(monk
 # What has no rule.
 
 UNRULED = {
-    "fft_fft2": lambda m, h: torch.fft.fft2(h).real,
+    "special_erfcx": lambda m, h: torch.special.erfcx(h),
     "argsort": lambda m, h: h + h.argsort(2).to(h),
     "logcumsumexp": lambda m, h: h.logcumsumexp(1),
     "special_i0": lambda m, h: torch.special.i0(h),
@@ -458,7 +459,37 @@ SPREAD = {
     "blur with a buffer that is expanded": (
         lambda m, h: F.conv2d(h, m.kernel.expand(h.shape[1], 1, 3, 3), padding=1, groups=h.shape[1]),
         {"kernel": nn.Parameter(torch.rand(1, 1, 3, 3))}, 4),
+    "blur with a kernel [3, 3] that is repeated as often as was noted": (
+        lambda m, h: F.conv2d(h, m.kernel[None, None].repeat(m.channels, 1, 1, 1), padding=1, groups=m.channels),
+        {"kernel": nn.Parameter(torch.rand(3, 3)), "channels": 4}, 4),
+    "blur with a kernel that is made on the way": (
+        lambda m, h: F.conv2d(h, torch.tensor([[1.0, 2.0]]).to(h).expand(h.shape[1], 1, 1, 2), groups=h.shape[1]),
+        {}, 4),
+    "between zeros, as a shortcut to more channels": (lambda m, h: F.pad(h, (0, 0, 0, 0, 2, 2)) + 1, {}, 8),
+    "one half in the place of the other": (lambda m, h: swapped(h), {}, 4),
+    "moved by a pixel into zeros": (lambda m, h: moved(h), {}, 4),
+    "times ones": (lambda m, h: h * torch.ones(h.shape[1], 1, 1, dtype=h.dtype).mul(2), {}, 4),
+    "in the frequencies": (lambda m, h: low_pass(h), {}, 4),
 }  # fmt: skip
+
+
+def swapped(h):
+    half, made = h.shape[1] // 2, torch.empty_like(h)
+    made[:, :half], made[:, half:] = h[:, half:], h[:, :half]
+    return made
+
+
+def moved(h):
+    made = torch.zeros(h.shape, dtype=h.dtype, device=h.device)
+    made[:, :, 1:] = h[:, :, :-1]
+    return made
+
+
+def low_pass(h):
+    seen = torch.fft.rfft2(h)
+    kept = torch.zeros_like(seen)
+    kept[..., :2] = torch.view_as_complex(torch.view_as_real(seen[..., :2]) * 0.5)
+    return torch.fft.irfft2(kept, s=h.shape[2:])
 
 
 @pytest.mark.parametrize("name", SPREAD)
@@ -468,7 +499,224 @@ def test_channels_that_are_repeated_or_spread_grow(name):
     net = Net(lambda m, x: m.o(F.relu(spread(m, F.relu(m.a(x))))), a=conv(3, 4), o=conv(read, 2), **parts).double()
     for factor in (1.5, 2):
         student = grown(net, images(3, 4, 6), factor)
-        assert (student.a.out_channels, student.o.in_channels) == (4 * factor, read * factor)
+        beside = 4 if "zeros, as" in name else 0
+        assert (student.a.out_channels, student.o.in_channels) == (4 * factor, (read - beside) * factor + beside)
+
+
+def changed(change):
+    """Times one number for each channel, of which some are changed after they were all the same."""
+
+    def run(m, h):
+        factors = h.new_zeros(1, h.shape[1])
+        return h * change(factors)[0][:, None, None]
+
+    return run
+
+
+PARTLY = {
+    "an entry": lambda t: (t.__setitem__((0, 0), 1.0), t)[1],
+    "as many as were counted": lambda t: (t.__setitem__((0, slice(2)), 1.0), t)[1],
+    "a view": lambda t: (t[:, :2].fill_(1), t)[1],
+    "a view of a view": lambda t: (t.view(2, -1)[0].add_(1), t)[1],
+    "a part of a split": lambda t: (t.chunk(2, 1)[1].add_(1), t)[1],
+    "the transposed": lambda t: (t.t()[0].add_(1), t)[1],
+    "without its history": lambda t: (t.detach()[:, 0].add_(1), t)[1],
+    "by their place": lambda t: (t.add_(torch.arange(t.shape[1])), t)[1],
+    "by an index": lambda t: (t.scatter_(1, torch.tensor([[0]]), 1.0), t)[1],
+    "summed up": lambda t: (t + 1).cumsum(1),
+    "counted": lambda t: t + (t + 1).sum(),
+    "of a size in the code": lambda t: torch.ones(1, 4, dtype=t.dtype),
+}
+
+
+@pytest.mark.parametrize("name", PARTLY)
+def test_constants_that_are_changed_in_parts_hold_their_channels(name):
+    run = changed(PARTLY[name])
+    student = grown(net_of(lambda m, x: m.c(F.relu(m.b(run(m, F.relu(m.a(x))))))), images(3, 4, 5))
+    assert (student.a.out_channels, student.b.out_channels) == (4, 12)
+
+
+def test_a_layer_of_two_inputs_sums_over_both():
+    torch.manual_seed(0)
+    parts = {"a": nn.Linear(5, 4), "b": nn.Linear(5, 3), "both": nn.Bilinear(4, 3, 6), "o": nn.Linear(6, 2)}
+    net, x = Net(lambda m, x: m.o(F.relu(m.both(F.relu(m.a(x)), m.b(x)))), **parts).double(), images(5)
+    assert grown(net, x).both.weight.shape == (12, 8, 6)
+
+
+# Weights that are computed from parameters.
+
+SCALED = {
+    "a learned rate": lambda m, w: w * 0.3,
+    "a scale": lambda m, w: m.scale * w,
+    "a scale of each output": lambda m, w: w / m.rows[:, None],
+    "a scale of each input": lambda m, w: w.mul(m.columns),
+    "a mask": lambda m, w: m.mask * w,
+    "another weight": lambda m, w: w * m.other,
+    "a cast and back": lambda m, w: (w.float().to(w) * 2.0).t().contiguous().t(),
+}
+HELD_BY_WEIGHTS = {
+    "itself": lambda m, w: w * w,
+    "what was made of it": lambda m, w: w * w.abs(),
+    "one over it": lambda m, w: 1 / (w + 9),
+    "a mask of its places": lambda m, w: w * (torch.arange(w.shape[1], dtype=w.dtype) > 1),
+    "a share of it": lambda m, w: w / w.norm(dim=1, keepdim=True),
+    "a sum": lambda m, w: w + m.other,
+}
+
+
+def scaled(make):
+    torch.manual_seed(0)
+    net = Net(lambda m, x: m.o(F.relu(F.linear(F.relu(m.a(x)), make(m, m.w), m.bias))),
+              a=nn.Linear(5, 4), o=nn.Linear(6, 2))  # fmt: skip
+    for name, shape in {"w": (6, 4), "bias": (6,), "scale": (), "rows": (6,), "columns": (4,), "other": (6, 4)}.items():
+        net.register_parameter(name, nn.Parameter(torch.rand(shape) + 0.5))
+    net.register_buffer("mask", (torch.rand(6, 4) > 0.5).float())
+    return net.double()
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_weights_that_are_scaled_entry_by_entry_grow(name):
+    net, x = scaled(SCALED[name]), images(5)
+    student = widen(net, x, 2)
+    assert student.w.shape == (12, 8)
+    again = widen(student, x, 1.5, seed=1)
+    for train in (False, True):
+        assert verify(net, again, x, train=train).relative < (1e-6 if "cast" in name else 1e-12)
+    assert verify(again, replay(history(again), net), x).max_abs == 0
+
+
+@pytest.mark.parametrize("name", HELD_BY_WEIGHTS)
+def test_weights_that_are_computed_otherwise_hold_what_they_read(name):
+    student = grown(scaled(HELD_BY_WEIGHTS[name]), images(5))
+    assert (student.a.out_features, student.w.shape) == (4, (12, 4))
+
+
+def test_one_weight_cannot_be_scaled_and_a_scale():
+    net = scaled(lambda m, w: w * m.other)
+    run = net.run
+    net.run = lambda m, x: run(m, x) + m.o(F.relu(F.linear(F.relu(m.a(x)), m.other, m.bias)))
+    assert grown(net, images(5)).a.out_features == 4
+
+
+def test_pruned_layers_grow():
+    net, x = net_of(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x)))))), images(3, 4, 5)
+    prune.l1_unstructured(net.b, "weight", 0.5)
+    prune.random_structured(net.a, "weight", 0.5, dim=1)
+    student = grown(net, x)
+    assert (student.a.out_channels, student.b.weight_mask.shape) == (8, (12, 8, 3, 3))
+
+
+# Recurrent layers.
+
+
+def read_by(recurrent, width=8, pick=lambda made, state: made):
+    def run(m, x):
+        made, state = m.r(F.relu(m.a(x)))
+        return m.o(pick(made, state[0] if isinstance(state, tuple) else state))
+
+    torch.manual_seed(0)
+    return Net(run, a=nn.Linear(5, 6), r=recurrent, o=nn.Linear(width, 2)).double()
+
+
+RECURRENT = {
+    "LSTM": lambda: read_by(nn.LSTM(6, 8, batch_first=True)),
+    "GRU in both directions": lambda: read_by(nn.GRU(6, 4, 2, batch_first=True, bidirectional=True)),
+    "RNN without biases": lambda: read_by(nn.RNN(6, 8, 2, bias=False, nonlinearity="relu")),
+    "dropout between the layers": lambda: read_by(nn.LSTM(6, 8, 3, batch_first=True, dropout=0.5)),
+    "the last state": lambda: read_by(nn.GRU(6, 8, 2, batch_first=True), pick=lambda made, state: state[-1]),
+    "directions added": lambda: read_by(
+        nn.GRU(6, 8, bidirectional=True), pick=lambda made, state: sum(made.chunk(2, -1))
+    ),
+}
+
+
+@pytest.mark.parametrize("factor", [1.5, 2])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_grow(name, factor):
+    net, x = RECURRENT[name](), images(4, 5)
+    student = grown(net, x, factor)
+    assert (student.r.hidden_size, student.r.input_size) == (net.r.hidden_size * factor, 6 * factor)
+    again = replay(history(student), net)
+    assert verify(student, again, x).max_abs == 0
+    student(x).sum().backward()
+    assert all(p.grad is not None for p in student.parameters())
+
+
+def test_a_state_that_is_given_or_returned_holds_the_hidden_units():
+    net, x = read_by(nn.LSTM(6, 8, batch_first=True)), images(4, 5)
+    net.run = lambda m, x: (lambda made, states: (m.o(made), states[1]))(*m.r(F.relu(m.a(x))))
+    assert grown(net, x).r.hidden_size == 8
+    net.run = lambda m, x, h: m.o(m.r(F.relu(m.a(x)), (h, h))[0])
+    assert grown(net, (x, images(3, 8, batch=1))).r.hidden_size == 8
+
+
+def test_a_projected_state_holds_its_layer():
+    with pytest.raises(GrowthError, match=r"'lstm' in module 'r' needs every one of them"):
+        widen(read_by(nn.LSTM(6, 8, proj_size=3), width=3), images(4, 5), 2)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells_that_are_called_step_by_step_grow(kind):
+    def run(m, x):
+        state = None
+        for step in x.unbind(1):
+            state = m.r(F.relu(m.a(step)), state)
+        return m.o(state[0] if isinstance(state, tuple) else state)
+
+    torch.manual_seed(0)
+    net = Net(run, a=nn.Linear(5, 6), r=kind(6, 8), o=nn.Linear(8, 2)).double()
+    student = grown(net, images(4, 5), 1.5)
+    assert (student.r.hidden_size, student.r.input_size, student.a.out_features) == (12, 9, 9)
+
+
+def test_packed_sequences_grow():
+    def run(m, x):
+        packed = nn.utils.rnn.pack_padded_sequence(F.relu(m.a(x)), [4, 2, 1], batch_first=True)
+        made, _ = nn.utils.rnn.pad_packed_sequence(m.r(packed)[0], batch_first=True)
+        return m.o(made)
+
+    net = read_by(nn.LSTM(6, 8, batch_first=True))
+    net.run = run
+    assert grown(net, images(4, 5), 1.5).r.hidden_size == 12
+
+
+@pytest.mark.parametrize("begin", ["zeros", "new_zeros"])
+def test_recurrent_code_of_ones_own_begins_with_zeros(begin):
+    """A convolutional LSTM, which joins an image with its state."""
+
+    def run(m, x):
+        size = (len(x), m.hidden, *x.shape[3:])
+        h = c = torch.zeros(size, dtype=x.dtype, device=x.device) if begin == "zeros" else x.new_zeros(size)
+        for image in x.unbind(1):
+            i, f, o, g = m.gates(torch.cat([image, h], 1)).split(m.hidden, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return m.o(h)
+
+    torch.manual_seed(0)
+    net = Net(run, hidden=4, gates=conv(7, 16), o=conv(4, 2)).double()
+    student = grown(net, images(2, 3, 4, 4))
+    assert (student.hidden, student.gates.in_channels, student.gates.out_channels) == (8, 11, 32)
+
+
+def test_complex_weights_grow_and_are_compared_with_their_imaginary_parts():
+    """A Fourier layer, whose weight sums over the channels of the lowest frequencies."""
+
+    def run(m, x):
+        h = F.relu(m.a(x))
+        seen = torch.fft.rfft2(h)
+        made = torch.zeros(len(h), m.out_channels, *seen.shape[2:], dtype=torch.cdouble, device=h.device)
+        made[:, :, :2, :2] = torch.einsum("bixy,ioxy->boxy", seen[:, :, :2, :2], m.w)
+        return m.o(F.relu(torch.fft.irfft2(made, s=h.shape[2:])))
+
+    torch.manual_seed(0)
+    net = Net(run, a=conv(3, 4), o=conv(6, 2), out_channels=6).double()
+    net.w = nn.Parameter(torch.randn(4, 6, 2, 2, dtype=torch.cdouble))
+    student = grown(net, images(3, 4, 5))
+    assert (student.out_channels, student.w.shape) == (12, (8, 12, 2, 2))
+    with torch.no_grad():
+        student.w.imag.add_(1)
+    assert verify(net, student, images(3, 4, 5)).relative > 1e-3
 
 
 # What needs numbers.

@@ -122,7 +122,23 @@ class Product(nn.Module):
         return x @ self.weight.t() if self.how == "right" else (self.weight @ x.mT).mT
 
 
+class Recurrent(nn.Module):
+    """One of torch's recurrent layers on tokens, from zeros that it makes itself; its last state, too."""
+
+    def __init__(self, kind, width, hidden, layers, bidirectional):
+        super().__init__()
+        make = getattr(nn, kind)
+        self.inner = make(width, hidden, layers, batch_first=True, bidirectional=bidirectional)
+
+    def forward(self, x):
+        begin = x.new_zeros(self.inner.num_layers * (1 + self.inner.bidirectional), len(x), self.inner.hidden_size)
+        several = isinstance(self.inner, nn.LSTM)
+        made, state = self.inner(x, (begin, begin) if several else begin)
+        return made, (state[0] if several else state)[-1]
+
+
 LAYERS = {
+    "recurrent": Recurrent,
     "self_attention": SelfAttention,
     "whole_attention": WholeAttention,
     "product": Product,
@@ -185,6 +201,42 @@ def repeated(h):
     return h.unsqueeze(1).expand(-1, 2, *h.shape[1:]).flatten(1, 2)
 
 
+def padded(h, before, after):
+    """Channels between constants."""
+    return F.pad(h, (*(0, 0) * (h.ndim - 1 - channels(h)), before, after))
+
+
+def filled(h, made):
+    """Times a tensor of one number for each channel."""
+    shape = [1] * h.ndim
+    shape[channels(h)] = h.shape[channels(h)]
+    one = {
+        "expanded": lambda: h.new_ones([1] * h.ndim).expand(shape),
+        "ones": lambda: torch.ones(shape, dtype=h.dtype, device=h.device) * 0.5,
+        "repeated": lambda: torch.tensor([2.0], dtype=h.dtype, device=h.device).view([1] * h.ndim).repeat(shape),
+    }[made]
+    return h * one()
+
+
+def shifted(h):
+    """By one position, with zeros for the first."""
+    made = torch.zeros_like(h) if h.shape[1] % 2 else h.new_zeros(h.shape)
+    made[..., 1:] = h[..., :-1] if h.ndim == 4 else 0
+    return made + h
+
+
+def overwritten(h, how):
+    """The first half of the channels by the second, or by zeros."""
+    h, half = h.clone(), h.shape[1] // 2
+    h[:, :half] = h[:, half : 2 * half] if how == "second" else 0
+    return h
+
+
+def blurred(h):
+    kernel = torch.tensor([[0.0, 1, 0], [1, 2, 1], [0, 1, 0]], dtype=h.dtype, device=h.device)
+    return F.conv2d(h, kernel[None, None].repeat(h.shape[1], 1, 1, 1), padding=1, groups=h.shape[1])
+
+
 HALVES = {"add_in_place": add_in_place, "maxout": maxout, "glu": glu, "repeated": repeated}
 FUNCTIONS = {
     **HALVES,
@@ -217,6 +269,14 @@ FUNCTIONS = {
     "selected": lambda h, index: h.index_select(1, torch.tensor(index, device=h.device)),
     "attention": attention,
     "channels_last_norm": channels_last_norm,
+    "padded": padded,
+    "filled": filled,
+    "shifted": shifted,
+    "overwritten": overwritten,
+    "blurred": blurred,
+    "spectrum": lambda h: (
+        torch.fft.fft2(h).real if h.ndim == 4 else torch.view_as_real(torch.fft.fft(h, dim=0))[..., 1]
+    ),
     "over_width": lambda h: h / h.shape[channels(h)],
     "if_narrow": lambda h, limit: h.relu() if h.shape[channels(h)] <= limit else h,
 }
@@ -362,6 +422,8 @@ class Builder:
             "stack_sum": lambda: self.join(i, "stack_sum"),
             "constant": lambda: self.constant(i),
             "over_width": lambda: self.add("over_width", i),
+            "filled": lambda: self.add("filled", i, made=self.pick("expanded", "ones", "repeated")),
+            "padded": lambda: self.add("padded", i, before=self.pick(0, 1, 2), after=self.pick(0, 1)),
             "if_narrow": lambda: self.add("if_narrow", i, limit=width + self.draw(st.integers(0, 4))),
         }
         if size <= 432:
@@ -387,6 +449,10 @@ class Builder:
                 "squeeze_and_excite": lambda: self.squeeze_and_excite(i),
                 "group_norm": lambda: self.add("group_norm", i, num_groups=1, num_channels=width),
                 "channels_last_norm": lambda: self.add("channels_last_norm", i),
+                "shifted": lambda: self.add("shifted", i),
+                "overwritten": lambda: self.add("overwritten", i, how=self.pick("second", "zeros")),
+                "blurred": lambda: self.add("blurred", i),
+                "spectrum": lambda: self.add("spectrum", i),
                 "softmax": lambda: self.add("softmax", i, dim=self.pick(1, 2)),
             }
             if min(shape[1:]) > 1:
@@ -436,6 +502,10 @@ class Builder:
                     "product", i, inputs=width, outputs=self.width(), how=self.pick("einsum", "right", "left")
                 ),
                 "selected": lambda: self.add("selected", i, index=[shape[0] - 1, 0]),
+                "recurrent": lambda: self.add(
+                    "recurrent", i, kind=self.pick("LSTM", "GRU", "RNN"), width=width, hidden=self.pick(2, 3),
+                    layers=self.pick(1, 2), bidirectional=self.pick(False, True),
+                ),
             }  # fmt: skip
             if width % 2 == 0:
                 moves["gated"] = lambda: self.add("gated", i)
@@ -616,7 +686,23 @@ def standardised(layer):
     layer.__class__ = Standardised if type(layer) is nn.Conv2d else type(layer)
 
 
+class Masked(nn.Module):
+    """Times a mask and a factor."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.register_buffer("mask", (torch.arange(weight.numel()).view(weight.shape) % 3 > 0).to(weight))
+
+    def forward(self, weight):
+        return weight * self.mask / 2
+
+
+def masked(layer):
+    nn.utils.parametrize.register_parametrization(layer, "weight", Masked(layer.weight))
+
+
 COMPUTED = {
+    "masked": masked,
     "as it is": lambda layer: None,
     "weight norm": weight_norm,
     "along the inputs": lambda layer: weight_norm(layer, dim=1),
