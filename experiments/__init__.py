@@ -206,6 +206,12 @@ def arms(*names: str, folder: Path = ARMS) -> tuple[str, ...]:
     return tuple(dict.fromkeys(needed))
 
 
+def seed_of(folder: Path) -> int | None:
+    """Of a run's folder, seed<k>; None of any other, seed00 and seed1.bak among them."""
+    match = re.fullmatch("seed(0|[1-9][0-9]{0,9})", folder.name)
+    return int(match[1]) if match and int(match[1]) < 2**32 else None
+
+
 def figures_of(arm: str, folder: Path = ARMS) -> list[str]:
     """The figures that an arm is a curve or the teacher of."""
     return [name for name, figure in figures(folder=folder).items() if arm in (*figure.curves, figure.teacher)]

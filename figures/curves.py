@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import OPERATIONAL
+from experiments import OPERATIONAL, seed_of
 from experiments import Figure as Plot
 
 COLUMNS = ["step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]
@@ -123,7 +123,7 @@ class Results:
 def read_seeds(arm: Path) -> dict[int, Run]:
     """The runs in an arm's folder that have a curve, by their seed."""
     runs = {}
-    folders = {int(p.name.removeprefix("seed")): p for p in arm.glob("seed*") if p.name[4:].isdecimal()}
+    folders = {seed: folder for folder in arm.glob("seed*") if (seed := seed_of(folder)) is not None}
     for seed, folder in sorted(folders.items()):
         run = _read_run(folder) if (folder / "metrics.csv").exists() else None
         if run and len(run.rows) > 1:
@@ -177,6 +177,7 @@ def _read_run(folder: Path) -> Run:
     file = folder / "metrics.csv"
     try:
         table = pd.read_csv(file)
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # pandas' own parser errors are ValueErrors
         raise Problem(f"{file} is empty or cannot be read as CSV; {EXPECTED}.") from error
     if missing := [column for column in COLUMNS if column not in table]:
@@ -186,10 +187,13 @@ def _read_run(folder: Path) -> Run:
 
     rows = table[["step", "images", "wall_s", "train_top1", "val_top1"]].apply(pd.to_numeric, errors="coerce")
     rows.columns = ["step", "images", "wall_s", "train", "val"]
-    sound = rows.val.between(0, 1) & (rows.train.between(0, 1) | (rows.step == 0)) & rows.step.notna()
+    sound = rows.val.between(0, 1) & (rows.train.between(0, 1) | (rows.step == 0)) & rows.step.between(0, 1e15)
     if not sound.all():  # no mini-batch has run before step 0, so its training accuracy may be empty
         line = int(sound.argmin()) + 2  # the header is line 1
         raise Problem(f"{file}, line {line}, has no number as its step or no accuracy from 0 to 1; {EXPECTED}.")
+    if not text.endswith("\n") or len({line.count(",") for line in text.splitlines() if line}) > 1:
+        # A number that is cut is another number, and of a line with a field more pandas takes the second for the first.
+        raise Problem(f"{file} has a line that is cut short or too long; {EXPECTED}.")
     again = rows.step[rows.step.diff() <= 0]  # a resume that replayed a part, or two runs in one file
     if len(again):
         raise Problem(f"{file} has step {again.iloc[0]:g} twice or out of order: it is not one run's record.")
@@ -200,6 +204,6 @@ def _read_run(folder: Path) -> Run:
     try:
         info = json.loads((folder / "run.json").read_text())
         info["status"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Problem(f'{folder}/run.json is missing or has no "status": is the run finished?') from error
     return Run(rows, info, folder)

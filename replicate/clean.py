@@ -14,6 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from experiments import seed_of
 from experiments.paths import to_path
 from replicate.slurm import SlurmError, queue
 from replicate.stage import held, read_json
@@ -25,7 +26,7 @@ TRAINED = ("checkpoint.pt", "metrics.csv", "step0.pt")
 def candidates(runs: Path) -> dict[Path, str]:
     """Folders <scale>/<arm>/seed<k> that hold nothing of worth, and why; the queue is not asked."""
     found = {}
-    for folder in sorted(path for path in runs.glob("*/*/seed*") if path.name[4:].isdecimal() and path.is_dir()):
+    for folder in sorted(path for path in runs.glob("*/*/seed*") if seed_of(path) is not None and path.is_dir()):
         if folder.is_symlink():
             continue
         names = {path.name for path in folder.iterdir()}

@@ -195,8 +195,8 @@ def _small(stages: list[Stage]) -> bool:
 def _state(stage: Stage) -> str:
     if stage.finished:
         return "finished"
-    if stage.emptied:
-        return f"refused, {stage.emptied}: put it back, or remove the folder"
+    if stage.damaged:
+        return f"refused, {stage.damaged}"
     manifest = stage.manifest()
     if manifest.get("status") == "finished":
         return f"refused, its folder holds a run of another config: {_other(manifest, stage)}"

@@ -19,6 +19,7 @@ from experiments.paths import to_path
 from replicate.stage import ROOT, read_json
 from training.config import differences
 from training.files import write_atomic
+from training.manifest import is_manifest
 
 
 def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], dict[Path, str]]:
@@ -31,8 +32,10 @@ def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], dic
             continue
         facts, metrics = read_json(manifest), folder / "metrics.csv"
         target = results / folder.relative_to(runs)
-        if facts.get("status") != "finished" or not isinstance(facts.get("config"), dict):
+        if isinstance(facts.get("status"), str) and facts["status"] != "finished":
             left_out[folder] = "not finished"
+        elif not is_manifest(facts):
+            left_out[folder] = "its run.json is not a run's manifest"
         elif not metrics.is_file():
             left_out[folder] = "its metrics.csv is missing"
         elif other := _of_another_config(facts["config"], target):

@@ -20,6 +20,7 @@ from training.config import OPERATIONAL, Config, differences, flatten, load
 from training.errors import ConfigError
 from training.files import write_atomic
 from training.lease import PATIENCE, owner
+from training.manifest import is_manifest, is_number
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -83,17 +84,22 @@ class Stage:
         return f"{self.config.teacher}/seed{self.config.seed}" if self.config.teacher_arm else None
 
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.folder / "run.json")
+        """What run.json says; nothing where it is none."""
+        content = read_json(self.folder / "run.json")
+        return content if is_manifest(content) else {}
 
     @property
     def finished(self) -> bool:
-        return self._said_to_be_finished and (self.folder / "metrics.csv").exists()
+        return self._said_to_be_finished and (self.folder / "metrics.csv").is_file()
 
     @property
-    def emptied(self) -> str:
-        """What a run that is said to be finished lacks, in words; empty if nothing."""
-        gone = self._said_to_be_finished and not (self.folder / "metrics.csv").exists()
-        return "its run.json says finished, and its metrics.csv is gone" if gone else ""
+    def damaged(self) -> str:
+        """What is wrong with its files, so that train.py would refuse it, and what to do; empty if nothing."""
+        if os.access(self.folder / "run.json", os.R_OK) and not self.manifest():
+            return "its run.json is not a run's manifest: move the folder away"
+        if self._said_to_be_finished and not (self.folder / "metrics.csv").is_file():
+            return "its run.json says finished, and its metrics.csv is gone: put it back, or remove the folder"
+        return ""
 
     @property
     def _said_to_be_finished(self) -> bool:
@@ -102,7 +108,10 @@ class Stage:
 
     @property
     def step(self) -> int:
-        return self.steps if self.finished else read_json(self.folder / "progress.json").get("step", 0)
+        return self.steps if self.finished else self.progress().get("step", 0)
+
+    def progress(self) -> dict[str, Any]:
+        return _typed(read_json(self.folder / "progress.json"))
 
     def note(self, **facts: Any) -> None:
         """Who runs the stage, in job.json, for `replicate status`; what train.py knows is in run.json."""
@@ -110,7 +119,7 @@ class Stage:
         write_atomic(self.folder / "job.json", json.dumps(facts).encode() + b"\n")
 
     def noted(self) -> dict[str, Any]:
-        return read_json(self.folder / "job.json")
+        return _typed(read_json(self.folder / "job.json"))
 
     @property
     def log(self) -> Path:
@@ -147,7 +156,7 @@ class Stage:
         for file in (ROOT / "results").glob(f"*/{self.base or self.arm}/seed*/run.json"):
             run = read_json(file)
             config = run.get("config", {})
-            if "result" in run and all(config.get(key, own[key]) == own[key] for key in same):
+            if is_manifest(run) and "result" in run and all(config.get(key, own[key]) == own[key] for key in same):
                 each.append(run["result"]["wall_s"] / config["training.steps"])
         return min(each) * self.steps if each else None
 
@@ -171,10 +180,17 @@ def held(folder: Path) -> bool:
         return False
 
 
+def _typed(noted: dict[str, Any]) -> dict[str, Any]:
+    """Of job.json or progress.json what is of the kind that is written there."""
+    kinds = dict.fromkeys(("step", "images_per_s", "started"), is_number)
+    kinds |= dict.fromkeys(("job", "host", "failed"), lambda value: isinstance(value, str))
+    return {key: value for key, value in noted.items() if key not in kinds or kinds[key](value)}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -20,7 +20,7 @@ import experiments
 from experiments.paths import to_path
 from experiments.reading import YamlError
 from replicate.slurm import Queued, SlurmError, queue
-from replicate.stage import CONFIGS, Stage, plan, read_json
+from replicate.stage import CONFIGS, Stage, plan
 from training.config import differences, flatten
 from training.errors import ConfigError
 
@@ -47,8 +47,8 @@ def states(stages: list[Stage], queue: dict[str, Queued] | None) -> dict[str, St
 
 def _state(stage: Stage, queued: Queued | None, asked: bool, teacher: State | None) -> State:
     manifest, noted = stage.manifest(), stage.noted()
-    if stage.emptied:
-        return State("failed", f"{stage.emptied}: put it back, or remove the folder")
+    if stage.damaged:
+        return State("failed", stage.damaged)
     if stage.finished:
         result = manifest["result"]
         return State("done", f"validation accuracy {result['val_top1']:.2%}, {duration(result['wall_s'])}")
@@ -92,7 +92,7 @@ def _sign_of_life(stage: Stage, noted: dict) -> bool:
 
 
 def _progress(stage: Stage, noted: dict) -> str:
-    age, told = _age(stage), read_json(stage.folder / "progress.json")
+    age, told = _age(stage), stage.progress()
     started = time.time() - noted.get("started", 0)
     if age is None or age > started:
         return f"starting, goes on at step {stage.step}" if stage.step else "starting"
@@ -170,8 +170,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _show(arguments: argparse.Namespace, before: str = "") -> int:
     """Prints it once; 2 where it cannot be said; of a watch, 141 where nobody reads it any more."""
-    there = {path.name.removeprefix("seed") for path in (arguments.runs / arguments.scale).glob("*/seed*")}
-    seeds = arguments.seeds or sorted(int(name) for name in there if name.isdigit()) or [0]
+    there = {experiments.seed_of(folder) for folder in (arguments.runs / arguments.scale).glob("*/seed*")}
+    seeds = arguments.seeds or sorted(there - {None}) or [0]
     try:
         arms = experiments.arms(folder=arguments.configs / "arms")
         stages = plan(arguments.scale, arms, seeds, arguments.runs, arguments.configs)

@@ -22,6 +22,7 @@ def add(root, arm, seed, val, final=None, rate=1.0, flops=10, teacher=None, **ho
     info = json.loads((folder / "run.json").read_text())
     info["config"] |= {"optimizer.lr_scale": rate, "growth.teacher": teacher}
     info |= {"training_flops_per_image": flops, "parameters": 350_000}
-    info |= {"result": {"all_val_top1": (val[-1] if final is None else final) / 100}}
+    best = (val[-1] if final is None else final) / 100
+    info |= {"result": {"val_top1": val[-1] / 100, "all_val_top1": best, "wall_s": len(val) - 0.5}}
     (folder / "run.json").write_text(json.dumps(info))
     return read_seeds(root / arm)[seed]

@@ -126,7 +126,7 @@ def owner(path: Path) -> dict[str, Any] | None:
 def _parse(text: str) -> dict[str, Any] | None:
     try:
         said = json.loads(text or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
 

@@ -33,6 +33,7 @@ from training.config import OPERATIONAL, Config, differences, effective, flatten
 from training.errors import CheckpointError, RunError, Stopped, UserError
 from training.files import duplicate, patiently, write_atomic
 from training.lease import Lease, Taken
+from training.manifest import is_manifest
 from training.session import Session
 
 # train_loss: cross-entropy, in every row. objective: what was minimised, with label smoothing and auxiliary term; the
@@ -110,9 +111,9 @@ class RunFolder:
             manifest = json.loads(patiently(path.read_text))
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             manifest = None
-        if not _is_manifest(manifest):
+        if not is_manifest(manifest):
             raise RunError(f"{path} is not a run's manifest: move {self.folder} away, or choose --out")
         theirs, mine = manifest["config"], flatten(self.config)
         if changed := differences(mine, theirs):
@@ -122,7 +123,7 @@ class RunFolder:
                 f"(fingerprint {config_id(theirs)}, this one's is {config_id(mine)}), "
                 "choose another folder with --out, or move that one away"
             )
-        if manifest.get("status") == "finished" and not (self.folder / "metrics.csv").exists():
+        if manifest.get("status") == "finished" and not (self.folder / "metrics.csv").is_file():
             raise RunError(
                 f"{self.folder}: its run.json says finished, and its metrics.csv is gone: put it back, or remove the "
                 "folder to train anew"
@@ -320,17 +321,6 @@ def config_id(config: dict[str, Any]) -> str:
     """A short name for a flat config, but for the keys that may change between two calls of one run."""
     kept = {key: value for key, value in effective(config).items() if key not in OPERATIONAL}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _is_manifest(content: Any) -> bool:
-    """Whether this is what `start` and `note` write, as far as it is read here."""
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-        return False
-    if "data" in content and not (
-        isinstance(content["data"], dict) and isinstance(content["data"].get("fingerprint"), str)
-    ):
-        return False
-    return content.get("status") != "finished" or isinstance(content.get("result"), dict)
 
 
 def _counts(data: dict[str, Any]) -> str:

@@ -291,6 +291,9 @@ def test_no_arm(root, tmp_path, capsys):
         (lambda text: text.splitlines()[0] + "\n", "has no rows"),
         (lambda text: text.replace("val_top1", "accuracy"), "lacks val_top1"),
         (lambda text: text + "500,1,1", "line 7"),  # cut off in the middle of a row
+        (lambda text: text[:-2], "a line that is cut short or too long"),  # in a number: another one
+        (lambda text: text.replace("\n", ",1\n").replace(",1\n", "\n", 1), "cut short or too long"),  # a field more
+        (lambda text: text.replace("\n400,", "\ninf,"), "line 6"),
         (lambda text: text + text, "line 7"),  # a second header
         (lambda text: text.replace(",0.87", ",87"), "line 4"),  # percent
         (lambda text: text.replace("\n200,", "\n100,"), "step 100 twice"),
@@ -307,7 +310,7 @@ def test_bad_metrics(change, says, root, tmp_path, capsys):
         assert "step,images,wall_s,lr,train_loss,train_top1,val_loss,val_top1" in line
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", "[" * 100_000])
 def test_bad_run_json(content, root, tmp_path, capsys):
     file = root / "wider/seed0/run.json"
     file.unlink() if content is None else file.write_text(content)

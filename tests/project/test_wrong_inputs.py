@@ -436,6 +436,82 @@ def checking(folder):
     return imagenet.main(["check", str(folder / "images"), "--own", f"--workers={int(bool(workers))}"])
 
 
+# What begins no process and no training: the rest of the entry points, each on what lies in `things`.
+
+
+def statuses(folder):
+    return status.main(["--scale", "smoke", "--runs", str(folder / "things" / "runs")])
+
+
+def cleaning(folder):
+    return clean.main(["--runs", str(folder / "things" / "runs")])
+
+
+def recording(folder):
+    return record.main(["smoke", "--runs", str(folder / "things" / "runs"), "--results", str(folder / "results")])
+
+
+def studying(folder):
+    return study.main(["--dry-run", "--runs", str(folder / "things" / "runs"), "sweep_rate", "--seeds", "1"])
+
+
+def drawing(folder):
+    return draw("fig4", argv=[str(folder / "things" / "runs" / "smoke"), "--out", str(folder / "out")])
+
+
+def claiming(folder):
+    (folder / "none").mkdir()
+    shutil.copyfile(ROOT / "results" / "claims.yaml", folder / "none" / "claims.yaml")
+    return claims.main([str(folder / "none"), "--out", str(folder / "out")])
+
+
+def making_a_scale(folder):
+    (folder / "configs").mkdir()
+    for name in ("arms", "imagenet"):
+        (folder / "configs" / name).symlink_to(ROOT / "configs" / name)
+    return new_scale.main(["mine", "--data", str(folder / "images"), "--configs", str(folder / "configs")])
+
+
+def resizing(folder):
+    return resize.main([str(folder / "images"), str(folder / "small"), "--short-side", "32", "--workers", "0"])
+
+
+def growing(folder):
+    words = ["--input", "3x8x8", "--factor", "1.5", "--out", str(folder / "student")]
+    return library.main(["widen", f"{__name__}:net", *words])
+
+
+LIGHT = [statuses, cleaning, recording, studying, making_a_scale, resizing, growing]
+# Drawing takes seconds: in those environments in which it writes and looks for fonts.
+DRAWN = ["no HOME", "a HOME that is none", "no TMPDIR", "closed stdin and stdout", "few files", "little space"]
+
+
+def foreign(folder):
+    """What launchers and schedulers of other jobs leave behind, all at once."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_JOB_ID", "SLURM_NTASKS", "PBS_NGPUS")
+    names += ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES", "MASTER_PORT")
+    os.environ.update(zip(names, ["", " ", "x", "-1", "\u00b2", "9" * 5000] * 2, strict=True))
+
+
+OF_NO_RANK = {name: arrange for name, arrange in ENVIRONMENTS.items() if "=" not in name and "a scheduler" not in name}
+OF_NO_RANK["variables of other jobs"] = foreign
+TRIED = {
+    **dict.fromkeys((training, planning, checking), ENVIRONMENTS),
+    **dict.fromkeys(LIGHT, OF_NO_RANK),
+    **{call: {name: ENVIRONMENTS[name] for name in DRAWN} for call in (drawing, claiming)},
+}
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory):
+    """Images and finished runs, for all cases to look at."""
+    folder = tmp_path_factory.mktemp("things")
+    make_folders(folder / "images")
+    for arm in ("teacher_narrow", "standard", "wider", "random_pad"):
+        add(folder / "runs" / "smoke", arm, 0, [60, 80], teacher="teacher_narrow" if arm == "wider" else None)
+    return folder
+
+
 def _there(arrange, call, folder):
     os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -453,14 +529,15 @@ def _stream(fd, mode):
     return None
 
 
-@pytest.mark.parametrize("call", [training, planning, checking])
-def test_a_wrong_environment_is_a_sentence_or_works(call, tmp_path):
+@pytest.mark.parametrize("call", TRIED, ids=lambda call: call.__name__)
+def test_a_wrong_environment_is_a_sentence_or_works(call, tmp_path, things):
     context = multiprocessing.get_context("fork")
     failures = []
-    for name, arrange in ENVIRONMENTS.items():
+    for name, arrange in TRIED[call].items():
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        make_folders(folder / "images")
+        (folder / "things").symlink_to(things)
+        (folder / "images").symlink_to(things / "images")
         process = context.Process(target=_there, args=(arrange, call, folder))
         process.start()
         process.join(TOGETHER)

@@ -7,8 +7,10 @@ import os
 import pytest
 from finished import write_run
 
+import train
+from experiments import seed_of
 from figures.curves import read_seeds
-from replicate import clean, status
+from replicate import clean, record, status
 from replicate.launch import with_seconds
 from replicate.stage import plan
 from training.config import flatten
@@ -105,6 +107,60 @@ def test_clean_shows_and_removes_what_never_began_and_nothing_else(runs, capsys)
     capsys.readouterr()
     assert clean.main(["--runs", str(root), "--yes"]) == 0
     assert "nothing to remove" in capsys.readouterr().out
+
+
+RESULT = {"val_top1": 0.5, "wall_s": 1.0}
+NO_MANIFESTS = ["", "{", "[1]", "{}", "[" * 100_000, '{"status": "finished"}', '{"config": null}', '{"config": [1]}']
+NO_MANIFESTS += [
+    json.dumps({"status": "finished", "config": {}, "result": result})
+    for result in (None, 5, "x", [], {}, *({**RESULT, key: value} for key in RESULT for value in (None, "x", [], True)))
+]
+NO_MANIFESTS += [json.dumps({"config": {}, "data": data}) for data in (None, [], {}, {"fingerprint": 5})]
+NO_MANIFESTS += ['{"status": "finished", "config": {}, "result": {"val_top1": NaN, "wall_s": 1}}']
+
+
+def test_a_manifest_that_is_none_is_refused_by_all_alike(tmp_path, capsys):
+    (stage,) = plan("smoke", ("standard",), [0], tmp_path)
+    for content in NO_MANIFESTS:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        (stage.folder / "run.json").write_text(content)
+        (stage.folder / "metrics.csv").write_text("step\n")
+        state = status.states([stage], {})[stage.name]
+        assert (state.word, state.text) == (
+            "failed",
+            "its run.json is not a run's manifest: move the folder away",
+        ), content[:200]
+        assert "refused, its run.json is not a run's manifest" in with_seconds([stage], 1)
+        assert record.main(["smoke", "--runs", str(tmp_path), "--results", str(tmp_path / "results")]) == 2
+        assert "its run.json is not a run's manifest" in capsys.readouterr().err
+        assert train.main([str(stage.file), "--out", str(stage.folder)]) == 2
+        assert "is not a run's manifest: move" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, True, float("nan"), 10**400], ids=repr)
+@pytest.mark.parametrize("key", ["started", "host", "job", "failed", "step", "images_per_s"])
+def test_what_was_noted_in_another_type_is_passed_over(tmp_path, key, value):
+    (stage,) = plan("smoke", ("standard",), [0], tmp_path)
+    stage.folder.mkdir(parents=True)
+    (stage.folder / "run.json").write_text(json.dumps({"status": "running", "config": flatten(stage.config)}))
+    noted = {"started": 1.0, "host": "elsewhere", "job": "12", "step": 3, "images_per_s": 2.0}
+    for name in ("job.json", "progress.json"):
+        (stage.folder / name).write_text(json.dumps({**noted, key: value}))
+    assert status.states([stage], {})[stage.name].word in ("stopped", "running", "failed")
+    assert status.states([stage], None)[stage.name].word in ("stopped", "running", "failed", "unknown")
+    assert with_seconds([stage], 1)
+
+
+def test_only_folders_that_train_py_names_are_runs(tmp_path):
+    names = ["seed", "seedx", "seed-1", "seed00", "seed1.5", "seed\u00b2", "seed\u0663", "Seed2", "seed0 b"]
+    for name in [*names, "seed" + "9" * 30, "seed7"]:
+        (tmp_path / "smoke" / "standard" / name).mkdir(parents=True)
+    assert status.main(["--scale", "smoke", "--runs", str(tmp_path)]) == 0
+    assert set(clean.candidates(tmp_path)) == {tmp_path / "smoke" / "standard" / "seed7"}
+    assert [seed_of(tmp_path / name) for name in (*names, "seed0", "seed4294967295", "seed4294967296")] == [
+        *[None] * len(names),
+        *(0, 2**32 - 1, None),
+    ]
 
 
 def test_the_status_is_shown_again_and_again_until_it_is_stopped(runs, capsys, monkeypatch):

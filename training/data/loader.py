@@ -145,7 +145,7 @@ class ImageData:
         self.val_images = self.all_val_images = len(readers["val"])
         self.facts = {"source": data.name, **report.facts, "workers": self.workers}
         self.facts["decode"] = backend(data.decode, data.resize)
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, KeyError, TypeError):
             self.facts["resized"] = json.loads((data.folder / "resize.json").read_text())["settings"]
         preparation = Preparation(
             *(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip),

@@ -89,7 +89,7 @@ def _begin(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
         try:
             record = json.loads(path.read_text())
             differ = [key for key, value in settings.items() if record["settings"].get(key) != value]
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise DataError(f"{path} is damaged: remove {target} and start again, or give another folder.") from None
         if differ == ["source"]:
             raise DataError(f"{target} was made from other images (its {RECORD} says so): give another folder.")
