@@ -70,22 +70,27 @@ class Preparation:
         if least >= 2:  # Pillow can decode at 1/2, 1/4 or 1/8, which costs less; what is left is enough for the crop
             image.draft(None, (int(width / least), int(height / least)))
         elif plain and self.decode == "torchcodec":
-            return self._by_torch(decode_jpeg(data), box)
+            left, top, right, bottom = whole(box)
+            return self._by_torch(decode_jpeg(data)[:, top:bottom, left:right])
         across, down = image.size[0] / width, image.size[1] / height
         box = (box[0] * across, box[1] * down, min(box[2] * across, image.size[0]), min(box[3] * down, image.size[1]))
         if image.mode != "RGB":  # grey, CMYK, palette
             image = to_rgb(image)
         if self.resize == "torch":
-            return self._by_torch(torch.from_numpy(np.array(image)).permute(2, 0, 1), box)
+            return self._by_torch(torch.from_numpy(np.array(image.crop(whole(box)))).permute(2, 0, 1))
         return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
 
-    def _by_torch(self, pixels: torch.Tensor, box: tuple[float, float, float, float]) -> Image.Image:
-        """uint8 [3, H, W]; torch, on CPUs with AVX2, resizes in a third of Pillow's time. The box in whole pixels."""
-        left, top, right, bottom = (round(edge) for edge in box)
-        crop = pixels[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
+    def _by_torch(self, crop: torch.Tensor) -> Image.Image:
+        """uint8 [3, H, W]; torch, on CPUs with AVX2, resizes in a third of Pillow's time."""
         size = self.size, self.size
-        resized = torch.nn.functional.interpolate(crop, size, mode="bilinear", antialias=True)[0]
+        resized = torch.nn.functional.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
         return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
+
+
+def whole(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    """In whole pixels, one at the least: torch resizes no parts of them."""
+    left, top, right, bottom = (round(edge) for edge in box)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def drawn_crop(width: int, height: int, min_area: float, generator: torch.Generator) -> tuple[int, int, int, int]:
