@@ -4,7 +4,7 @@
 
 A table stands between two comments of its name, `<!-- arms -->` and `<!-- /arms -->`. In the tables of the study the
 first cell of a row names an arm of the folder that the comment names, and the rest is filled in.
-A number of a sentence is between `<!--final long: wider-->` (a metric of figures/claims.py, runs, an arm: the mean of
+A number of a sentence is between `<!--final long: wider-->` (a metric of figures/judging.py, runs, an arm: the mean of
 its seeds) and `<!--/-->`; with `wider - standard` for `wider` it is the mean of the differences of the same seed.
 """
 
@@ -22,8 +22,8 @@ from experiments import looks
 from experiments.output import script
 from experiments.reading import YamlError
 from figures import metrics
-from figures.claims import DIFFERENCES
 from figures.curves import Problem, Results, Run, read_seeds
+from figures.judging import DIFFERENCES
 from figures.metrics import SHOWN, estimate
 
 ROOT = Path(__file__).resolve().parents[1]

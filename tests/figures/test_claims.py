@@ -12,10 +12,11 @@ import pytest
 import yaml
 from finished import add
 
-from figures import claims, evidence, metrics, sweeps
-from figures.claims import Arms, pace, verdict
+from figures import claims, evidence, judging, metrics, sweeps
 from figures.curves import Problem, Results
+from figures.judging import Arms, verdict
 from figures.metrics import Estimate, arrival, estimate, speedup
+from figures.pace import contrasts, pace
 from figures.rules import Rule, Rules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ RULES = {"runs": "r", "chosen_on": "held", "rates": [1, 0.3, 0.1], "seeds": [1, 
 
 
 def judge(test, seeds, results):
-    return claims.judge(Rule.model_validate(test), seeds, Arms(Rules.model_validate(RULES), results))
+    return judging.judge(Rule.model_validate(test), seeds, Arms(Rules.model_validate(RULES), results))
 
 
 @pytest.fixture
@@ -114,13 +115,13 @@ def test_differences_are_of_the_same_seed(tmp_path, results):
 )
 def test_what_an_interval_decides(rule, found, state):
     test = Rule(metric="final", arm="a", against="b", **rule)
-    assert claims._state(test, found and Estimate(*found, 5))[1] == state
+    assert judging._state(test, found and Estimate(*found, 5))[1] == state
 
 
 def test_a_claim_needs_all_its_tests():
     def of(*states):
         return verdict(
-            [claims.Outcome("", "", "", "", "", None, None, None, 0, None, None, 5, state) for state in states]
+            [judging.Outcome("", "", "", "", "", None, None, None, 0, None, None, 5, state) for state in states]
         )
 
     assert of("holds", "holds") == "yes"
@@ -266,7 +267,7 @@ def test_contrasts_are_of_the_same_seed(tmp_path, results):
     for seed in (1, 2, 3):
         add(tmp_path / "laptop-1000", "wider", seed, [80, 85], final=85 + seed)
         add(tmp_path / "laptop-1000", "wider_best", seed, [80, 85], final=85.5 + 2 * seed)
-    (row,) = claims.contrasts(results).to_dict("records")
+    (row,) = contrasts(results).to_dict("records")
     assert (row["mean"], row["n"]) == (2.5, 3)
     assert (row["arm"], row["against"]) == ("wider_best", "wider")
 
@@ -308,7 +309,7 @@ def test_the_verdicts_are_drawn_and_told_in_a_line_each(tmp_path, results):
         add(tmp_path / "r", "wider", seed, [85, 86], teacher="standard")
     tests = [GOOD, GOOD | {"above": 2}, GOOD | {"metric": "area"}]
     of = Rules.model_validate(RULES | {"claims": {"x": CLAIM | {"says": "it grows", "tests": tests}}})
-    rows = claims.table(claims.evaluate(of, results))
+    rows = claims.table(judging.evaluate(of, results))
     line = claims.verdicts(rows).splitlines()[2]
     assert line.startswith("| **x** it grows () | **no** | final, a against b: +1.20 [")  # the test that refutes it
     figure = evidence.forest(rows)
