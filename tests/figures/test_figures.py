@@ -16,6 +16,8 @@ from figures.curves import read_arms, read_there
 from figures.style import draw
 from figures.tables import as_text, final_table, levels, steps_table
 
+pytestmark = pytest.mark.quick
+
 REPO = Path(__file__).resolve().parents[2]
 FIG4, FIG5, FIG6 = figures(folder=Path("none of one's own")).values()
 PARTS = [".pdf", ".png", "_final.csv", "_steps.csv"]

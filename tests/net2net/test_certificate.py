@@ -9,6 +9,8 @@ from torch import nn
 from net2net import Certificate, GrowthError, verify, widen
 from net2net.trace import traced
 
+pytestmark = pytest.mark.quick
+
 
 def plus(*offsets):
     """The identity, with an offset added to each output."""

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from net2net import GrowthError, deepen, history, random_pad, replay, verify, widen
 from net2net.inception_bn import inception_bn
 
+pytestmark = pytest.mark.quick
+
 PAIR = [(3, 1), (1, 3)]
 
 

@@ -10,6 +10,8 @@ from net2net import rules
 from net2net.growth import Growth
 from net2net.trace import Trace
 
+pytestmark = pytest.mark.quick
+
 
 def test_explain_lists_spaces_readers_reasons_and_sites():
     found = net2net.explain(resnet18(num_classes=10), torch.randn(2, 3, 64, 64))

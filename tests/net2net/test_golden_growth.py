@@ -16,6 +16,8 @@ from torch import nn
 from net2net import deepen, history, random_pad, widen
 from net2net.inception_bn import inception_bn
 
+pytestmark = pytest.mark.quick
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "growth.json"
 
 

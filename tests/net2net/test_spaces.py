@@ -14,6 +14,8 @@ from net2net.recording import function_name
 from net2net.spaces import Space, length, resolve, split, tie
 from net2net.trace import Trace
 
+pytestmark = pytest.mark.quick
+
 
 def blocks(axis):
     """The axis as [(width, repeat), …] once everything known is resolved."""

@@ -16,6 +16,8 @@ from net2net import GrowthError, UnsupportedOperation, history, random_pad, veri
 from net2net.growth import AxisMap, balance, normal
 from net2net.inception_bn import inception_bn, init_weights
 
+pytestmark = pytest.mark.quick
+
 
 def head(m, x):
     return m.fc(x.mean((2, 3)))

@@ -10,6 +10,8 @@ from jobs import ROOT
 import experiments
 from experiments.reading import YamlError, parse, read
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("text", "value"),

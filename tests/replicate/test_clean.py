@@ -15,6 +15,8 @@ from replicate.launch import with_seconds
 from replicate.stage import plan
 from training.config import flatten
 
+pytestmark = pytest.mark.quick
+
 # kind -> what status calls it, whether it may be removed
 KINDS = {
     "never begun": ("not started", False),

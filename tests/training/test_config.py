@@ -11,6 +11,8 @@ from net2net.inception_bn import TABLES
 from training.config import ConfigError, Model, _keys, differences, flatten, load
 from training.runfolder import config_id
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parents[2]
 ARMS = experiments.arms()
 

@@ -17,6 +17,8 @@ from training.errors import RunError
 from training.session import Session, StopSignals
 from training.step import failures_explained
 
+pytestmark = pytest.mark.quick
+
 SMOKE = ROOT / "configs" / "smoke" / "standard.yaml"
 CPU = torch.device("cpu")
 
