@@ -160,6 +160,8 @@ def own_arms(folder: Path = ARMS) -> dict[str, dict[str, Any]]:
         said = {key: value for key, value in read(file, "arm").items() if key in OWN}
         if not said:
             continue
+        if file.name == "base.yaml":
+            raise YamlError(f"{file}: an arm cannot be called base, as every scale's own file is: rename it")
         said["figures"] = said.get("figures") or []
         if not _words(said["figures"]):
             raise YamlError(f"{file}: figures: expected a list, e.g. [fig4], got {said['figures']!r}")

@@ -60,22 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.runs.is_dir():
         parser.error(f"--runs: there is no folder {arguments.runs}")
+    found = candidates(arguments.runs)
+    jobs = {folder: str(read_json(folder / "job.json").get("job") or "") for folder in found}
     try:
-        found = candidates(arguments.runs)
-        jobs = {folder: read_json(folder / "job.json").get("job") for folder in found}
-        try:
-            queued = queue(job for job in jobs.values() if job)
-        except SlurmError as error:  # nobody knows which of them wait
-            print(f"{error}; folders of jobs are left alone", file=sys.stderr)
-            queued = {job: None for job in jobs.values() if job}
-        found = {folder: why for folder, why in found.items() if jobs[folder] not in queued}
-        for folder, why in found.items():
-            if arguments.yes and not held(folder):
-                shutil.rmtree(folder)
-            print(f"{'removed' if arguments.yes else 'would remove'} {folder}: {why}")
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        queued = queue(job for job in jobs.values() if job)
+    except SlurmError as error:  # nobody knows which of them wait
+        print(f"{error}; folders of jobs are left alone", file=sys.stderr)
+        queued = {job: None for job in jobs.values() if job}
+    found = {folder: why for folder, why in found.items() if jobs[folder] not in queued}
+    for folder, why in found.items():
+        if arguments.yes and not held(folder):
+            shutil.rmtree(folder)
+        print(f"{'removed' if arguments.yes else 'would remove'} {folder}: {why}")
     if not found:
         print(f"nothing to remove in {arguments.runs}")
     elif not arguments.yes:

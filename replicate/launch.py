@@ -28,7 +28,7 @@ def main(description: str, names: tuple[str, ...] = (), argv: list[str] | None =
     arguments = parser.parse_args(argv)
     check(parser, arguments)
     scale = "smoke" if arguments.smoke else arguments.scale
-    if not (arguments.configs / scale).is_dir():
+    if scale.strip("./") in ("", "arms") or not (arguments.configs / scale).is_dir():
         scales = ", ".join(sorted(p.parent.name for p in arguments.configs.glob("*/base.yaml"))) or "none"
         parser.error(f"--scale: there is no {arguments.configs.name}/{scale}; there are {scales}")
     try:

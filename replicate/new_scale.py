@@ -60,9 +60,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, DataError, YamlError) as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
     return 0
 
 
@@ -74,6 +71,8 @@ def create(folder: Path, source: str, root: str, epochs: float | None, overrides
     if not base.is_file():
         there = sorted(path.parent.name for path in folder.parent.glob(f"*/{SCALE}"))
         raise ConfigError(f"--from {source}: there is no such scale; there are {', '.join(there) or 'none'}")
+    if any(override.partition("=")[0].strip() == "data.name" for override in overrides):
+        raise ConfigError("--set data.name: it is folder, whatever the layout: leave it out")
     before, wanted = (load(base.parent / "standard.yaml", some) for some in ((), overrides))
     if not isinstance(before.data, ImageNetData) or before.data.train_images is None:
         raise ConfigError(f"--from {source}: expected a scale whose data.train_images says its number, as imagenet's")
@@ -118,6 +117,10 @@ def follow(before: Config, wanted: Config, images: int, epochs: float | None) ->
     if batch == before.training.batch_size:
         while batch > chunk and images < MINIBATCHES * batch:
             batch = max(chunk, batch // 2 // chunk * chunk)
+    if batch % chunk and chunk == images:
+        raise ConfigError(
+            f"--set training.batch_size={batch}: there are {images} training images: expected no more in a mini-batch"
+        )
     if batch % chunk:
         raise ConfigError(
             f"--set training.batch_size={batch}: expected a multiple of training.bn_batch_size, {chunk}: set that too"
@@ -139,7 +142,7 @@ def follow(before: Config, wanted: Config, images: int, epochs: float | None) ->
         "training.batch_size": batch,
         "training.bn_batch_size": chunk,
         "training.eval_every": min(steps, scaled(before.training.eval_every, share)),
-        "training.ema_decay": ema and round(1 - min(0.5, (1 - ema) * before.training.steps / steps), 6),
+        "training.ema_decay": ema and min(0.999999, round(1 - min(0.5, (1 - ema) * before.training.steps / steps), 6)),
     }
 
 
@@ -147,7 +150,7 @@ def chosen(wanted: Config, overrides: list[str]) -> dict[str, Any]:
     """The keys that were set, with their values as they were understood."""
     found = {}
     for override in overrides:
-        key = override.partition("=")[0]
+        key = override.partition("=")[0].strip()
         value: Any = wanted.model_dump()
         for name in key.split("."):
             value = value[name]

@@ -306,15 +306,43 @@ def load_checkpoint(path: Path, role: str) -> dict[str, Any]:
         state = patiently(lambda: torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise CheckpointError(f"the {role}'s checkpoint {path} does not exist: train it first") from None
-    except Exception as error:  # there is no kind that damaged bytes do not raise
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except IsADirectoryError:
         raise CheckpointError(
-            f"the {role}'s checkpoint {path} cannot be read, it is truncated or not a checkpoint ({first[:200]}): "
-            "remove its folder and train it again"
+            f"the {role}'s checkpoint {path} is a folder: give the file that a run has, {path / 'checkpoint.pt'}"
+        ) from None
+    except Exception as error:  # there is no kind that damaged bytes do not raise
+        why = _first_line(error)
+        if "Weights only load failed" in why:  # and how to run the code in it, which is not to be run
+            why = "it is no file of torch.save, or holds more than tensors, numbers and words"
+        advice = "remove its folder and train it again" if path.name == "checkpoint.pt" else "is it the right file?"
+        raise CheckpointError(
+            f"the {role}'s checkpoint {path} cannot be read, it is truncated or not a checkpoint ({why}): {advice}"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"the {role}'s checkpoint {path} was not written by this version of train.py")
+    with contents_of(path, role):
+        sound = isinstance(state["step"], int) and isinstance(state["rows"], list) and state["config"]["training.steps"]
+        if not sound or not isinstance(state["model"], dict):
+            raise TypeError("step, rows, config or model")
     return state
+
+
+@contextlib.contextmanager
+def contents_of(path: Path, role: str) -> Iterator[None]:
+    """For what reads a checkpoint's parts: train.py wrote them all, but somebody may have changed the file."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the {role}'s checkpoint {path} does not hold what this version of train.py writes into one "
+            f"({type(error).__name__}: {_first_line(error)}): use one that was not changed, or train it again"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def config_id(config: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from training.errors import CheckpointError, ConfigError
 from training.lease import dead, describe, owner
 from training.network import INITIALISATIONS, build
 from training.optim import make_optimizer
-from training.runfolder import load_checkpoint
+from training.runfolder import contents_of, load_checkpoint
 
 PAIR = ((3, 1), (1, 3))
 HEAD = "classifier"  # of the networks here
@@ -55,22 +55,24 @@ def load_teacher(checkpoint: Path, data: MemoryData | ImageNetData) -> tuple[Inc
         if busy and not checkpoint.exists():
             raise CheckpointError(f"the teacher's checkpoint {checkpoint} does not exist yet: {busy}") from None
         raise
-    steps = saved["config"]["training.steps"]
-    if saved["step"] != steps or saved["rows"][-1]["step"] != steps:  # stopped in its last evaluation: no last row yet
-        raise CheckpointError(
-            f"the teacher {checkpoint} is not finished (step {saved['step']} of {steps}): "
-            + (busy or "train it to its end first")
-        )
-    was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
-    weights = saved["ema"] or saved["model"]
-    teacher = build(was, data, classes=len(weights[f"{HEAD}.bias"]))
-    for name, tensor in teacher.state_dict().items():
-        if weights[name].shape != tensor.shape:
+    with contents_of(checkpoint, "teacher"):
+        steps, last = saved["config"]["training.steps"], saved["rows"][-1]["step"] if saved["rows"] else None
+        if saved["step"] != steps or last != steps:  # stopped in its last evaluation: no last row yet
             raise CheckpointError(
-                f"the teacher {checkpoint} was trained on other images: its {name} has shape "
-                f"{list(weights[name].shape)}, for images of {data.channels} channels it would be {list(tensor.shape)}"
+                f"the teacher {checkpoint} is not finished (step {saved['step']} of {steps}): "
+                + (busy or "train it to its end first")
             )
-    teacher.load_state_dict(weights)
+        was = ModelConfig(**{k.removeprefix("model."): v for k, v in saved["config"].items() if k.startswith("model.")})
+        weights = saved["ema"] or saved["model"]
+        teacher = build(was, data, classes=len(weights[f"{HEAD}.bias"]))
+        for name, tensor in teacher.state_dict().items():
+            if weights[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"the teacher {checkpoint} was trained on other images: its {name} has shape "
+                    f"{list(weights[name].shape)}, for images of {data.channels} channels it would be "
+                    f"{list(tensor.shape)}"
+                )
+        teacher.load_state_dict(weights)
     return teacher, was, saved
 
 
@@ -127,7 +129,12 @@ def grow(
             heads = {HEAD: dict(zip(("from", "to"), classes, strict=True))}
             trained = net2net.replay({"op": "new_head", "seed": config.seed, "heads": heads}, grown)
         _same_architecture(trained, reference)
-        carried = _carried(make_optimizer(config, teacher), saved["optimizer"], teacher, trained) if carry else {}
+        carried = {}
+        if carry:
+            with contents_of(checkpoint, "teacher"):
+                optimizer = make_optimizer(config, teacher)
+                optimizer.load_state_dict(saved["optimizer"])
+            carried = _carried(optimizer, teacher, trained)
     except net2net.GrowthError as error:
         raise CheckpointError(f"the teacher {checkpoint} cannot be grown into this model: {error}") from None
     record = {
@@ -141,11 +148,8 @@ def grow(
     return trained, carried, record
 
 
-def _carried(
-    optimizer: torch.optim.Optimizer, state: dict[str, Any], teacher: nn.Module, student: nn.Module
-) -> OptimizerState:
+def _carried(optimizer: torch.optim.Optimizer, teacher: nn.Module, student: nn.Module) -> OptimizerState:
     """What the teacher's optimizer remembers, for the student's parameters; nothing for those of new layers."""
-    optimizer.load_state_dict(state)
     owner = teacher
     if net2net.history(student) != net2net.history(teacher):
         optimizer, owner = net2net.grow_optimizer(optimizer, student, teacher=teacher), student

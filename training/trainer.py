@@ -17,7 +17,7 @@ from training.evaluation import before_training, evaluate
 from training.network import build, training_flops
 from training.optim import learning_rate
 from training.prediction import Prediction
-from training.runfolder import RunFolder
+from training.runfolder import RunFolder, contents_of
 from training.session import Session
 from training.step import TrainStep, failures_explained
 from training.student import OptimizerState, facts_of, grow, load_teacher
@@ -41,9 +41,12 @@ class Trainer:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self._ready(state["wall_s"])
-        self.train_step.load_state_dict(state)
+        with contents_of(self.run.folder / "checkpoint.pt", "run"):
+            self.model.load_state_dict(state["model"])
+            seconds = float(state["wall_s"])
+        self._ready(seconds)
+        with contents_of(self.run.folder / "checkpoint.pt", "run"):
+            self.train_step.load_state_dict(state)
         self.step, self.rows, self.saved = state["step"], state["rows"], state["step"]
 
     def grow(self) -> None:

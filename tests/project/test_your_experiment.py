@@ -112,6 +112,13 @@ def test_what_an_arm_says_wrongly_of_itself_is_named(mine, text, words):
     assert words in str(error.value)
 
 
+def test_an_arm_that_is_called_as_a_scales_file_is_refused(mine):
+    folder, write = mine
+    write("base", "extends: wider.yaml\nfigures: [fig4]")
+    with pytest.raises(YamlError, match=r"base\.yaml: an arm cannot be called base"):
+        experiments.own_arms(folder / "arms")
+
+
 def test_figures_in_the_file_of_a_run_are_refused(mine):
     folder, _ = mine
     (folder / "smoke" / "one.yaml").write_text("extends: wider.yaml\nfigures: [fig4]")

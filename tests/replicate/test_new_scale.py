@@ -88,6 +88,14 @@ def test_what_is_set_is_set_and_the_rest_follows_it(made):
     assert config.schedule.decay_steps == pytest.approx(0.2 * 126_689 / 640, abs=1)  # a tenth of two
 
 
+@pytest.mark.parametrize("epochs", ["1e-9", "1e12"])
+def test_any_number_of_epochs_gives_a_scale_that_can_be_read(made, epochs):
+    code, said, arm = made("--epochs", epochs)
+    assert code == 0, said
+    assert arm().training.ema_decay < 1
+    assert arm().training.steps >= 1
+
+
 @pytest.mark.parametrize(
     ("words", "options", "parts"),
     [
@@ -103,6 +111,12 @@ def test_what_is_set_is_set_and_the_rest_follows_it(made):
         (["--set", "seed=3"], {}, ["--set seed=3", "key of a section"]),
         (["--set", "training.batch_size=50"], {}, ["training.batch_size=50", "multiple of training.bn_batch_size"]),
         (["--set", "optimizer.lr=fast"], {}, ["optimizer.lr", "'fast'"]),
+        (["--set", "data.name=generated"], {}, ["--set data.name: it is folder, whatever the layout"]),
+        (
+            ["--set", "training.batch_size=7", "--set", "training.bn_batch_size=7"],
+            {"images": 6},
+            ["training.batch_size=7: there are 6 training images"],
+        ),
         ([], {"images": 1}, ["/data/mine", "two training images", "got 1"]),
         ([], {"problems": ["/data/mine: there is no image of the class ants in val"]}, ["class ants"]),
     ],

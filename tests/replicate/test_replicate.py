@@ -141,6 +141,9 @@ def test_wrong_arguments_are_refused_in_a_sentence(capsys):
             ["--scale", "huge"],
             "there is no configs/huge; there are gpu, imagenet, laptop, laptop-1000, laptop-long, long, smoke",
         ),
+        (["--scale", ""], "there is no configs/; there are gpu"),
+        (["--scale", "."], "there is no configs/.; there are gpu"),
+        (["--scale", "arms"], "there is no configs/arms; there are gpu"),
         (["--jobs", "0"], "--jobs: expected at least 1"),
     ):
         with pytest.raises(SystemExit) as error:

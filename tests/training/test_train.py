@@ -9,6 +9,7 @@ import os
 import platform
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -547,6 +548,41 @@ def test_the_teacher_is_truncated_or_no_checkpoint(runs, tmp_path, capsys):
     torch.save({"a": 1}, tmp_path / "other.pt")
     error = refused("wider", tmp_path / "out2", capsys, f"growth.teacher={tmp_path / 'other.pt'}")
     assert "was not written by this version of train.py" in error
+    folder = runs / "teacher_narrow" / "seed0"
+    error = refused("wider", tmp_path / "out3", capsys, f"growth.teacher={folder}")
+    assert f"is a folder: give the file that a run has, {folder / 'checkpoint.pt'}" in error
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pt")
+    error = refused("wider", tmp_path / "out4", capsys, f"growth.teacher={tmp_path / 'whole.pt'}")
+    assert "or holds more than tensors, numbers and words): is it the right file?" in error  # not: remove its folder
+
+
+# What somebody may have done to a checkpoint that torch can read.
+CHANGES = {
+    "no config": lambda state: state.pop("config"),
+    "rows": lambda state: state.update(rows=5),
+    "no model": lambda state: state.pop("model"),
+    "model": lambda state: state.update(model=torch.zeros(1), ema=torch.zeros(1)),
+    "weights": lambda state: [state[part].popitem() for part in ("model", "ema") if state[part]],
+    "no optimizer": lambda state: state.pop("optimizer"),
+    "optimizer": lambda state: state["optimizer"].update(param_groups=[]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_checkpoint_that_was_changed_is_a_sentence_for_a_student_and_for_its_run(runs, tmp_path, capsys, change):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "teacher_narrow" / "seed0", folder)
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    CHANGES[change](state)
+    torch.save(state, folder / "checkpoint.pt")
+    words = "does not hold what this version of train.py writes into one"
+    carried = ("growth.optimizer=carried", f"growth.teacher={folder / 'checkpoint.pt'}")
+    assert f"the teacher's checkpoint {folder / 'checkpoint.pt'} {words}" in refused(
+        "wider", tmp_path / "out", capsys, *carried
+    )
+    manifest = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    assert f"the run's checkpoint {folder / 'checkpoint.pt'} {words}" in refused("teacher_narrow", folder, capsys)
 
 
 @pytest.mark.parametrize(
