@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from figures import metrics
 from figures.curves import Results, Run
-from figures.metrics import SHOWN, Estimate, estimate
+from figures.metrics import ENOUGH, SHOWN, Estimate, estimate
 from figures.rules import Claim, Rule, Rules
 
 DIFFERENCES = {  # of an arm and `against`, in points
@@ -62,12 +62,12 @@ class Arms:
         return Arm(f"{base} at its best {'other ' if which == 'other' else ''}rate ({at})", runs)
 
     def chosen(self, base: str, but: float | None = None) -> float | None:
-        """The rate with the highest mean final accuracy over the seeds that all rates have; none if a rate has none."""
+        """The rate of the highest mean final accuracy, over the seeds that all rates have; none if these are too few."""
         grid = self.results.rates(self.of.chosen_on, base)
         if not set(grid) >= set(self.of.rates):
             return None
         shared = set.intersection(*(set(grid[rate]) for rate in self.of.rates))
-        if not shared:
+        if len(shared) < ENOUGH:
             return None
         means = {rate: sum(metrics.final(grid[rate][seed]) for seed in shared) for rate in self.of.rates if rate != but}
         return max(means, key=means.get)

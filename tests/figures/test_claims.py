@@ -193,8 +193,9 @@ def test_the_best_other_rate_is_not_the_arms_own(tmp_path, results):
     assert judge({**test, "arm": "a@best", "against": "a"}, [1, 2, 3], results).found.mean == 0
 
 
-def test_a_grid_that_is_not_whole_chooses_nothing(tmp_path, results):
-    grid(tmp_path / "held", "a", 0.1, {1: 80, 0.1: 81})
+@pytest.mark.parametrize(("rates", "seeds"), [({1: 80, 0.1: 81}, (1, 2, 3)), ({1: 80, 0.3: 82, 0.1: 81}, (1, 2))])
+def test_a_grid_that_is_not_whole_chooses_nothing(tmp_path, results, rates, seeds):
+    grid(tmp_path / "held", "a", 0.1, rates, seeds)
     grid(tmp_path / "r", "a", 0.1, {1: 90, 0.3: 70, 0.1: 75})
     test = {"metric": "final", "arm": "a@best", "against": "a", "above": 0}
     outcome = judge(test, [1, 2, 3], results)
