@@ -62,7 +62,7 @@ class Arms:
         return Arm(f"{base} at its best {'other ' if which == 'other' else ''}rate ({at})", runs)
 
     def chosen(self, base: str, but: float | None = None) -> float | None:
-        """The rate of the highest mean final accuracy, over the seeds that all rates have; none if these are too few."""
+        """The rate of the highest mean final accuracy over the seeds that all rates have; none if they are too few."""
         grid = self.results.rates(self.of.chosen_on, base)
         if not set(grid) >= set(self.of.rates):
             return None
