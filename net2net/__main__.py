@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         status = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
         return status
     except CommandError as error:
         _note(str(error))
@@ -64,6 +65,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the table has seen enough, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a file that cannot be had, or a full disk behind the standard output
+        _note(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python tries again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
 
 
 def _spelled(text: str) -> str:

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.output import script
 from experiments.paths import to_path
 from training.data.fashion_mnist import fetched
 from training.errors import DataError
@@ -17,7 +18,7 @@ def main() -> int:
     parser.add_argument("--root", type=to_path, default=Path("data"), help="data folder (default: %(default)s)")
     try:
         raw, how = fetched(parser.parse_args().root)
-    except (DataError, OSError) as error:
+    except DataError as error:
         print(error, file=sys.stderr)
         return 2
     print(f"Fashion-MNIST: four files, checksums right, in {raw} ({how})")
@@ -25,4 +26,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(main)

@@ -533,3 +533,20 @@ def test_a_reader_that_has_seen_enough_is_no_error(run, monkeypatch):
         patched.setattr(os, "dup2", lambda *fds: redirected.append(fds[1]))
         status = cli.main(["explain", SMALL, *SHAPE])
     assert (status, redirected) == (141, [99])
+
+
+@pytest.mark.parametrize("stream", ["full", "none"])
+def test_output_that_cannot_be_written_is_a_sentence(monkeypatch, capsys, stream):
+    with monkeypatch.context() as patched, open("/dev/full", "w") as full:
+        patched.setattr(sys, "stdout", full if stream == "full" else None)
+        status = cli.main(["explain", SMALL, *SHAPE])
+    assert status == (2 if stream == "full" else 0)
+    assert ("standard output: No space left on device" in capsys.readouterr().err) == (stream == "full")
+
+
+def test_paths_follow_home_and_variables(tmp_path, monkeypatch, weights):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    words = ["--weights", "~/teacher.safetensors", "--factor", "1.5", "--out", "$PLACE/student"]
+    assert cli.main(["widen", SMALL, *SHAPE, *words]) == 0
+    assert (tmp_path / "student.safetensors").exists()
