@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from net2net.names import around
 from net2net.spaces import Axis, length, resolve
 from net2net.trace import Trace
 
@@ -67,6 +68,8 @@ class Kept:
             if (name, path[0]) not in known
         ]
         self._evidence = _Evidence(trace)
+        self._supposed: dict[tuple[str, str], Axis] = {}
+        self._tried: set[tuple[str, str]] = set()
 
     def find(self, size: Size) -> None:
         """`size` is the length of an axis in the student."""
@@ -83,11 +86,39 @@ class Kept:
                 self.unclear.setdefault(name, []).append(".".join(path))
             elif new != number:
                 self.follow.setdefault(name, {})[".".join(path)] = new
+        for (name, path), axis in self._supposed.items():
+            self.unclear[name] = [each for each in self.unclear.get(name, []) if each != path]
+            if not self.unclear[name]:
+                del self.unclear[name]
+            if size(axis) != length(axis):
+                self.follow.setdefault(name, {})[path] = size(axis)
 
-    def doubt(self, module: str) -> bool:
+    def options(self, module: str, axes: Iterable[Axis], size: Size) -> dict[str, Axis]:
+        """Numbers that a module keeps under whatever name and that are the length of one of these axes, which grow, by
+        their paths. Each is returned once."""
+        kept = self.trace.skeleton.get_submodule(module)
+        if type(kept).__module__.startswith("torch.nn."):  # which have no code of their own for their use here
+            return {}
+        grown = {length(axis): axis for axis in axes if size(axis) != length(axis)}
+        done = self.follow.get(module, {})
+        numbers = integers(kept) if grown else []
+        found = {path: grown[n] for path, n in numbers if n in grown and path not in done}
+        new = {path: axis for path, axis in found.items() if (module, path) not in self._tried}
+        self._tried.update((module, path) for path in new)
+        return new
+
+    def suppose(self, numbers: dict[tuple[str, str], Axis]) -> None:
+        """Let numbers (module, path) follow axes, from now on."""
+        self._supposed.update(numbers)
+
+    def drop(self, numbers: Iterable[tuple[str, str]]) -> None:
+        for each in numbers:
+            del self._supposed[each]
+
+    def doubt(self, module: str, everywhere: bool = False) -> bool:
         """Let go of the numbers that may be why a student's forward pass differs in this module: its own, or if there
-        are none, all. Whether there were any."""
-        doubted = [module] if module in self.follow else list(self.follow)
+        are none, those of the nearest around it; or all. Whether there were any."""
+        doubted = list(self.follow) if everywhere else [m for m in (module, *around(module)) if m in self.follow][:1]
         for name in doubted:
             self.unclear.setdefault(name, []).extend(self.follow.pop(name))
         return bool(doubted)

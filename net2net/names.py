@@ -30,3 +30,9 @@ def inside(module: str, pattern: str) -> bool:
 
 def children(model: nn.Module) -> str:
     return ", ".join(name for name, _ in model.named_children()) or "a model without children"
+
+
+def around(module: str) -> list[str]:
+    """The modules that a module is in, nearest first; the last is the whole model, ""."""
+    parts = module.split(".") if module else []
+    return [".".join(parts[:k]) for k in reversed(range(len(parts)))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from math import ceil, inf, isclose, lcm
 from numbers import Real
@@ -14,11 +14,11 @@ import torch
 
 from net2net.errors import GrowthError, whole
 from net2net.growth import Along, Channels, Growth
-from net2net.kept import Kept
+from net2net.kept import Kept, Size, integers
 from net2net.names import children, inside, owner
 from net2net.recording import SIZED, Call, Recording, local, place
 from net2net.seeds import generator_for
-from net2net.spaces import Axis, Space, fix, resolve
+from net2net.spaces import Axis, Space, fix, length, resolve
 from net2net.trace import Trace
 
 Maps = dict[Space, torch.Tensor]
@@ -53,16 +53,57 @@ def settle(
             for space, width in targets.items()
         }
         growth = _growth(trace, maps, producers, scale)
-        kept.find(lambda axis, targets=targets: _size(axis, targets))
-        while True:
+
+        def size(axis: Axis, targets: Mapping[Space, int] = targets) -> int:
+            return _size(axis, targets)
+
+        def tried(growth: Growth = growth, maps: Maps = maps) -> tuple[Growth, Conflict | None]:
             noted = growth.noting(kept.follow, kept.unclear)
-            conflict = find_conflict(trace, noted, maps, example_inputs)
+            return noted, find_conflict(trace, noted, maps, example_inputs)
+
+        kept.find(size)
+        while True:
+            noted, conflict = tried()
             if conflict is None:
                 noted.stayed = _stayed(trace, maps, scale, modules)
                 return noted
-            if not kept.doubt(conflict.call.module):
+            if not _supposed(trace, kept, conflict, size, tried) and not kept.doubt(conflict.call.module):
                 break
-        _hold(trace, maps, conflict)
+        if not _hold(trace, maps, conflict, kept) and not kept.doubt(conflict.call.module, everywhere=True):
+            call = conflict.call
+            raise GrowthError(
+                f"the wider model's forward pass is not its teacher's: at {call.name!r} in {place(call.module)}, "
+                f"{conflict.why}"
+            )
+
+
+def _supposed(trace: Trace, kept: Kept, conflict: Conflict, size: Size, tried: Callable) -> bool:
+    """Whether a student gets further in its forward pass if a number in the code at hand follows: one that its module
+    keeps, and that is as long as channels are there. Modules of one class that do the same go along."""
+    call = conflict.call
+    if call.name not in SIZED and not call.counts:
+        return False
+    alike = {each.module: each for each in _siblings(trace, call, conflict.calls)}
+    found = {module: kept.options(module, _lengths(each), size) for module, each in alike.items()}
+    own = found[call.module]
+    for paths in [list(own), *([path] for path in own)] if len(own) > 1 else [list(own)] if own else []:
+        numbers = {(m, path): axes[path] for m, axes in found.items() for path in paths if path in axes}
+        kept.suppose(numbers)
+        kept.find(size)
+        _, after = tried()
+        if after is None or after.at > conflict.at:
+            return True
+        kept.drop(numbers)
+    if own:
+        kept.find(size)
+    return False
+
+
+def _lengths(call: Call) -> list[Axis]:
+    """The axes that a number of an operation can be the length of."""
+    blocks = [axis for axes in (*(value.axes for value in call.inputs), *call.axes) for axis in axes if axis]
+    counted = [axis for axis in call.counted if axis]
+    return [*((*first, *part) for first in counted for part in blocks if first is not part), *blocks, *counted]
 
 
 class Scale:
@@ -184,11 +225,13 @@ def _size(axis: Axis, widths: Mapping[Space, int]) -> int:
 
 
 class Conflict(NamedTuple):
-    """The first call of a forward pass at which a student does something else than its teacher's, and why."""
+    """The first call of a forward pass at which a student does something else than its teacher's, and why; its place,
+    in evaluation mode or training mode."""
 
     call: Call
     calls: Sequence[Call]
     why: str
+    at: tuple[bool, int]
 
 
 def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any) -> Conflict | None:
@@ -215,27 +258,31 @@ def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any)
             done = _first_difference(theirs, recording.calls, widths, trace.real)
             done = len(recording.calls) if done is None else done
         if done is not None:
-            return Conflict(theirs[min(done, len(theirs) - 1)], theirs, why)
+            return Conflict(theirs[min(done, len(theirs) - 1)], theirs, why, (training, done))
     return None
 
 
-def _hold(trace: Trace, maps: Maps, conflict: Conflict) -> None:
-    """Fix the channels at the place where a student's forward pass differs, for another try."""
-    call, theirs, why = conflict
+def _hold(trace: Trace, maps: Maps, conflict: Conflict, kept: Kept) -> bool:
+    """Fix the channels at the place where a student's forward pass differs, for another try. Whether any grew there."""
+    call, theirs = conflict.call, conflict.calls
     reason = f"{call.name!r} in {place(call.module)} counts on their width"
     # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
     inside = [c for c in theirs if not call.module or f"{c.module}.".startswith(f"{call.module}.")]
+    unclear = {
+        n
+        for path, n in integers(trace.skeleton.get_submodule(call.module))
+        if path in kept.unclear.get(call.module, ())
+    }
     for calls in (_siblings(trace, call, theirs), inside):
         axes = [axis for c in calls for each in (*(v.axes for v in c.inputs), *c.axes) for axis in each]
-        if any(axis is not None and _grows(axis, maps) for axis in axes):
-            break
-    else:
-        raise GrowthError(
-            f"the wider model's forward pass is not its teacher's: at {call.name!r} in {place(call.module)}, {why}"
-        )
-    for axis in axes:
-        fix(axis, reason)
-    trace.settle_groups()
+        axes = [axis for axis in axes if axis is not None and _grows(axis, maps)]
+        # Of several parts, those first whose widths the module keeps and of which it is not clear what becomes of them.
+        if axes:
+            for axis in [axis for axis in axes if length(axis) in unclear] or axes:
+                fix(axis, reason)
+            trace.settle_groups()
+            return True
+    return False
 
 
 def _siblings(trace: Trace, call: Call, calls: Sequence[Call]) -> list[Call]:

@@ -618,7 +618,8 @@ def test_a_named_layer_gets_the_width_that_was_asked_for(randomise, drawn, data)
 def width_of(layer):
     if isinstance(layer, nn.MultiheadAttention):
         return layer.in_proj_weight.shape[0]
-    return layer.weight.shape[1 if isinstance(layer, nn.ConvTranspose2d) else 0]
+    weight = layer.weight_ih_l0 if isinstance(layer, nn.RNNBase) else layer.weight
+    return weight.shape[1 if isinstance(layer, nn.ConvTranspose2d) else 0]
 
 
 @fuzz(15)

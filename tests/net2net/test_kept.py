@@ -7,10 +7,12 @@ import warnings
 import pytest
 import timm
 import torch
+from nets import Net
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
 import net2net
+from net2net import history, replay, verify, widen
 
 
 def small():
@@ -307,3 +309,78 @@ def test_timms_own_interface_works_on_a_student(name, randomise):
     out = student(x)
     assert out.shape == (1, 5)
     out.sum().backward()
+
+
+# Numbers under whatever name, told by what the forward pass does with them.
+
+NAMELESS = {
+    "both parts of a split": (lambda m, h: h[:, : m.n_d].sum(1, keepdim=True) * h[:, m.n_d :], 9, 5, {"n_d": 4}),
+    "a range": (lambda m, h: h[:, m.lo : m.hi], 12, 4, {"lo": 3, "hi": 7}),
+    "a shape": (lambda m, h: h.view(-1, *m.start).flatten(1), 12, 12, {"start": (4, 3)}),
+    "parts of one size": (lambda m, h: sum(h.split(m.k, 1)), 12, 4, {"k": 4}),
+    "parts in a configuration": (lambda m, h: h.split(list(m.cfg.values()), 1)[1], 12, 8, {"cfg": {"u": 4, "v": 8}}),
+}
+
+
+@pytest.mark.parametrize("name", NAMELESS)
+def test_a_number_that_the_forward_pass_counts_on_follows_under_any_name(name):
+    take, made, read, numbers = NAMELESS[name]
+    torch.manual_seed(0)
+    teacher = Net(lambda m, x: m.o(take(m, m.a(x).sigmoid())), a=nn.Linear(5, made), o=nn.Linear(read, 2), **numbers)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    if name == "both parts of a split":  # a sum needs every one of them
+        teacher.run = lambda m, x: m.o(m.a(x).sigmoid()[:, m.n_d :]) + m.p(m.a(x).sigmoid()[:, : m.n_d])
+        teacher.p = nn.Linear(4, 2)
+    elif name == "a range":
+        teacher.run = lambda m, x: m.o(m.a(x)[:, m.lo : m.hi]) + m.p(m.a(x))
+        teacher.p = nn.Linear(12, 2)
+    elif name == "parts in a configuration":
+        teacher.run = lambda m, x: sum(
+            f(h) for f, h in zip((m.p, m.o), m.a(x).split(list(m.cfg.values()), 1), strict=True)
+        )
+        teacher.p = nn.Linear(4, 2)
+    student = widen(teacher.double(), x, 2)
+    assert student.a.out_features == 2 * made
+    assert verify(teacher, student, x).relative < 1e-12
+    assert verify(student, replay(history(student), teacher), x).max_abs == 0
+    assert {key: getattr(teacher, key) for key in numbers} == numbers
+
+
+def test_numbers_elsewhere_are_no_reason_for_a_conflict():
+    """A width written into the code of one module holds that; what others keep goes on following."""
+
+    class Half(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.output_dim, self.fc = width, nn.Linear(5, 2 * width)
+
+        def forward(self, x):
+            h = self.fc(x)
+            return h[:, : self.output_dim] * h[:, self.output_dim :].sigmoid()
+
+    torch.manual_seed(0)
+    teacher = Net(lambda m, x: m.o(m.gate(x)) + m.p(m.b(x).view(-1, 3, 2).amax(1)),
+                  gate=Half(4), b=nn.Linear(5, 6), o=nn.Linear(4, 2), p=nn.Linear(2, 2)).double()  # fmt: skip
+    x = torch.randn(3, 5, dtype=torch.float64)
+    student = widen(teacher, x, 2)
+    assert (student.gate.output_dim, student.gate.fc.out_features, student.b.out_features) == (8, 16, 6)
+    assert verify(teacher, student, x).relative < 1e-12
+
+
+def test_sizes_of_several_parts_follow_each_its_own():
+    """A transformer block whose two branches come from one matrix, also at a factor that its heads cannot have."""
+    torch.manual_seed(0)
+
+    def run(m, x):
+        wide, q, k, v = m.make(m.norm(m.i(x))).split(m.in_split, -1)
+        q, k, v = (t.unflatten(-1, (m.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return m.o(m.i(x) + m.wide(wide.relu()) + m.proj(mixed))
+
+    teacher = Net(run, i=nn.Linear(5, 6), norm=nn.LayerNorm(6), make=nn.Linear(6, 38), wide=nn.Linear(20, 6),
+                  proj=nn.Linear(6, 6), o=nn.Linear(6, 2), in_split=[20, 6, 6, 6], num_heads=3).double()  # fmt: skip
+    x = torch.randn(2, 4, 5, dtype=torch.float64)
+    for factor, split in ((1.5, [30, 8, 8, 8]), (2, [40, 12, 12, 12])):
+        student = widen(teacher, x, factor)
+        assert student.in_split == split
+        assert verify(teacher, student, x).relative < 1e-12
