@@ -81,7 +81,7 @@ class Preparation:
         return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
 
     def _by_torch(self, crop: torch.Tensor) -> Image.Image:
-        """uint8 [3, H, W]; torch, on CPUs with AVX2, resizes in a third of Pillow's time."""
+        """uint8 [3, H, W]; torch, on CPUs with AVX2, resizes in half of Pillow's time."""
         size = self.size, self.size
         resized = torch.nn.functional.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
         return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
