@@ -70,9 +70,12 @@ class Kept:
         self._evidence = _Evidence(trace)
         self._supposed: dict[tuple[str, str], Axis] = {}
         self._tried: set[tuple[str, str]] = set()
+        self._doubted: set[str] = set()
 
-    def find(self, size: Size) -> None:
-        """`size` is the length of an axis in the student."""
+    def find(self, size: Size, anew: bool = True) -> None:
+        """`size` is the length of an axis in the student. What was doubted is not, `anew`."""
+        if anew:
+            self._doubted.clear()
         self.follow: dict[str, dict[str, int]] = {}
         self.unclear: dict[str, list[str]] = {}
         grown = self._evidence.grown(size)
@@ -82,7 +85,7 @@ class Kept:
             where = holder.get("module") if isinstance(holder, dict) else None
             key = next(part for part in reversed(path) if not part.isdigit())
             new = self._evidence.width(name, where, key, number, size)
-            if new is None:
+            if new is None or (new != number and name in self._doubted):
                 self.unclear.setdefault(name, []).append(".".join(path))
             elif new != number:
                 self.follow.setdefault(name, {})[".".join(path)] = new
@@ -121,6 +124,7 @@ class Kept:
         doubted = list(self.follow) if everywhere else [m for m in (module, *around(module)) if m in self.follow][:1]
         for name in doubted:
             self.unclear.setdefault(name, []).extend(self.follow.pop(name))
+        self._doubted.update(doubted)
         return bool(doubted)
 
 

@@ -86,16 +86,16 @@ def _supposed(trace: Trace, kept: Kept, conflict: Conflict, size: Size, tried: C
     alike = {each.module: each for each in _siblings(trace, call, conflict.calls)}
     found = {module: kept.options(module, _lengths(each), size) for module, each in alike.items()}
     own = found[call.module]
-    for paths in [list(own), *([path] for path in own)] if len(own) > 1 else [list(own)] if own else []:
+    for paths in [*([path] for path in own), *([list(own)] if len(own) > 1 else [])]:  # one number, or all of them
         numbers = {(m, path): axes[path] for m, axes in found.items() for path in paths if path in axes}
         kept.suppose(numbers)
-        kept.find(size)
+        kept.find(size, anew=False)
         _, after = tried()
         if after is None or after.at > conflict.at:
             return True
         kept.drop(numbers)
     if own:
-        kept.find(size)
+        kept.find(size, anew=False)
     return False
 
 

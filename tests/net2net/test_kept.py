@@ -384,3 +384,24 @@ def test_sizes_of_several_parts_follow_each_its_own():
         student = widen(teacher, x, factor)
         assert student.in_split == split
         assert verify(teacher, student, x).relative < 1e-12
+
+
+def test_of_equal_numbers_the_one_that_is_used_follows():
+    """As TabNet: the width of its steps, of what it attends to and of its input are the same number."""
+    torch.manual_seed(0)
+
+    def run(m, x):
+        mask = torch.ones(x.shape, dtype=x.dtype)
+        h = m.make(x * mask)
+        for _ in range(2):
+            mask = m.attend(h[:, m.n_d :]).softmax(-1)
+            h = h + m.make(x * mask)
+        return m.o(h[:, : m.n_d].relu())
+
+    parts = {"make": nn.Linear(8, 16), "attend": nn.Linear(8, 8), "o": nn.Linear(8, 3)}
+    teacher = Net(run, **parts, input_dim=8, attention_dim=8, n_d=8, n_a=8).double()
+    x = torch.randn(3, 8, dtype=torch.float64)
+    for factor in (1.5, 2):
+        student = widen(teacher, x, factor)
+        assert (student.n_d, student.input_dim, student.make.out_features) == (8 * factor, 8, 16 * factor)
+        assert verify(teacher, student, x).relative < 1e-12
