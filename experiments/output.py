@@ -16,9 +16,12 @@ def unbreakable_output(script: str, runs_on: bool = False) -> Iterator[None]:
     `runs_on`: the script has more to do than to print.
     """
     _open_closed_descriptors()
-    with open(os.devnull, "w") as nowhere:
-        out = _Unbreakable(sys.stdout or nowhere, "stdout", script, runs_on)
-        err = _Unbreakable(sys.stderr or nowhere, "stderr", script, runs_on)
+    with contextlib.ExitStack() as opened:
+
+        def unbreakable(stream: TextIO | None, name: str) -> _Unbreakable:
+            return _Unbreakable(stream or opened.enter_context(open(os.devnull, "w")), name, script, runs_on)
+
+        out, err = unbreakable(sys.stdout, "stdout"), unbreakable(sys.stderr, "stderr")
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 yield
@@ -76,6 +79,9 @@ class _Unbreakable:
 
 def _open_closed_descriptors() -> None:
     """Where stdin, stdout or stderr is closed, open it to nowhere: else the next file that is opened becomes it."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, which is this one
+            os.set_inheritable(descriptor, True)

@@ -27,9 +27,7 @@ from training.device import choose_device
 from training.errors import FailedOnAnotherRank, RunError, UserError
 
 T = TypeVar("T")
-MEETING = timedelta(
-    minutes=10
-)  # the longest that they wait for each other to start: imports take minutes on some disks
+MEETING = timedelta(minutes=10)  # the longest that they wait for each other to start: imports can take minutes
 PATIENCE = 30.0  # seconds, after which it is said that they wait
 TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for the main one, which grows the student, lists the data
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
