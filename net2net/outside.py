@@ -79,7 +79,7 @@ class Outside:
     def _container(self, value: dict | list, deep: int) -> None:
         self._seen.add(id(value))
         if len(value) < LONG:
-            self._kept.append((value, type(value)(value) if type(value) in (dict, list) else _plain(value)))
+            self._kept.append((value, dict(value) if isinstance(value, dict) else list(value)))
             for inner in list(value.values() if isinstance(value, dict) else value):
                 if isinstance(inner, (dict, list)):
                     self._visit(inner, deep - 1)
@@ -154,10 +154,6 @@ def _misses(memo: Any) -> Any:
         return memo.cache_info().misses
     except (AttributeError, TypeError):  # somebody's own, of which it cannot be known
         return _MISSING
-
-
-def _plain(value: dict | list) -> dict | list:
-    return dict(value) if isinstance(value, dict) else list(value)
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -573,3 +573,14 @@ def test_a_layer_after_a_module_that_is_called_with_more_than_one_argument(rando
     net = Net(lambda m, x: m.layer(x, src_key_padding_mask=torch.zeros(x.shape[:2], dtype=torch.bool)), layer=encoder)
     teacher, x = randomise(net).double(), images(5, 8)
     certify(teacher, deepen(teacher, x, {"layer": ["block"]}), x)
+
+
+def test_calibration_leaves_its_batches_and_the_random_streams_alone(randomise):
+    """A forward pass that works in place on what it is given, and draws numbers."""
+    model = randomise(Net(lambda m, x: m.fc(m.act(m.norm(m.c(x.mul_(2)))).mean((2, 3))) + 0 * torch.rand(1),
+                          c=conv(3, 4), norm=nn.BatchNorm2d(4), act=nn.ReLU(), fc=nn.Linear(4, 2)))  # fmt: skip
+    x = torch.randn(4, 3, 5, 5)
+    batch, before = x.clone(), torch.get_rng_state()
+    deepen(model, x, {"act": [(3, 3)]}, calibration=[batch])
+    assert torch.equal(batch, x)
+    assert torch.equal(torch.get_rng_state(), before)
