@@ -38,7 +38,7 @@ _registered = False
 
 class _Hook(torch._C._acc.PrivateUse1Hooks):
     def is_available(self) -> bool:
-        return True
+        return Pretending.current is not None
 
     def is_built(self) -> bool:
         return True
@@ -53,14 +53,14 @@ class _Module:
     def is_initialized(self) -> bool:
         return True
 
-    def is_available(self) -> bool:
-        return True
+    def is_available(self) -> bool:  # once registered it cannot be taken back: other tests of the process find none
+        return Pretending.current is not None
 
     def current_device(self) -> int:
         return 0
 
     def device_count(self) -> int:
-        return 1
+        return int(self.is_available())
 
     def _is_in_bad_fork(self) -> bool:
         return False
