@@ -2,7 +2,8 @@
 
 Good inputs are written and then damaged at random: text in its bytes, lines, values and structure; folders of images
 and of runs in their files; words of a command line; and, from a table, environments. A case's number makes it:
-`NET2NET_FUZZ=1000 pytest tests/project/test_wrong_inputs.py` tries so many of each kind, other ones each time.
+`NET2NET_FUZZ=1000 pytest tests/project/test_wrong_inputs.py` tries so many of each kind, other ones each time, and
+`NET2NET_FUZZ=1 NET2NET_FUZZ_FROM=NUMBER` one that it named.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ from training import imagenet, resize
 from training.config import _keys
 
 BUDGET = int(os.environ.get("NET2NET_FUZZ", 0))
+FIRST = int(os.environ.get("NET2NET_FUZZ_FROM", random.randrange(10**9) if BUDGET else 0))
 TOGETHER = 60.0  # seconds that no single case may take
 
 VALUES = [
@@ -580,15 +582,16 @@ KINDS = {
 def test_a_wrong_input_is_a_sentence_or_works(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     failures = []
-    for case in range(BUDGET or KINDS[kind]):
-        rng = random.Random(f"{kind.__name__} {case + (random.randrange(10**9) if BUDGET else 0)}")
+    cases = range(FIRST, FIRST + (BUDGET or KINDS[kind]))
+    for case in cases:
+        rng = random.Random(f"{kind.__name__} {case}")
         folder = tmp_path / str(case)
         folder.mkdir()
         problem = fault(kind(folder, rng))
         if problem:
             failures.append(f"case {case}: {problem}")
         shutil.rmtree(folder, ignore_errors=True)
-    assert not failures, f"{len(failures)} of {case + 1}\n" + "\n".join(failures)
+    assert not failures, f"{len(failures)} of {len(cases)}\n" + "\n".join(failures)
 
 
 def fault(call):

@@ -206,14 +206,19 @@ def test_a_carried_optimizer_begins_with_what_the_teachers_remembers(runs, arm):
     assert not same(final_state(folder)["model"], final_state(fresh)["model"])
 
 
-def test_a_new_head_for_another_number_of_classes(runs, tmp_path, capsys):
-    """Or, where it is asked for, for other classes of the same number."""
-    saved = torch.load(runs / "teacher_narrow" / "seed0" / "checkpoint.pt", weights_only=True)
+def seven_classes(runs, arm, folder):
+    """The checkpoint of an arm as one of a net for seven classes, as the override that makes it a teacher."""
+    saved = torch.load(runs / arm / "seed0" / "checkpoint.pt", weights_only=True)
     for weights in (saved["model"], saved["ema"]):
         for name in ("classifier.weight", "classifier.bias"):
             weights[name] = weights[name][:7].clone()
-    torch.save(saved, tmp_path / "seven.pt")
-    seven, plain = (f"growth.teacher={tmp_path / 'seven.pt'}", "growth.noise=0.0"), ("growth.noise=0.0",)
+    torch.save(saved, folder / "seven.pt")
+    return f"growth.teacher={folder / 'seven.pt'}"
+
+
+def test_a_new_head_for_another_number_of_classes(runs, tmp_path, capsys):
+    """Or, where it is asked for, for other classes of the same number."""
+    seven, plain = (seven_classes(runs, "teacher_narrow", tmp_path), "growth.noise=0.0"), ("growth.noise=0.0",)
     error = refused("wider", tmp_path / "refused", capsys, *seven)
     assert "seven.pt tells 7 classes apart, and the data have 10: growth.new_head=true gives" in error
 
@@ -237,6 +242,28 @@ def test_a_new_head_for_another_number_of_classes(runs, tmp_path, capsys):
             assert found["model"][name].shape == tensor.shape
     # The teacher's optimizer has nothing to say of a classifier that it never saw.
     assert len(same_head["optimizer"]["state"]) - len(new_head["optimizer"]["state"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arm", "teacher", "overrides", "operations"),
+    [
+        ("deeper", "standard", (), ["deepen", "new_head"]),
+        ("random_pad", "teacher_narrow", (), ["random_pad", "new_head"]),
+        ("wider", "standard", ("growth.method=continue", "growth.noise=0.0"), ["new_head"]),
+    ],
+)
+def test_a_new_head_however_the_student_was_made(runs, tmp_path, capsys, arm, teacher, overrides, operations):
+    asked = (seven_classes(runs, teacher, tmp_path), *overrides)
+    assert "tells 7 classes apart, and the data have 10" in refused(arm, tmp_path / "refused", capsys, *asked)
+    assert call(arm, tmp_path / "student", *asked, "growth.new_head=true") == 0
+    record = json.loads((tmp_path / "student" / "run.json").read_text())
+    assert [entry["op"] for entry in record["growth"]["history"]] == operations
+    if arm != "random_pad":  # which does not preserve
+        assert all(one["relative"] < 1e-5 for one in record["growth"]["error"])
+    assert (
+        torch.load(tmp_path / "student" / "checkpoint.pt", weights_only=True)["model"]["classifier.weight"].shape[0]
+        == 10
+    )
 
 
 def test_a_continued_teacher_is_the_teacher(runs):
