@@ -46,7 +46,10 @@ def forest(rows: pd.DataFrame) -> Figure:
             ax.plot(row.mean, y, "o", color=colour, ms=4)
             for bound in (row.above, row.below):  # one that a test has not is not drawn
                 ax.plot(bound, y, "|", color="black", ms=9, mew=1.2)
-        names = [f"{row.claim}   {row.arm} – {row.against}" for row in part.itertuples()]
+        names = [
+            f"{row.claim}   {row.arm} – {row.against}" + " (training)" * (row.kind == "train_area")
+            for row in part.itertuples()
+        ]
         if ratio := "speedup" in PANELS[title]:
             names = [name.replace(" – ", " / ") for name in names]
             ax.set_xscale("log")

@@ -308,14 +308,15 @@ def test_the_verdicts_are_drawn_and_told_in_a_line_each(tmp_path, results):
         add(tmp_path / "r", "b", seed, [80, 85], final=84)
         add(tmp_path / "r", "standard", seed, [10, 85], rate=1)
         add(tmp_path / "r", "wider", seed, [85, 86], teacher="standard")
-    tests = [GOOD, GOOD | {"above": 2}, GOOD | {"metric": "area"}]
+    tests = [GOOD, GOOD | {"above": 2}, GOOD | {"metric": "area"}, GOOD | {"metric": "train_area"}]
     of = Rules.model_validate(RULES | {"claims": {"x": CLAIM | {"says": "it grows", "tests": tests}}})
     rows = claims.table(judging.evaluate(of, results))
     line = claims.verdicts(rows).splitlines()[2]
     assert line.startswith("| **x** it grows () | **no** | final, a against b: +1.20 [")  # the test that refutes it
     figure = evidence.forest(rows)
-    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    labels, of_areas = ([text.get_text() for text in ax.get_yticklabels()] for ax in figure.axes[:2])
     assert labels == ["x   a – b", "x   a – b", "headline   a – b"]
+    assert of_areas == ["x   a – b", "x   a – b (training)"]
     (mean,) = [line for line in figure.axes[0].lines if list(line.get_ydata()) == [0]][:1]
     assert mean.get_xdata() == pytest.approx([1.2])
     spent = evidence.cost(results, "r").axes[0].lines
