@@ -67,6 +67,8 @@ def final(run: Run) -> float:
 def area(run: Run, steps: float, panel: str = "val") -> float:
     """Mean accuracy over the mini-batches 0 to `steps`, trapezoids between evaluations."""
     rows = run.rows[run.rows.step <= steps].dropna(subset=panel)
+    if len(rows) == 1:  # of training there is none at step 0
+        return float(rows[panel].iloc[0])
     return float(np.trapezoid(rows[panel], rows.step) / (rows.step.iloc[-1] - rows.step.iloc[0]))
 
 
