@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import torch
+from places import ROOT
 
 import train
 
-ROOT = Path(__file__).resolve().parents[1]
 DEADLINE = 120.0  # seconds; what takes a second here may take long where many tests run at once
 
 context = multiprocessing.get_context("forkserver")

@@ -11,11 +11,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from places import ROOT
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-ROOT = Path(__file__).resolve().parents[1]
 NAME = "pretended"
 aten = torch.ops.aten
 

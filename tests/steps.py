@@ -4,7 +4,7 @@ import copy
 import threading
 
 import torch
-from jobs import ROOT
+from places import ROOT
 
 from training.config import load
 from training.data.source import open_data

@@ -4,13 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from finished import add
+from places import ROOT
 
 from figures import claims, evidence, judging, metrics, sweeps
 from figures.curves import Problem, Results
@@ -18,9 +18,6 @@ from figures.judging import Arms, verdict
 from figures.metrics import Estimate, arrival, estimate, speedup
 from figures.pace import contrasts, pace
 from figures.rules import Rule, Rules
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 CLAIM = {"section": "", "says": "", "shows": "", "tests": [{"metric": "final", "arm": "a", "against": "b", "above": 0}]}
 RULES = {"runs": "r", "chosen_on": "held", "rates": [1, 0.3, 0.1], "seeds": [1, 2, 3], "claims": {}, "headline": CLAIM}

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 from finished import write_run
+from places import ROOT
 
 from experiments import figures, looks
 from figures.command import main
@@ -18,7 +19,6 @@ from figures.tables import as_text, final_table, levels, steps_table
 
 pytestmark = pytest.mark.quick
 
-REPO = Path(__file__).resolve().parents[2]
 FIG4, FIG5, FIG6 = figures(folder=Path("none of one's own")).values()
 PARTS = [".pdf", ".png", "_final.csv", "_steps.csv"]
 
@@ -105,8 +105,8 @@ def test_files_appear_whole_and_are_the_same_in_another_process_without_torch(ro
         "assert not loaded & {'torch', 'net2net', 'training', 'replicate'}, loaded\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"  # it would pick a backend of its own
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONHASHSEED": "7", "MPLBACKEND": "no such backend"}
-    subprocess.run([sys.executable, "-c", script], cwd=REPO, env=environment, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "MPLBACKEND": "no such backend"}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True, capture_output=True)
     assert b"atplotlib" not in (out / "fig5.png").read_bytes() + (out / "fig5.pdf").read_bytes()  # no version
     for part in PARTS:
         assert (out / f"fig5{part}").read_bytes() == (tmp_path / f"again/fig5{part}").read_bytes()

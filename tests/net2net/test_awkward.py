@@ -1,46 +1,21 @@
-"""Forward passes that look at their widths, or are written in unusual ways: a student is right, or refused."""
+"""Forward passes that look at their widths, as numbers or on the way: a student is right, or refused."""
 
+from functools import partial
+
+import compare
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from catalogue import vector
+from nets import Net, images
 from torch import nn
 from torch.nn.utils import prune
 
-from net2net import GrowthError, random_pad, verify, widen
+from net2net import GrowthError, widen
 
-
-class Net(nn.Module):
-    """a makes 4 channels, o reads them; what lies between is the test's."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.o = nn.Linear(5, 4), nn.Linear(4, 2)
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.run = forward
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
-X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def grown(net, x=X, factor=2, pad=True, **options):
-    """The student; its function is its teacher's in both modes, and the teacher is what it was."""
-    net = net.double()
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    student = widen(net, x, factor, **{"verify": False, **options})
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-    for train in (False, True):
-        assert verify(net, student, x, train=train).relative < 1e-9
-    if pad:
-        padded = random_pad(net, x, factor)
-        assert [t.shape for t in padded.state_dict().values()] == [t.shape for t in student.state_dict().values()]
-    return student
+X = images(5, batch=6)
+grown = partial(compare.grown, pad=True)
 
 
 def paint(m, x):
@@ -76,35 +51,18 @@ def test_what_hides_its_width_stays(name):
         GrowthError,
         match=r"nothing can grow: '\w+' .*(counts on their width|needs every one of them|reduces over them)",
     ):
-        grown(Net(HELD[name]))
+        grown(vector(HELD[name]), X)
     if name not in ("the width in an array", "the width in a slice"):  # whose channels these are cannot be known
-        net = Net(lambda m, x: m.end(m.b(HELD[name](m, x))), b=nn.Linear(2, 6), end=nn.Linear(6, 3))
-        student = grown(net, factor=1.5)
+        net = vector(lambda m, x: m.end(m.b(HELD[name](m, x))), b=nn.Linear(2, 6), end=nn.Linear(6, 3))
+        student = grown(net, X, 1.5)
         assert (student.a.out_features, student.b.out_features) == (4, 9)
-
-
-GROWS = {
-    "transposed": lambda m, x: m.o(m.a(x).t().T),
-    "transposed twice": lambda m, x: m.o(m.a(x)[None].mT.swapaxes(1, 2)[0]),
-    "compared": lambda m, x: m.o(torch.where(m.a(x) > 0, m.a(x), m.a(x) / 3)),
-    "a constant NaN": lambda m, x: m.o(m.a(x).nan_to_num(float("nan"))),
-    "a layer norm made on the way": lambda m, x: m.o(F.layer_norm(m.a(x), m.a(x).shape[1:])),
-    "a bias for all": lambda m, x: m.o(F.linear(x, m.a.weight, m.one)),
-}
-
-
-@pytest.mark.parametrize("name", GROWS)
-def test_what_is_written_in_an_unusual_way_grows(name):
-    net = Net(GROWS[name])
-    net.one = nn.Parameter(torch.ones(1))
-    assert grown(net).a.weight.shape[0] == 8
 
 
 @pytest.mark.parametrize("options", [{"factor": 2}, {"factor": None, "widths": {"a": 8}}])
 def test_what_is_normalised_together_with_channels_that_stay_stays(options):
-    net = Net(normalised_with_one_that_stays, b=nn.Linear(5, 4), ln=nn.LayerNorm(8), both=nn.Linear(8, 2))
+    net = vector(normalised_with_one_that_stays, b=nn.Linear(5, 4), ln=nn.LayerNorm(8), both=nn.Linear(8, 2))
     with pytest.raises(GrowthError, match="counts on their width"):
-        grown(net, **options)
+        grown(net, X, **options)
 
 
 def test_flipped_dimensions_given_one_by_one():
@@ -128,8 +86,8 @@ def shared_keys(m, x):
 
 
 def test_heads_that_share_keys_stay_and_their_values_grow():
-    net = Net(shared_keys, q=Heads(5, 4, 3), k=Heads(5, 2, 3), v=Heads(5, 2, 3), read=nn.Linear(12, 2))
-    student = grown(net)
+    net = vector(shared_keys, q=Heads(5, 4, 3), k=Heads(5, 2, 3), v=Heads(5, 2, 3), read=nn.Linear(12, 2))
+    student = grown(net, X)
     heads = [(m.num_heads, m.width, m.linear.out_features) for m in (student.q, student.k, student.v)]
     assert heads == [(4, 3, 12), (2, 3, 6), (2, 6, 12)]
     assert student.read.in_features == 24
@@ -145,17 +103,17 @@ def test_a_number_of_heads_that_is_computed_stays():
         return m.read(F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2))
 
     with pytest.raises(GrowthError, match="counts on their width"):
-        grown(Net(forward, q=FixedHeads(5, 2, 3), read=nn.Linear(6, 2)))
+        grown(vector(forward, q=FixedHeads(5, 2, 3), read=nn.Linear(6, 2)), X)
 
 
 def test_tensors_that_are_plain_attributes():
-    net = Net(lambda m, x: m.o(m.a(x)))
+    net = vector(lambda m, x: m.o(m.a(x)))
     net.table = torch.arange(4.0)
-    assert torch.equal(grown(net).table, net.table)
+    assert torch.equal(grown(net, X).table, net.table)
     prune.l1_unstructured(net.a, "weight", amount=0.5)
     with torch.no_grad():
         net(X)
-    grown(net, pad=False)  # a pruned layer cannot initialise itself
+    grown(net, X, pad=False)  # a pruned layer cannot initialise itself
 
 
 def test_training_that_cannot_be_followed_is_measured():
@@ -166,11 +124,11 @@ def test_training_that_cannot_be_followed_is_measured():
         return m.o(h)
 
     with pytest.raises(GrowthError, match=r"does not compute its teacher's function.*train mode"):
-        widen(Net(forward).double(), X, 2)
+        widen(vector(forward), X, 2)
 
 
 def test_a_closure_over_the_teacher_is_refused_and_leaves_it_alone():
-    net = Net(lambda m, x: m.o(m.hidden(m.a(x))), bn=nn.BatchNorm1d(4))
+    net = vector(lambda m, x: m.o(m.hidden(m.a(x))), bn=nn.BatchNorm1d(4))
     net.hidden = lambda h: net.bn(h)
     with pytest.raises(GrowthError):
         widen(net, X.float(), 2)

@@ -1,6 +1,5 @@
 """Models that people have: what they keep between passes, return, wrap themselves in, and call that has no rule."""
 
-import copy
 import functools
 import random
 from collections import OrderedDict
@@ -10,28 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Net, conv
+from compare import grown
+from nets import Net, conv, images
 from torch import nn
 from torch.nn.utils import prune
 
 import net2net
 from net2net import GrowthError, deepen, explain, history, random_pad, replay, verify, widen
 from net2net.rules import RULES
-
-
-def images(*shape, batch=3, dtype=torch.float64):
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
-def grown(net, x, factor=2, **options):
-    """A student that computes the same in both modes, on inputs and a teacher that stay as they are."""
-    given, before = copy.deepcopy(x), {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    student = widen(net, x, factor, **options)
-    for train in (False, True):
-        assert verify(net, student, x, train=train).relative < 1e-9
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert torch.equal(x, given) if isinstance(x, torch.Tensor) else True
-    return student
 
 
 def net_of(run, **parts):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import resnet18
@@ -19,7 +20,6 @@ import net2net
 from net2net import __main__ as cli
 from net2net import overview, sources
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE = ("--input", "3x8x8")
 
 

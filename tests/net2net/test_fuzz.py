@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import compare
 import torch
 import torch.nn.functional as F
+from compare import parameters, same, shapes, weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nets import images
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -543,26 +545,14 @@ factors = st.sampled_from([2, 1.5]) | st.floats(1.3, 3)
 seeds = st.integers(0, 3)
 
 
-def images(size, batch=3, seed=1):
-    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def build(drawn, randomise):
     graph, size = drawn
-    return randomise(Net(graph)).double(), images(size)
+    return randomise(Net(graph)).double(), images(*size)
 
 
 def certify(teacher, student, x):
     """On other images than the student was made with."""
-    compare.certify(teacher, student, images(x.shape[1:], batch=4, seed=2), evaluation=1e-9)
-
-
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-def shapes(model):
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    compare.certify(teacher, student, images(*x.shape[1:], batch=4, seed=2), evaluation=1e-9)
 
 
 def refusal(error):
@@ -589,10 +579,10 @@ def test_the_function_is_preserved_or_the_graph_refused(randomise):
     @given(graphs(), factors, seeds)
     def check(drawn, factor, seed):
         teacher, x = build(drawn, randomise)
-        before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+        before = weights(teacher)
         student, result = attempt(widen, teacher, x, factor, seed=seed, verify=False)
         results[result] += 1
-        assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+        assert same(weights(teacher), before)
         if student is not None:
             assert parameters(student) > parameters(teacher)
             certify(teacher, student, x)
@@ -627,8 +617,8 @@ def width_of(layer):
 def test_noise_changes_numbers_alone(randomise, drawn, factor, seed, exact):
     teacher, x = build(drawn, randomise)
     silent, result = attempt(widen, teacher, x, factor, seed=seed, verify=False)
-    noisy, same = attempt(widen, teacher, x, factor, seed=seed, verify=False, noise=0.1, exact=exact)
-    assert result == same
+    noisy, other = attempt(widen, teacher, x, factor, seed=seed, verify=False, noise=0.1, exact=exact)
+    assert result == other
     if noisy is not None:
         assert shapes(noisy) == shapes(silent)
         assert history(noisy)[-1]["spaces"] == history(silent)[-1]["spaces"]

@@ -1,16 +1,16 @@
 """What grew before grows the same: records and weights of five nets, kept in tests/golden/growth.json.
 
-`python tests/net2net/test_golden_growth.py` writes that file anew, for a change that means to grow otherwise.
+`PYTHONPATH=tests python tests/net2net/test_golden_growth.py` writes it anew, for a change that means to grow otherwise.
 """
 
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from nets import Net, conv
+from places import GOLDEN
 from torch import nn
 
 from net2net import deepen, history, random_pad, widen
@@ -18,7 +18,7 @@ from net2net.inception_bn import inception_bn
 
 pytestmark = pytest.mark.quick
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "growth.json"
+GROWTH = GOLDEN / "growth.json"
 
 
 def residual():
@@ -122,8 +122,8 @@ def grown(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_it_grows_as_before(name):
-    assert grown(name) == json.loads(GOLDEN.read_text())[name]
+    assert grown(name) == json.loads(GROWTH.read_text())[name]
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps({name: grown(name) for name in NETS}, indent=1) + "\n")
+    GROWTH.write_text(json.dumps({name: grown(name) for name in NETS}, indent=1) + "\n")

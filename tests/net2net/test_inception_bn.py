@@ -2,17 +2,16 @@
 
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from torch import nn
 
 from net2net.inception_bn import TABLES, ConvBNReLU, InceptionBN, inception_bn, init_weights
 from training import network
 from training.config import load
 
-ROOT = Path(__file__).resolve().parents[2]
 NARROW = 0.3**0.5
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from compare import certify
-from nets import Net, conv
+from catalogue import EVEN, WindowAttention, between, depthwise, in_groups
+from compare import certify, distinct, learns, parameters, same
+from nets import conv, images
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
@@ -18,284 +19,24 @@ from net2net import GrowthError, explain, grow_optimizer, history, random_pad, r
 timm = pytest.importorskip("timm")
 
 
-def between(run, inputs=8, **parts):
-    """`run` between a convolution of 8 channels and one that reads `inputs`, a ReLU and a classifier."""
-
-    def forward(m, x):
-        return m.fc(F.relu(m.bn(m.read(run(m, F.silu(m.make(x)))))).mean((2, 3)))
-
-    around = {"make": conv(3, 8), "read": conv(inputs, 5), "bn": nn.BatchNorm2d(5), "fc": nn.Linear(5, 3)}
-    return Net(forward, **around | parts)
-
-
-def images(*shape, batch=3, seed=1):
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def depthwise(multiplier):
-    n = 8 * multiplier
-    return between(lambda m, h: m.norm(m.dw(h)), n, dw=conv(8, n, groups=8), norm=nn.BatchNorm2d(n))
-
-
-def depthwise_of_depthwise():
-    return between(lambda m, h: m.b(m.a(h)), 32, a=conv(8, 16, groups=8), b=conv(16, 32, groups=16))
-
-
-def inverted_residual():
-    def run(m, h):
-        return h + m.project(F.relu6(m.norm(m.dw(F.relu6(m.expand(h))))))
-
-    return between(run, expand=conv(8, 12, 1), dw=conv(12, 12, groups=12), norm=nn.BatchNorm2d(12),
-                   project=conv(12, 8, 1))  # fmt: skip
-
-
-def in_groups(groups):
-    return between(lambda m, h: m.grouped(h), 12, grouped=conv(8, 12, groups=groups))
-
-
-def transposed_in_groups(groups):
-    return between(lambda m, h: m.grouped(h), 12, grouped=nn.ConvTranspose2d(8, 12, 2, stride=2, groups=groups))
-
-
-def groups_of_groups():
-    """4 groups after 2 after 3 of what an addition ties: the finest partition of all."""
-
-    def run(m, h):
-        h = m.up(h)
-        return m.four(F.relu(m.two(h) + m.three(h)))
-
-    return between(run, 8, up=conv(8, 12), two=conv(12, 12, groups=2), three=conv(12, 12, groups=3),
-                   four=conv(12, 8, groups=4))  # fmt: skip
-
-
-def resnext():
-    def run(m, h):
-        for stage in (m.first, m.second):
-            h = F.relu(h + stage(h))
-        return h
-
-    def block():
-        return nn.Sequential(conv(8, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU(), conv(12, 12, groups=4),
-                             nn.BatchNorm2d(12), nn.ReLU(), conv(12, 8, 1), nn.BatchNorm2d(8))  # fmt: skip
-
-    return between(run, first=block(), second=block())
-
-
-def squeeze_and_excite():
-    def run(m, h):
-        gate = m.up(F.relu(m.down(h.mean((2, 3))))).sigmoid()
-        return h * gate.view(*gate.shape, 1, 1).expand_as(h)
-
-    return between(run, down=nn.Linear(8, 3), up=nn.Linear(3, 8))
-
-
-def split_attention():
-    """Radix 2, as in ResNeSt: a softmax over two branches."""
-
-    def run(m, h):
-        h = m.branches(h)
-        n, c = h.shape[0], h.shape[1] // 2
-        parts = h.view(n, 2, c, *h.shape[2:])
-        gate = m.gate(parts.sum(1).mean((2, 3))).view(n, 1, 2, -1).transpose(1, 2).softmax(1).reshape(n, -1)
-        return (h * gate[:, :, None, None]).view(n, 2, c, *h.shape[2:]).sum(1)
-
-    return between(run, 6, branches=conv(8, 12, groups=2), gate=nn.Linear(6, 12))
-
-
-def shuffle(h, groups):
-    n, c, *size = h.shape
-    return h.view(n, groups, c // groups, *size).transpose(1, 2).reshape(n, c, *size)
-
-
-def shuffled_groups():
-    def run(m, h):
-        return m.b(shuffle(m.a(h), 4))
-
-    return between(run, a=conv(8, 8, groups=2), b=conv(8, 8, groups=4))
-
-
-def shuffle_unit():
-    """ShuffleNet v2: one half passes, the other is transformed, and both are shuffled."""
-
-    def run(m, h):
-        for unit in (m.first, m.second):
-            kept, changed = h.chunk(2, dim=1)
-            h = shuffle(torch.cat((kept, unit(changed)), dim=1), 2)
-        return h
-
-    first, second = (nn.Sequential(conv(4, 4, 1), nn.ReLU(), conv(4, 4, groups=4)) for _ in range(2))
-    return between(run, first=first, second=second)
-
-
-def halves(h):
-    return h.shape[1] // 2
-
-
-# The 8 channels of `make` grow in the first, and stay in the second; the 5 of `read` grow in both.
-GROWS = {
-    "depthwise": lambda: depthwise(1),
-    "depthwise, 2 outputs each": lambda: depthwise(2),
-    "depthwise of depthwise": depthwise_of_depthwise,
-    "inverted residual": inverted_residual,
-    "2 groups": lambda: in_groups(2),
-    "4 groups": lambda: in_groups(4),
-    "groups of groups": groups_of_groups,
-    "2 groups, transposed": lambda: transposed_in_groups(2),
-    "4 groups, transposed": lambda: transposed_in_groups(4),
-    "groups after transposed groups": lambda: between(
-        lambda m, h: m.b(m.a(h)), a=nn.ConvTranspose2d(8, 12, 3, padding=1, groups=2), b=conv(12, 8, groups=4)
-    ),
-    "resnext": resnext,
-    "squeeze and excite": squeeze_and_excite,
-    "split attention": split_attention,
-    "shuffle": lambda: between(lambda m, h: shuffle(h, 4)),
-    "shuffled groups": shuffled_groups,
-    "shuffle unit": shuffle_unit,
-    "unflatten": lambda: between(lambda m, h: h.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)),
-    "two groupings": lambda: between(lambda m, h: shuffle(shuffle(h, 2), 2)),
-    "heads": lambda: between(lambda m, h: h.view(h.shape[0], 2, 2, -1, *h.shape[2:]).transpose(1, 2).flatten(1, 3)),
-    "chunk": lambda: between(lambda m, h: torch.cat(h.chunk(4, 1)[::-1], 1)),
-    "chunk in unequal parts": lambda: between(lambda m, h: torch.cat(h.chunk(3, 1)[::-1], 1)),
-    "gated linear unit": lambda: between(lambda m, h: (lambda a, b: a * b.sigmoid())(*h.chunk(2, 1)), 4),
-    "split": lambda: between(lambda m, h: torch.cat(h.split(halves(h), 1)[::-1], 1)),
-    "split in unequal parts": lambda: between(
-        lambda m, h: torch.cat(h.split([halves(h) // 2, h.shape[1] - halves(h) // 2], dim=1)[::-1], 1)
-    ),
-    "slices": lambda: between(lambda m, h: torch.cat([h[:, halves(h) :].sin(), h[:, : halves(h)]], 1)),
-    "slices added": lambda: between(lambda m, h: h[:, halves(h) :].sin() - h[:, : halves(h)], 4),
-    "slices shifted by a quarter": lambda: between(lambda m, h: h[:, : -(halves(h) // 2)] * h[:, halves(h) // 2 :], 6),
-    "slices around": lambda: between(
-        lambda m, h: torch.cat([h[:, : halves(h) // 2].sin(), h[:, halves(h) // 2 : halves(h)], h[:, halves(h) :]], 1)
-    ),
-    "first channel": lambda: between(lambda m, h: h * h[:, :1] + h[:, -1:]),
-    "narrow": lambda: between(lambda m, h: h.narrow(1, halves(h), halves(h)) * h.narrow(1, 0, halves(h)).sin(), 4),
-    "stack and sum": lambda: between(lambda m, h: torch.stack([h, h.sin(), m.other(h)]).sum(0), other=conv(8, 8)),
-    "stack and flatten": lambda: between(lambda m, h: torch.stack([h, h.sin()], 2).flatten(1, 2), 16),
-    "pixel shuffle": lambda: between(lambda m, h: F.pixel_shuffle(h, 2), 2),
-    "repeat by expand": lambda: between(
-        lambda m, h: h.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(1, 2) * torch.cat([h.sin(), h], 1), 16
-    ),
-    "maxout": lambda: between(lambda m, h: torch.cat([h.view(h.shape[0], 2, -1, *h.shape[2:]).amax(1)] * 2, 1)),
-}  # fmt: skip
-
-
-def add_half_in_place(m, h):
-    h = h.clone()
-    h[:, : halves(h)].add_(h[:, halves(h) :] * 0.5)
-    return h
-
-
-def add_shifted_half_in_place(m, h):
-    h = h.clone()
-    h[:, : halves(h)].sub_(h[:, halves(h) // 2 : halves(h) // 2 * 3] * 0.5)
-    return h
-
-
-def overwrite_four(m, h):
-    h = h.clone()
-    h[:, :4].cos_()
-    return h
-
-
-GROWS |= {
-    "half added in place": lambda: between(add_half_in_place),
-    "shifted half added in place": lambda: between(add_shifted_half_in_place),
-}
-
-HELD = {
-    "sum": lambda: between(lambda m, h: h / h.abs().sum(1, keepdim=True)),
-    "split sizes": lambda: between(lambda m, h: torch.cat(h.split([6, 2], dim=1)[::-1], 1)),
-    "slices": lambda: between(lambda m, h: torch.cat([h[:, 6:], h[:, :6]], 1)),
-    "a slice in place": lambda: between(overwrite_four),
-    "view": lambda: between(lambda m, h: h.view(-1, 2, 4, *h.shape[2:]).transpose(1, 2).reshape(h.shape)),
-    "groups of 2 channels": lambda: between(lambda m, h: shuffle(h, halves(h))),
-    "shuffle and identity": lambda: between(lambda m, h: h + shuffle(h, 2)),
-    "every second": lambda: between(lambda m, h: h[:, ::2] * h[:, 1::2], 4),
-    "matmul": lambda: between(lambda m, h: (h.flatten(2) @ h.flatten(2).mT @ h.flatten(2)).view(h.shape)),
-    "cumsum": lambda: between(lambda m, h: h.cumsum(1)),
-    "permuted": lambda: between(lambda m, h: h[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]),
-    "in place through a view": lambda: between(lambda m, h: (h[:, : halves(h)].cumsum_(1), h)[1]),
-    "unbind": lambda: between(lambda m, h: torch.stack(h.unbind(1)[::-1], 1)),
-}
-
-
-def last(layer, h):
-    """A layer that looks at the last dimension, on the channels of an image."""
-    return layer(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 def standardised(weight):
     return F.batch_norm(weight.flatten(1)[None], None, None, training=True).view_as(weight)
 
 
-class Attention(nn.Module):
-    """Self-attention over positions, written with a product of its own or with torch's."""
-
-    def __init__(self, channels, heads, fused):
-        super().__init__()
-        self.num_heads, self.width, self.fused = heads, channels, fused
-        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-        self.table = nn.Parameter(torch.randn(5, heads))
-        self.register_buffer("index", torch.arange(16 * 16).view(16, 16) % 5)
-
-    def forward(self, h):
-        x = h.flatten(2).transpose(1, 2)
-        n, length, _ = x.shape
-        q, k, v = self.qkv(x).reshape(n, length, 3, self.num_heads, 4).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.table[self.index].permute(2, 0, 1).unsqueeze(0)
-        if self.fused:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        else:
-            out = (q @ k.transpose(-2, -1) / 2 + bias).softmax(dim=-1) @ v
-        return h + self.proj(out.transpose(1, 2).reshape(n, length, self.width)).transpose(1, 2).view(h.shape)
-
-
-def response_norm(h):
-    """The global response normalisation of ConvNeXt V2."""
-    norm = h.norm(p=2, dim=(2, 3), keepdim=True)
-    return h + h * norm / (norm.mean(dim=1, keepdim=True) + 1e-6)
-
-
-# Statistics over all channels: equal copies of each, and no other map, leave them as they are.
-EVEN = {
-    "layer norm": lambda: between(lambda m, h: last(m.ln, h), ln=nn.LayerNorm(8)),
-    "layer norm of a concatenation": lambda: between(
-        lambda m, h: last(m.ln, torch.cat([h, m.c(h)], 1)), 20, c=conv(8, 12), ln=nn.LayerNorm(20)
-    ),
-    "rms norm": lambda: between(lambda m, h: last(m.ln, h), ln=nn.RMSNorm(8)),
-    "mean": lambda: between(lambda m, h: h - h.mean(1, keepdim=True)),
-    "variance": lambda: between(lambda m, h: h / h.var(1, correction=0, keepdim=True).add(1).sqrt()),
-    "response norm": lambda: between(lambda m, h: response_norm(h)),
-    "everything": lambda: between(
-        lambda m, h: last(m.ln, m.attention(h)), attention=Attention(8, 2, True), ln=nn.LayerNorm(8)
-    ),
-}
-
-
-@pytest.mark.parametrize("factor", [1.5, 2, 3])
 @pytest.mark.parametrize("name", EVEN)
-def test_channels_that_are_normalised_together_grow_by_whole_numbers(name, factor, randomise):
-    teacher, x = randomise(EVEN[name]()).double(), images(3, 4, 4).double()
-    distinct(teacher, x)
-    student = widen(teacher, x, factor, verify=False)
-    grown = factor if factor in (2, 3) else 1
-    assert student.make.out_channels == 8 * grown
-    assert student.read.in_channels == teacher.read.in_channels * grown
-    assert student.read.out_channels == round(5 * factor)
-    certify(teacher, student, x)
-    step(student, x)
-    if factor == 2:
-        with pytest.raises(GrowthError, match=r"'make' to 9: .* normalised together.* a multiple of 8"):
-            widen(teacher, x, widths={"make": 9})
-        certify(teacher, widen(teacher, x, widths={"make": 24}), x)
-        certify(teacher, widen(teacher, x, 2, noise=0.3, exact=True), x)
+def test_channels_that_are_normalised_together_grow_by_whole_numbers(name, randomise):
+    teacher, x = randomise(EVEN[name]()).double(), images(3, 4, 4)
+    with pytest.raises(GrowthError, match=r"'make' to 9: .* normalised together.* a multiple of 8"):
+        widen(teacher, x, widths={"make": 9})
+    certify(teacher, widen(teacher, x, widths={"make": 24}), x)
+    certify(teacher, widen(teacher, x, 2, noise=0.3, exact=True), x)
 
 
 @pytest.mark.parametrize("factor", [1.5, 2, 2.6])
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_heads_are_copied_whole(fused, factor, randomise):
-    teacher = randomise(between(lambda m, h: m.attention(h), attention=Attention(8, 2, fused))).double()
-    x = images(3, 4, 4).double()
+    teacher = randomise(between(lambda m, h: m.attention(h), attention=WindowAttention(8, 2, fused))).double()
+    x = images(3, 4, 4)
     distinct(teacher, x)
     student = widen(teacher, x, factor, verify=False)
     heads = round(2 * factor)
@@ -304,7 +45,7 @@ def test_attention_heads_are_copied_whole(fused, factor, randomise):
     assert student.attention.proj.weight.shape == (round(8 * factor), heads * 4)
     assert student.attention.table.shape == (5, heads)
     certify(teacher, student, x)
-    step(student, x)
+    learns(student, x)
 
 
 def by_var_mean(w):
@@ -370,9 +111,9 @@ def test_standardised_weights_grow_in_what_they_read_and_make(kind, factor, rand
         lambda m, h: m.grouped(F.relu(m.dw(F.relu(m.plain(h))))), make=layer(3, 8), plain=layer(8, 8),
         dw=layer(8, 8, groups=8), grouped=layer(8, 8, groups=2), read=layer(8, 5),
     )  # fmt: skip
-    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    teacher, x = randomise(net).double(), images(3, 4, 4)
     for _ in range(2):
-        step(teacher, x)
+        learns(teacher, x)
     distinct(teacher, x)
     student = widen(teacher, x, factor)
     wide = [round(n * factor) for n in (8, 8, 8, 8, 5)]
@@ -381,13 +122,11 @@ def test_standardised_weights_grow_in_what_they_read_and_make(kind, factor, rand
     assert student.read.in_channels == wide[3]
     certify(teacher, student, x)
     certify(teacher, widen(teacher, x, factor, noise=0), x)
-    assert all(torch.equal(a, b) for a, b in zip(
-        replay(json.dumps(history(student)), teacher).state_dict().values(), student.state_dict().values(), strict=True
-    ))  # fmt: skip
+    assert same(replay(json.dumps(history(student)), teacher), student)
     for statistic in (torch.mean, partial(torch.var, correction=int(kind in ("one_dimension_at_a_time", "in_place")))):
         old, new = (statistic(net.read.weight, dim=(1, 2, 3)) for net in (teacher, student))
         assert torch.allclose(old, new[:5], rtol=1e-10)
-    step(student, x)
+    learns(student, x)
     padded = random_pad(teacher, x, factor, init=lambda m: hasattr(m, "gain") and nn.init.ones_(m.gain))
     assert padded.read.in_channels == wide[3]
 
@@ -449,7 +188,7 @@ ODD = [
 @pytest.mark.parametrize("run", ODD)
 def test_what_is_no_standardisation_of_each_filter_holds_what_the_layer_reads(run, randomise):
     net = between(run, ws=conv(8, 8), g=nn.Parameter(torch.rand(8, 1, 1, 1)))
-    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    teacher, x = randomise(net).double(), images(3, 4, 4)
     distinct(teacher, x)
     student = widen(teacher, x, 2)
     assert (student.make.out_channels, student.read.out_channels) == (8, 10)
@@ -457,7 +196,7 @@ def test_what_is_no_standardisation_of_each_filter_holds_what_the_layer_reads(ru
 
 
 def test_an_optimizer_of_a_standardised_weight_is_refused_where_its_layer_reads_more(randomise):
-    teacher, x = randomise(between(lambda m, h: m.ws(h), ws=Standardised(8, 8))).double(), images(3, 4, 4).double()
+    teacher, x = randomise(between(lambda m, h: m.ws(h), ws=Standardised(8, 8))).double(), images(3, 4, 4)
     optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-3)
     teacher(x).square().mean().backward()
     optimizer.step()
@@ -493,9 +232,9 @@ def normed(wrap, randomise, steps=2):
         for name, g in net.named_parameters():
             if name.endswith(("weight_g", "original0")):
                 g.mul_(torch.rand_like(g) + 0.5)
-    x = images(3, 4, 4).double()
+    x = images(3, 4, 4)
     for _ in range(steps):
-        step(net, x)
+        learns(net, x)
     return net, x
 
 
@@ -510,10 +249,8 @@ def test_layers_under_weight_norm_grow_in_what_they_read_and_make(kind, factor, 
     assert [student.make.out_channels, student.dw.groups, student.grouped.out_channels, student.up.out_channels,
             student.line.out_channels, student.fc.in_features] == wide  # fmt: skip
     certify(teacher, student, x)
-    assert all(torch.equal(a, b) for a, b in zip(
-        replay(json.dumps(history(student)), teacher).state_dict().values(), student.state_dict().values(), strict=True
-    ))  # fmt: skip
-    step(student, x)
+    assert same(replay(json.dumps(history(student)), teacher), student)
+    learns(student, x)
     certify(teacher, widen(teacher, x, factor, noise=0.5), x)
     rows = [row.how for row in explain(teacher, x).spaces]
     assert set(rows[:-1]) == {"by any factor", "in steps of 2"}
@@ -559,7 +296,7 @@ def test_what_else_uses_the_parts_of_a_weight_holds_its_inputs(run, randomise):
         return nn.Parameter(torch.randn(8, 8, 3, 3))
 
     net = between(run, wn=weight_norm(conv(8, 8)), v=filters(), w=filters(), g=nn.Parameter(torch.rand(8, 1, 1, 1)))
-    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    teacher, x = randomise(net).double(), images(3, 4, 4)
     distinct(teacher, x)
     student = widen(teacher, x, 1.5)
     assert (student.make.out_channels, student.read.out_channels) == (8, 8)
@@ -569,7 +306,7 @@ def test_what_else_uses_the_parts_of_a_weight_holds_its_inputs(run, randomise):
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
 def test_an_optimizer_of_weight_norm_is_carried_where_norms_stay_and_else_refused(kind, randomise):
     net = between(lambda m, h: m.wn(h), wn=weight_norm(conv(8, 8)))
-    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    teacher, x = randomise(net).double(), images(3, 4, 4)
     optimizer = kind(teacher.parameters(), lr=1e-3, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
     teacher(x).square().mean().backward()
     optimizer.step()
@@ -593,8 +330,8 @@ def test_an_optimizer_of_weight_norm_is_carried_where_norms_stay_and_else_refuse
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("wrap", [spectral_norm, nn.utils.spectral_norm])
 def test_a_layer_under_spectral_norm_stays_and_the_rest_grows(wrap, training, randomise):
-    teacher, x = randomise(between(lambda m, h: m.sn(h), sn=wrap(conv(8, 8)))).double(), images(3, 4, 4).double()
-    step(teacher, x)
+    teacher, x = randomise(between(lambda m, h: m.sn(h), sn=wrap(conv(8, 8)))).double(), images(3, 4, 4)
+    learns(teacher, x)
     teacher.train(training)
     student = widen(teacher, x, 1.5)
     assert (student.make.out_channels, student.sn.out_channels, student.read.out_channels) == (8, 8, 8)
@@ -609,7 +346,7 @@ def test_a_layer_under_spectral_norm_stays_and_the_rest_grows(wrap, training, ra
 def test_transposed_convolutions_take_widths_in_channels(groups, asked, randomise):
     layer = nn.ConvTranspose2d(8, 16 if groups == 8 else 12, 2, stride=2, groups=groups)
     net = between(lambda m, h: m.up(h), layer.out_channels, up=layer)
-    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    teacher, x = randomise(net).double(), images(3, 4, 4)
     rows = {row.made_by[-1]: row.width for row in explain(teacher, x).spaces}
     assert rows["up"] == (8 if groups == 8 else 12)  # depthwise, they are those of the first layer that makes them
     student = widen(teacher, x, widths={"up": asked})
@@ -618,11 +355,11 @@ def test_transposed_convolutions_take_widths_in_channels(groups, asked, randomis
 
 
 def test_whole_groups_are_copied_under_group_norm(randomise):
-    teacher, x = randomise(between(lambda m, h: m.gn(h), gn=nn.GroupNorm(4, 8))).double(), images(3, 4, 4).double()
+    teacher, x = randomise(between(lambda m, h: m.gn(h), gn=nn.GroupNorm(4, 8))).double(), images(3, 4, 4)
     student = widen(teacher, x, 1.5)
     assert (student.gn.num_groups, student.gn.num_channels, student.make.out_channels) == (6, 12, 12)
     certify(teacher, student, x)
-    step(student, x)
+    learns(student, x)
 
 
 NORMALISED = {
@@ -636,14 +373,14 @@ def test_channels_in_a_group_come_equally_often_where_the_number_of_groups_stays
     """A mean over a group of twelve is that of its student where every channel comes k times, and of no eighteen."""
     run, parts, groups = NORMALISED[kind]
     net = between(run, make=conv(3, 12), read=conv(12, 5), **{k: copy.deepcopy(v) for k, v in parts.items()})
-    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    teacher, x = randomise(net).double(), images(3, 4, 4)
     row = explain(teacher, x).spaces[0]
     assert (row.width, row.made_by, row.how) == (12, ["make"], "by whole factors: 2, 3, …")
     student = widen(teacher, x, 2)
     assert student.make.out_channels == 24
     assert getattr(student, "norm", nn.GroupNorm(groups, 24)).num_groups == groups
     certify(teacher, student, x)
-    step(student, x)
+    learns(student, x)
     student = widen(teacher, x, 1.5)
     assert (student.make.out_channels, student.read.out_channels) == (12, 8)
     assert {"made_by": ["make"], "width": 12, "reason": "by whole-number factors only"} in summary(student).stayed
@@ -655,7 +392,7 @@ def test_two_layers_normalised_in_groups_across_their_border_grow_together(rando
         lambda m, h: m.norm(torch.cat([h, m.more(h)], 1)), make=conv(3, 6), more=conv(6, 10),
         norm=nn.GroupNorm(4, 16), read=conv(16, 5),
     )  # fmt: skip
-    teacher, x = randomise(net).double(), images(3, 4, 4).double()
+    teacher, x = randomise(net).double(), images(3, 4, 4)
     student = widen(teacher, x, 3)
     assert (student.make.out_channels, student.more.out_channels, student.norm.num_groups) == (18, 30, 4)
     certify(teacher, student, x)
@@ -684,7 +421,7 @@ def test_groups_grow_as_a_whole_and_a_width_that_is_none_is_named(groups, channe
     net = between(
         lambda m, h: m.norm(h), make=conv(3, channels), norm=nn.GroupNorm(groups, channels), read=conv(channels, 5)
     ).double()
-    x = images(3, 4, 4).double()
+    x = images(3, 4, 4)
     row = explain(net, x).spaces[0]
     assert (row.width, row.how) == (channels, f"in steps of {channels // groups}")
     student = widen(net, x, factor, multiple_of=multiple_of)
@@ -701,58 +438,8 @@ def test_groups_grow_as_a_whole_and_a_width_that_is_none_is_named(groups, channe
     assert not note or note in str(found)
 
 
-def step(student, x):
-    """One step of training changes every parameter that has a gradient, and nothing becomes NaN."""
-    student.train()
-    before = [p.detach().clone() for p in student.parameters()]
-    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
-    student(x).square().mean().backward()
-    optimizer.step()
-    assert not any(p.isnan().any() for p in student.parameters())
-    assert any(not torch.equal(p, old) for p, old in zip(student.parameters(), before, strict=True))
-
-
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-def distinct(teacher, x):
-    """Else every student would do."""
-    outputs = teacher.eval()(x)
-    assert (outputs[0] - outputs[1]).abs().max() > 1e-3 * outputs.abs().max()
-
-
-@pytest.mark.parametrize("factor", [1.5, 2, 2.6])
-@pytest.mark.parametrize("name", GROWS)
-def test_channels_grow(name, factor, randomise):
-    teacher, x = randomise(GROWS[name]()).double(), images(3, 4, 3).double()
-    distinct(teacher, x)
-    student = widen(teacher, x, factor, verify=False)
-    if (name, factor) == ("chunk in unequal parts", 2.6):  # 8 + 8 + 5 channels are not what chunk(3) makes of 21
-        assert student.make.out_channels == 8
-        return certify(teacher, student, x)
-    assert student.make.out_channels > 8
-    assert student.read.in_channels > teacher.read.in_channels
-    assert student.read.out_channels == round(5 * factor)
-    certify(teacher, student, x)
-    certify(teacher, student, images(3, 6, 5, batch=5, seed=2).double())
-    step(student, x)
-
-
-@pytest.mark.parametrize("factor", [1.5, 2, 2.6])
-@pytest.mark.parametrize("name", HELD)
-def test_channels_that_are_held_back_stay_and_others_grow(name, factor, randomise):
-    teacher, x = randomise(HELD[name]()).double(), images(3, 4, 4).double()
-    distinct(teacher, x)
-    student = widen(teacher, x, factor, verify=False)
-    assert (student.make.out_channels, student.read.in_channels) == (8, teacher.read.in_channels)
-    assert student.read.out_channels == round(5 * factor)
-    certify(teacher, student, x)
-    step(student, x)
-
-
 def test_attributes_of_grouped_convolutions_follow(randomise):
-    x = images(3, 4, 3)
+    x = images(3, 4, 3, dtype=torch.float32)
     student = widen(randomise(depthwise(2)), x, 1.5)
     assert (student.dw.groups, student.dw.in_channels, student.dw.out_channels) == (12, 12, 24)
     assert student.dw.weight.shape == (24, 1, 3, 3)
@@ -764,7 +451,7 @@ def test_attributes_of_grouped_convolutions_follow(randomise):
 def test_groups_share_one_map_and_divide_by_their_own_copies(randomise):
     """U[k, j] = W[g(k), h(j)] / copies of h(j) within the group, not over all groups."""
     teacher = randomise(nn.Sequential(conv(3, 6), conv(6, 4, groups=2), conv(4, 2))).double()
-    student = widen(teacher, images(3, 4, 3).double(), 2, noise=0)
+    student = widen(teacher, images(3, 4, 3), 2, noise=0)
     first, second = (student[i].weight for i in (0, 1))
     within = [next(j for j in range(3) if torch.equal(first[i], teacher[0].weight[j])) for i in range(6)]
     assert within[:3] == [0, 1, 2]
@@ -802,8 +489,8 @@ def build(name):
 @pytest.mark.parametrize(("name", "factor"), [(name, factor) for name in REAL for factor in REAL[name][1:]])
 def test_real_networks_grow(name, factor, randomise):
     size = REAL[name][0]
-    teacher, x = randomise(build(name)).double(), images(3, size, size, batch=2).double()
+    teacher, x = randomise(build(name)).double(), images(3, size, size, batch=2)
     student = widen(teacher, x, factor, verify=False)
     assert parameters(student) > 1.3 * parameters(teacher)
     certify(teacher, student, x, training=1e-8)  # deep, and normalised by two images: badly conditioned
-    step(student, x)
+    learns(student, x)

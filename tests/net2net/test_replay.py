@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 import torchvision
 from compare import same
+from places import ROOT
 from torch import nn
 
 from net2net import (
@@ -27,7 +28,6 @@ from net2net import (
     widen,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 BUILD = {

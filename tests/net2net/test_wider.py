@@ -3,13 +3,26 @@
 import copy
 import json
 import pickle
+from functools import partial
 
+import nets
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
-from compare import certify, same
-from nets import Net, conv
+from catalogue import (
+    between,
+    dense,
+    encoder_decoder,
+    gated,
+    linear_follows_flattened_convolution,
+    one_module_twice,
+    plain_convolutions,
+    residual,
+    sums_of_concatenations,
+    two_inputs_two_outputs,
+)
+from compare import certify, same, weights
+from nets import conv
 from torch import nn
 
 from net2net import GrowthError, UnsupportedOperation, history, random_pad, verify, widen
@@ -17,235 +30,7 @@ from net2net.growth import AxisMap, balance, normal
 from net2net.inception_bn import inception_bn, init_weights
 
 pytestmark = pytest.mark.quick
-
-
-def head(m, x):
-    return m.fc(x.mean((2, 3)))
-
-
-def plain_convolutions():
-    return nn.Sequential(
-        conv(3, 5),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(5, 7, 3, stride=2, bias=False),
-        nn.BatchNorm2d(7),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Dropout2d(),
-        conv(7, 4, (3, 1), padding_mode="reflect"),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 10),
-    )
-
-
-def perceptron():
-    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.Linear(4, 3))
-
-
-def convolution_flatten_linear():
-    return nn.Sequential(
-        conv(3, 4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 3)
-    )
-
-
-def one_dimension():
-    return nn.Sequential(
-        nn.Conv1d(2, 5, 3), nn.BatchNorm1d(5), nn.PReLU(5), nn.Conv1d(5, 4, 1), nn.Flatten(), nn.Linear(32, 3)
-    )
-
-
-def three_dimensions():
-    return nn.Sequential(
-        nn.Conv3d(1, 3, 3), nn.BatchNorm3d(3), nn.ReLU6(), nn.Conv3d(3, 2, 1), nn.Flatten(), nn.Linear(16, 3)
-    )
-
-
-def encoder_decoder():
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 4, stride=2, padding=1),
-        nn.PReLU(),
-        nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1),
-        nn.BatchNorm2d(4, affine=False),
-        nn.PReLU(4),
-        nn.Upsample(scale_factor=2),
-        nn.ConvTranspose2d(4, 5, 3, bias=False),
-        nn.BatchNorm2d(5, track_running_stats=False),
-        nn.Conv2d(5, 3, 1),
-    )
-
-
-def residual():
-    def run(m, x):
-        h = F.relu(m.a(x))
-        h = F.relu(m.bn(m.b(h)) + h)
-        y = m.c(F.relu(m.d(h)))
-        y += h  # in place
-        return head(m, y)
-
-    return Net(run, a=conv(3, 6), b=conv(6, 6), bn=nn.BatchNorm2d(6), c=conv(4, 6), d=conv(6, 4), fc=nn.Linear(6, 3))
-
-
-def dense():
-    def run(m, x):
-        h = m.a(x)
-        h = torch.cat([h, F.relu(m.b(h))], 1)
-        h = torch.cat([m.c(m.bn(h)), x, h], dim=1)
-        return head(m, F.relu(h))
-
-    return Net(run, a=conv(3, 4), b=conv(4, 5), c=conv(9, 2), bn=nn.BatchNorm2d(9), fc=nn.Linear(14, 3))
-
-
-def concatenated_images():
-    """Side by side, or as a longer batch, both images need the same channels."""
-
-    def run(m, x):
-        h = F.relu(m.d(torch.cat([m.a(x), m.b(x)], dim=-1)))
-        return head(m, torch.cat([h, m.c(torch.cat([x, x], -1))]))
-
-    return Net(run, a=conv(3, 4), b=conv(3, 4), c=conv(3, 5), d=conv(4, 5), fc=nn.Linear(5, 3))
-
-
-def sums_of_concatenations():
-    """The boundaries of 4 + 2 and 3 + 3 channels, against 6: all three are split."""
-
-    def run(m, x):
-        h = torch.cat([m.a(x), m.b(x)], 1) + torch.cat([m.c(x), m.d(x)], 1) + m.e(x)
-        return head(m, F.relu(m.bn(h)))
-
-    return Net(
-        run,
-        **{name: conv(3, n) for name, n in {"a": 4, "b": 2, "c": 3, "d": 3, "e": 6}.items()},
-        bn=nn.BatchNorm2d(6),
-        fc=nn.Linear(6, 3),
-    )
-
-
-def squeeze_and_excite():
-    def run(m, x):
-        h = F.relu(m.a(x))
-        gate = m.up(F.silu(m.down(F.adaptive_avg_pool2d(h, 1)))).sigmoid()
-        mask = m.mask(h).sigmoid()  # one channel, spread over all
-        return head(m, h * gate * mask * m.scale + m.shift)
-
-    return Net(
-        run,
-        **{"a": conv(3, 6), "down": conv(6, 2, 1), "up": conv(2, 6, 1), "mask": conv(6, 1), "fc": nn.Linear(6, 3)},
-        scale=nn.Parameter(torch.ones(6, 1, 1)),
-        shift=nn.Parameter(torch.ones(1)),
-    )
-
-
-def one_module_twice():
-    def run(m, x):
-        h = m.bn(m.b(F.relu(m.bn(m.b(m.a(x))))))
-        return m.fc(m.again(F.relu(h)).mean((2, 3)))
-
-    b = conv(5, 5)
-    return Net(run, a=conv(3, 5), b=b, again=b, bn=nn.BatchNorm2d(5), fc=nn.Linear(5, 3))
-
-
-def two_inputs_two_outputs():
-    def run(m, x, y):
-        h, g = F.relu(m.a(x)), F.relu(m.b(y))
-        return {"main": head(m, h + g), "features": (m.c(h), m.d(g * h).flatten(1))}
-
-    return Net(run, a=conv(3, 6), b=conv(2, 6), c=conv(6, 4), d=conv(6, 1), fc=nn.Linear(6, 3))
-
-
-def linear_follows_flattened_convolution():
-    """The 48 outputs of a linear layer, added to 6 channels of 2 x 4 positions."""
-
-    def run(m, x):
-        flat = F.relu(m.a(x)).flatten(1)
-        return m.fc(F.relu(m.lin(m.pre(x.flatten(1))) + flat) + flat)
-
-    return Net(run, a=conv(3, 6), pre=nn.Linear(24, 2), lin=nn.Linear(2, 48), fc=nn.Linear(48, 3))
-
-
-def with_itself():
-    def run(m, x):
-        h = m.a(x)
-        h = m.b(torch.cat([h, h], 1)) + h + h
-        return head(m, h * h)
-
-    return Net(run, a=conv(3, 4), b=conv(8, 4), fc=nn.Linear(4, 3))
-
-
-def channels_last():
-    def run(m, x):
-        h = m.lin(m.a(x).permute(0, 2, 3, 1))
-        return head(m, F.gelu(h).permute(0, 3, 1, 2))
-
-    return Net(run, a=conv(3, 5), lin=nn.Linear(5, 4), fc=nn.Linear(4, 3))
-
-
-def single_channels():
-    """Dimensions of size 1 that hold a channel beside some that do not."""
-
-    def run(m, x):
-        h = m.a(x).sin()
-        return m.fc(m.lin(m.b(h).flatten(1)).tanh()).squeeze(1)
-
-    return Net(run, a=conv(1, 1), b=conv(1, 2), lin=nn.Linear(16, 1), fc=nn.Linear(1, 1))
-
-
-def grouped():
-    layers = [
-        conv(3, 4),
-        nn.BatchNorm2d(4),
-        conv(4, 8, groups=2),
-        nn.ReLU(),
-        conv(8, 5),
-        nn.Flatten(),
-        nn.Linear(40, 3),
-    ]
-    return nn.Sequential(*layers)
-
-
-def densenet():
-    return torchvision.models.DenseNet(4, (2, 2), 8, num_classes=7)
-
-
-MODELS = {
-    plain_convolutions: (3, 11, 8),
-    perceptron: (6,),
-    convolution_flatten_linear: (3, 6, 8),
-    one_dimension: (2, 10),
-    three_dimensions: (1, 4, 4, 4),
-    encoder_decoder: (3, 4, 6),
-    residual: (3, 5, 4),
-    dense: (3, 5, 4),
-    concatenated_images: (3, 4, 3),
-    sums_of_concatenations: (3, 4, 3),
-    squeeze_and_excite: (3, 4, 3),
-    one_module_twice: (3, 4, 3),
-    linear_follows_flattened_convolution: (3, 2, 4),
-    with_itself: (3, 4, 3),
-    channels_last: (3, 4, 3),
-    single_channels: (1, 2, 4),
-    grouped: (3, 2, 4),
-    densenet: (3, 32, 40),
-}
-
-
-def images(*shape, batch=3, seed=1):
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-@pytest.mark.parametrize("factor", [1.5, 3.7])
-@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
-def test_preserves_the_function(build, factor, randomise):
-    teacher, x = randomise(build()).double(), images(*MODELS[build]).double()
-    outputs = teacher.eval()(x)
-    assert (outputs[0] - outputs[1]).abs().max() > 1e-3 * outputs.abs().max()  # else every student would do
-    student = widen(teacher, x, factor)
-    assert sum(p.numel() for p in student.parameters()) > sum(p.numel() for p in teacher.parameters())
-    certify(teacher, student, x, single=True)
+images = partial(nets.images, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ["inception_bn_28", "inception_bn_2015"])
@@ -600,23 +385,6 @@ def test_a_model_on_the_meta_device_can_be_planned_without_data():
 # Random pad
 
 
-def test_random_pad_has_the_shapes_of_widen_and_another_function(randomise):
-    for build, shape in MODELS.items():
-        teacher, x = randomise(build()), images(*shape)
-
-        def init(module):
-            for name, parameter in module.named_parameters(recurse=False):
-                if name in ("scale", "shift"):  # of a class that cannot initialise itself
-                    nn.init.ones_(parameter)
-
-        padded, wider = random_pad(teacher, x, 1.5, init=init), widen(teacher, x, 1.5)
-        shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (padded, wider)]
-        assert shapes[0] == shapes[1]
-        assert verify(teacher, padded, x).relative > 1e-3, build.__name__
-        assert history(padded)[-1]["spaces"] == history(wider)[-1]["spaces"]
-        assert not any(tensor.isnan().any() for tensor in padded.state_dict().values())
-
-
 def test_random_pad_takes_the_arguments_of_widen(randomise):
     teacher, x = randomise(residual()), images(3, 5, 4)
     for options in ({"widths": {"b": 7, "d": 9}}, {"factor": 2, "modules": "b", "seed": 3}):
@@ -683,7 +451,7 @@ def test_random_pad_takes_another_initialisation():
 
 def test_random_pad_never_passes_copies_off_as_random():
     """A parameter that its module cannot initialise would stay Net2Net's."""
-    teacher, x = squeeze_and_excite(), images(3, 4, 3)
+    teacher, x = gated(), images(3, 4, 3)
     with pytest.raises(GrowthError, match=r"nothing initialises 'scale': Net has no reset_parameters\(\).*pass init="):
         random_pad(teacher, x, 2)
     student = random_pad(teacher, x, 2, init=lambda m: nn.init.constant_(m.scale, 3) if hasattr(m, "scale") else None)
@@ -755,52 +523,6 @@ class Fixed(nn.Module):
         return self.b(self.run(self, self.a(x)))
 
 
-class Partly(nn.Module):
-    """Code that counts on the 8 channels of `a`, before layers that nothing holds back."""
-
-    def __init__(self, between):
-        super().__init__()
-        self.a, self.b, self.c, self.run = conv(3, 8), conv(8, 5), conv(5, 4), between
-        self.width = 8
-
-    def forward(self, x):
-        return self.c(F.relu(self.b(self.run(self, self.a(x)))))
-
-
-@pytest.mark.parametrize(
-    ("between", "operation"),
-    [
-        (lambda m, h: h / h.shape[1], "div"),
-        (lambda m, h: h * h.numel() ** -0.5, "mul"),
-        (lambda m, h: h * torch.rsqrt(torch.mean(h * h, 2, keepdim=True) + h.shape[1]), "add"),
-        (lambda m, h: h.relu() if h.shape[1] == 8 else h, "relu"),
-        (lambda m, h: h.relu() if h.shape[1] == 8 else h.sigmoid(), "relu"),
-        (lambda m, h: h.view(3, 8, 4, 3), "view"),
-        (lambda m, h: h.sin().view(-1, 8, 4, 3), "view"),
-        (lambda m, h: h.cos().reshape(3, 4, 2, 4, 3).transpose(1, 2).reshape(h.shape), "reshape"),
-        (lambda m, h: torch.cat(h.split([6, 2], 1)[::-1], 1), "split"),
-        (lambda m, h: torch.cat([h[:, 6:], h[:, :6]], 1), "__getitem__"),
-        (lambda m, h: torch.cat([h.narrow(1, -2, 2), h.narrow(1, 0, h.shape[1] - 2)], 1), "narrow"),
-    ],
-)
-def test_channels_whose_number_the_code_counts_on_stay_while_the_rest_grows(between, operation, randomise):
-    teacher, x = randomise(Partly(between)).double(), images(3, 4, 3).double()
-    student = widen(teacher, x, 1.6, verify=False)
-    assert (student.a.out_channels, student.b.in_channels, student.b.out_channels) == (8, 8, 8)
-    certify(teacher, student, x)
-    padded = random_pad(teacher, x, 1.6)
-    assert torch.equal(padded.a.weight, teacher.a.weight)
-    reason = f"'{operation}' in the model's own forward counts on their width"
-    refusal = f"cannot widen 'a': its channels have to stay as they are, {reason}|the 8 channels of 'a' follow"
-    with pytest.raises(GrowthError, match=refusal):
-        widen(teacher, x, widths={"a": 12})
-    certify(teacher, widen(teacher, x, widths={"b": 11}, verify=False), x)
-    with pytest.raises(GrowthError, match=f"^nothing can grow in a: {reason}"):
-        widen(teacher, x, 1.6, modules="a")
-    with pytest.raises(GrowthError, match=f"^nothing can grow: {reason}; they are the network's output"):
-        widen(Fixed(between), x.float(), 1.6)
-
-
 @pytest.mark.parametrize(
     ("between", "message"),
     [
@@ -815,10 +537,10 @@ def test_refuses_code_that_computes_with_the_width(between, message):
 
 
 def test_a_branch_that_fails_at_another_width_holds_the_channels_before_it(randomise):
-    teacher = randomise(Partly(lambda m, h: h.sin() if h.shape[1] == 8 else m.missing(h))).double()
+    teacher = randomise(between(lambda m, h: h.sin() if h.shape[1] == 8 else m.missing(h))).double()
     x = images(3, 4, 3).double()
     student = widen(teacher, x, 1.6)
-    assert (student.a.out_channels, student.b.out_channels) == (8, 8)
+    assert (student.make.out_channels, student.read.out_channels) == (8, 8)
     certify(teacher, student, x)
 
 

@@ -2,11 +2,10 @@
 
 import csv
 import importlib.util
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COVERAGE = (ROOT / "docs" / "coverage.md").read_text()
 
 

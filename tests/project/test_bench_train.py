@@ -5,17 +5,16 @@ import importlib.util
 import io
 import sys
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import ROOT
 from torch import nn
 
 from training.session import Session
 
-ROOT = Path(__file__).resolve().parents[2]
 WANTED = "hardware,torch,model,width,extra_pairs,image_size,batch,precision,what,loop,images_per_s"
 # timm leaves closing the files that it opens to the garbage collector.
 LEFT_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

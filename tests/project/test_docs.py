@@ -5,14 +5,14 @@ import re
 import shlex
 import sys
 import types
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from net2net import rules
 from net2net.__main__ import _parser
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = ROOT / "docs"
 CARDS = sorted(DOCS.glob("net2*.md"))
 PAGES = [*CARDS, DOCS / "rules.md", DOCS / "training.md"]
 

@@ -10,11 +10,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from places import ROOT
 from torchvision.models import resnet18
 
 import net2net
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

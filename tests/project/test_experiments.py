@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import ROOT
+from places import ROOT
 
 import experiments
 from experiments.reading import YamlError, parse, read

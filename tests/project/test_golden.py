@@ -1,7 +1,7 @@
 """What runs of each kind computed when they were recorded, and of which config: it stays so, whatever moves.
 
-Runs that were begun, and those of results/, have to go on meaning what they say. `python tests/project/test_golden.py`
-records anew, after a change that is meant to change numbers.
+Runs that were begun, and those of results/, have to go on meaning what they say. `PYTHONPATH=tests python
+tests/project/test_golden.py FOLDER` records anew, after a change that is meant to change numbers.
 """
 
 import json
@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, finish, float64, manifest, rows, state
+from jobs import finish, float64, manifest, rows, state
+from places import GOLDEN, ROOT
 
 from experiments import looks
 from training.config import GONE, OPERATIONAL, differences, flatten, load
 
-RECORD = Path(__file__).parents[1] / "golden" / "training.json"
+RECORD = GOLDEN / "training.json"
 SMALL = (
     "training.batch_size=8",
     "training.bn_batch_size=4",

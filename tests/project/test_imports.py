@@ -1,13 +1,11 @@
 """No module of training/ needs itself to be imported first, and none hides such a circle inside a function."""
 
 import ast
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 pytestmark = pytest.mark.quick
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def imports(package):

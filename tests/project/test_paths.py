@@ -5,7 +5,7 @@ import re
 import pytest
 from finished import add
 from images import make_folders
-from jobs import ROOT
+from places import ROOT
 
 import train
 from experiments.paths import PathError, expanded

@@ -17,10 +17,10 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from places import ROOT
 
 import net2net
 
-ROOT = Path(__file__).resolve().parents[2]
 OURS = {"experiments", "net2net", "training", "train", "replicate", "figures", "bench", "examples", "tests"}
 # A make called by the make that runs these tests would inherit its flags and variables.
 ENV = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}}

@@ -1,15 +1,14 @@
 """The README: its code runs, its numbers are those of the committed results."""
 
 import re
-from pathlib import Path
 
 import pytest
 from finished import add
+from places import ROOT
 
 from figures.curves import Problem
 from figures.documents import documents, numbers, readme, replication, study, sweeps
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from finished import add
 from images import contents, make_folders, make_shards
-from jobs import ROOT
+from places import ROOT
 from safetensors.torch import save_file
 from torch import nn
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import ROOT, rows
+from jobs import rows
 from PIL import Image
+from places import ROOT
 
 from training.config import ConfigError, load
 from training.data.imagenet.check import check

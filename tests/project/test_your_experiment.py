@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from jobs import ROOT
+from places import ROOT
 
 import experiments
 from experiments.reading import YamlError

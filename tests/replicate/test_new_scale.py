@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from jobs import ROOT
 from PIL import Image
+from places import ROOT
 
 import experiments
 from replicate import new_scale

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from jobs import manifest
+from places import ROOT
 
 import experiments
 from replicate import record
@@ -18,7 +19,6 @@ from replicate.launch import main
 from replicate.runner import Runner
 from replicate.stage import plan
 
-ROOT = Path(__file__).resolve().parents[2]
 ALL = experiments.arms()
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from jobs import ROOT
+from places import ROOT
 
 from experiments.reading import YamlError
 from figures.rules import read

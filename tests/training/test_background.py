@@ -6,13 +6,13 @@ import pytest
 import torch
 from compare import same
 from jobs import rows
+from places import ROOT
 
 import train
 from training.background import Background
 from training.errors import RunError
 from training.runfolder import RunFolder, load_checkpoint
 
-ROOT = train.Path(__file__).resolve().parents[2]
 SMALL = ("training.steps=4", "training.eval_every=2", "training.batch_size=8", "data.val_images=20", "model.width=0.15")
 
 

@@ -1,7 +1,6 @@
 """Batch norm over groups of images in one pass: equal to the groups one after the other, and known to the library."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import steps
@@ -14,8 +13,6 @@ import net2net
 from net2net.inception_bn import TABLES, InceptionBN
 from training.batchnorm import GroupedBatchNorm2d, Statistics, group_batch_norms, passes
 from training.session import Session
-
-ROOT = Path(__file__).resolve().parents[2]
 
 GROUP, GROUPS = 4, 3
 

@@ -2,12 +2,12 @@
 
 import copy
 import shutil
-from pathlib import Path
 
 import pytest
 import steps
 import torch
 from nets import SHORT
+from places import CONFIGS
 from torch.nn import functional as F
 
 import net2net
@@ -18,7 +18,6 @@ from training.config import differences, flatten, load
 
 # Dynamo hides this warning of its own by a filter, which does not work where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = SHORT._replace(modules=SHORT.modules[2:])  # one module, with its stride
 SMALL = (*("training.batch_size=24", "training.bn_batch_size=4", "model.width=0.15", "optimizer.lr=1e-4"),)
 # The arms differ in what is compiled by depth and by what is trained beside the student; the rest are widths.

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import experiments
 from net2net.inception_bn import TABLES
@@ -13,7 +14,6 @@ from training.runfolder import config_id
 
 pytestmark = pytest.mark.quick
 
-ROOT = Path(__file__).resolve().parents[2]
 ARMS = experiments.arms()
 
 

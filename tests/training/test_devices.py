@@ -11,6 +11,7 @@ import pytest
 import steps
 import torch
 from nets import SHORT
+from places import ROOT
 from pretended import MixedDevices, Pretending
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ from training.evaluation import before_training, evaluate
 from training.optim import make_optimizer
 from training.session import Session
 
-CONFIGS = pretended.ROOT / "configs" / "smoke"
+CONFIGS = ROOT / "configs" / "smoke"
 SMALL = (
     *("training.batch_size=24", "training.bn_batch_size=4", "training.images_per_pass=12", "data.val_images=20"),
     *("training.eval_every=2", "model.width=0.15"),

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 import torch
-from jobs import DEADLINE, ROOT, SMALL, Job, distance, finish, float64, manifest, rows, state
+from jobs import DEADLINE, SMALL, Job, distance, finish, float64, manifest, rows, state
 from nets import SHORT
+from places import ROOT
 
 from net2net.inception_bn import TABLES
 from training.batchnorm import Statistics

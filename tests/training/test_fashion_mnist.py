@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from torchvision.datasets import FashionMNIST
 
 from training import fashion_mnist as command
@@ -20,7 +21,7 @@ from training.data.fashion_mnist import ensure, load
 from training.errors import DataError
 
 NAMES = [name for name, _ in FashionMNIST.resources]
-REAL_DATA = Path(__file__).resolve().parents[2] / "data"
+REAL_DATA = ROOT / "data"
 real_run = fashion_mnist._run
 
 

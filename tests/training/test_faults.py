@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 import torch
 from compare import same
-from jobs import ROOT, Job, finish, manifest, rows, state
+from jobs import Job, finish, manifest, rows, state
+from places import ROOT
 
 import train
 from training import files, lease, runfolder, trainer

@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 from net2net.inception_bn import TABLES
 
-ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.cuda.is_available()
 # timm leaves closing the files that it opens to the garbage collector; torch 2.13 has a new name for DDP's argument.
 pytestmark = pytest.mark.filterwarnings(

@@ -6,13 +6,13 @@ What CUDA makes of it: bench/gpu.py's check "replayed_equals_eager".
 import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import steps
 import torch
 from compare import same
 from nets import SHORT
+from places import CONFIGS
 
 from net2net.inception_bn import TABLES
 from training import graphs
@@ -22,7 +22,6 @@ from training.graphs import WARM_UP, Replayed, capture, gradients_in_one
 from training.network import build
 from training.session import Session
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = (
     *("training.batch_size=20", "training.bn_batch_size=4", "training.cuda_graphs=true"),
     *("model.width=0.15", "training.label_smoothing=0.1"),

@@ -19,6 +19,7 @@ import torch
 from compare import same
 from images import COUNTS, copy, make_archive, make_folders, make_shards, picture, truncate
 from PIL import Image
+from places import ROOT
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -35,7 +36,6 @@ from training.errors import ConfigError, DataError
 
 SIZE, BATCH, CHUNK = 32, 8, 4  # 24 training images: three mini-batches of two chunks in an epoch
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The pixels that training and validation are fed, as they were recorded: begun runs go on with the same ones.
 
-`python tests/training/test_pixels.py` records anew, after a change that is meant to change them.
+`PYTHONPATH=tests python tests/training/test_pixels.py` records anew, after a change that is meant to change them.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from jobs import ROOT
 from PIL import Image
+from places import GOLDEN, ROOT
 
 from training.config import load
 from training.data.augment import Preparation
@@ -21,7 +21,7 @@ from training.data.decode import backend
 from training.data.loader import ImageData
 from training.data.source import open_data
 
-RECORD = Path(__file__).parents[1] / "golden" / "pixels.json"
+RECORD = GOLDEN / "pixels.json"
 CPU = torch.device("cpu")
 KINDS = ("RGB", "L", "P", "CMYK", "RGBA")
 SECTION = {

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from jobs import ROOT
+from places import ROOT
 from torch import nn
 
 import train

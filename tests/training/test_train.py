@@ -18,6 +18,7 @@ import pytest
 import torch
 from compare import same
 from jobs import rows
+from places import ROOT
 
 import net2net
 import train
@@ -31,7 +32,6 @@ from training.session import Session, StopSignals
 from training.step import TrainStep
 from training.student import teacher_of
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 context = multiprocessing.get_context("forkserver")
