@@ -39,7 +39,7 @@ def train(config: Config, session: Session, run: RunFolder, teacher: Path | None
     """
     saved = run.restore()
     ranks = {"rank": session.rank, "world": session.world, "local_world": session.local_world}
-    with contextlib.closing(open_data(config, session.device, **ranks, first=session.on_main)) as data:
+    with contextlib.closing(open_data(config, session.device, **ranks, on_main=session.on_main)) as data:
         run.start(data.fingerprint, data.facts)
         trainer = Trainer(with_counts(config, data), session, run, data, teacher)
         if saved:

@@ -29,7 +29,7 @@ def make(arm, *overrides, layers, session=None, model=None, dtype=torch.float32)
             model = build(config.model, config.data)
     model.to(dtype)
     if config.teacher_prediction:
-        teacher, images = copy.deepcopy(model), data.first(2).cpu().to(dtype)
+        teacher, images = copy.deepcopy(model), data.first_images(2).cpu().to(dtype)
         prediction = Prediction(model, teacher, config.teacher_prediction, images, 0).to(dtype)
     model.to(session.device, memory_format=torch.channels_last)
     step = TrainStep(config, model, session, data.order, prediction)

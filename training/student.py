@@ -98,7 +98,7 @@ def grow(
             f"the teacher {checkpoint} tells {classes[0]} classes apart, and the data have {classes[1]}: "
             "growth.new_head=true gives the student a classifier of random weights"
         )
-    batch = data.first(growth.calibration_images).cpu()
+    batch = data.first_images(growth.calibration_images).cpu()
     carry = growth.optimizer == "carried"
 
     def student(noise: float) -> nn.Module:

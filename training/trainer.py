@@ -84,7 +84,7 @@ class Trainer:
     def _prediction(self) -> Prediction:
         """The model with its predictions of a teacher's layers (sec 2.1): the same teacher whenever the run goes on."""
         teacher = self.session.on_main(self._teacher_to_predict)
-        images = self.data.first(2).cpu()
+        images = self.data.first_images(2).cpu()
         return Prediction(self.model, teacher, self.config.teacher_prediction, images, self.config.seed)
 
     def _teacher_to_predict(self) -> nn.Module:

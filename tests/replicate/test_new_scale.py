@@ -11,7 +11,7 @@ from places import ROOT
 import experiments
 from replicate import new_scale
 from training.config import flatten, load
-from training.data.imagenet.check import Report
+from training.data.imagenet.check import DataReport
 
 PAGE = (ROOT / "docs" / "your-data.md").read_text()
 
@@ -22,7 +22,7 @@ def made(tmp_path, monkeypatch, capsys):
     configs = shutil.copytree(ROOT / "configs", tmp_path / "configs")
 
     def make(*words, images=126_689, problems=(), name="mine"):
-        report = Report()
+        report = DataReport()
         report.facts = {"classes": 100, "train_images": images, "val_images": 5000}
         report.problems = list(problems)
         monkeypatch.setattr("training.data.imagenet.check.check", lambda *arguments, **options: report)

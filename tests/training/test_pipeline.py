@@ -29,7 +29,7 @@ from training.config import load as load_config
 from training.data import decode, loader, pool
 from training.data import workers as processes_of
 from training.data.augment import Preparation, draw_of, drawn_colors, drawn_crop, jittered
-from training.data.decode import quiet
+from training.data.decode import silence_pillow
 from training.data.imagenet.layouts import readers
 from training.data.loader import ImageData
 from training.errors import ConfigError, DataError
@@ -144,7 +144,7 @@ def test_the_workers_do_not_matter(original, load, reference):
     assert same(take(data, 4, step=2), reference[4:8])
     validation = list(load(original).validation())
     assert torch.equal(torch.cat([x for x, _ in data.validation()]), torch.cat([x for x, _ in validation]))
-    assert torch.equal(data.first(7), load(original).first(7))
+    assert torch.equal(data.first_images(7), load(original).first_images(7))
 
 
 def test_a_resumed_run_goes_on_where_it_was(original, load, reference):
@@ -179,16 +179,16 @@ def test_the_global_random_numbers_stay_as_they_were(original, load, workers):
     torch.manual_seed(11)
     before = torch.get_rng_state()
     take(data, 2)
-    data.first(3)
+    data.first_images(3)
     list(data.validation())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_first_images_are_those_of_the_first_epoch(original, load, reference):
-    whole = load(original).first(10)
+    whole = load(original).first_images(10)
     assert torch.equal(whole, torch.cat([images for images, _ in reference])[:10])
-    assert torch.equal(load(original, rank=1, world=2).first(10), whole)
-    assert len(load(original).first(1000)) == 24
+    assert torch.equal(load(original, rank=1, world=2).first_images(10), whole)
+    assert len(load(original).first_images(1000)) == 24
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -358,7 +358,7 @@ def test_odd_kinds_of_images_become_rgb(mode):
     image.save(file, "JPEG" if mode in ("L", "CMYK") else "PNG")
     prepared = Preparation(SIZE, 0.875, 0.05, 0.4, True)
     with warnings.catch_warnings():
-        quiet()
+        silence_pillow()
         assert prepared.train(file.getvalue(), 0).shape == prepared.val(file.getvalue()).shape == (SIZE, SIZE, 3)
 
 

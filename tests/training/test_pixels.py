@@ -93,7 +93,7 @@ def streams(folder):
         found |= {
             f"{name}/train": digest(*taken),
             f"{name}/val": digest(*(tensor for batch in data.validation() for tensor in batch)),
-            f"{name}/first": digest(data.first(7)),
+            f"{name}/first": digest(data.first_images(7)),
             f"{name}/which": data.fingerprint[:24],
         }
         data.close()

@@ -344,7 +344,7 @@ def test_the_mini_batch_is_the_same_on_any_number_of_processes(world):
         assert sorted(chunks) == list(range(8))
         assert same(torch.cat([chunks[c][0] for c in range(8)]), images)
         assert same(torch.cat([chunks[c][1] for c in range(8)]), labels)
-    assert same(parts[-1].first(50), whole.first(50))
+    assert same(parts[-1].first_images(50), whole.first_images(50))
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])
@@ -563,7 +563,7 @@ def test_a_seed_too_large_for_what_is_drawn_from_it(tmp_path, capsys):
     error = refused("standard", tmp_path / "run", capsys, "seed=20261127082555")
     assert "seed" in error
     assert "less than 4294967296, got 20261127082555" in error
-    assert open_data(load(config_file("standard"), [f"seed={2**32 - 1}"]), CPU).first(2).shape[0] == 2
+    assert open_data(load(config_file("standard"), [f"seed={2**32 - 1}"]), CPU).first_images(2).shape[0] == 2
 
 
 def test_the_teacher_is_truncated_or_no_checkpoint(runs, tmp_path, capsys):

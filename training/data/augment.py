@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from training.data.decode import decode_jpeg, reading, to_rgb
+from training.data.decode import decode_jpeg, pillow_errors, to_rgb
 
 RATIO = (3 / 4, 4 / 3)  # of a training crop
 LOG_RATIO = torch.tensor(RATIO).log().tolist()
@@ -42,7 +42,7 @@ class Preparation:
     def train(self, data: bytes, draw: int) -> np.ndarray:
         """Random-resized crop, flip and colour jitter, all determined by `draw`."""
         generator = torch.Generator().manual_seed(draw)
-        with reading():
+        with pillow_errors():
             image = Image.open(io.BytesIO(data))
             left, top, width, height = drawn_crop(*image.size, self.min_area, generator)
             image = self._resized(data, image, (left, top, left + width, top + height))
@@ -55,7 +55,7 @@ class Preparation:
 
     def val(self, data: bytes) -> np.ndarray:
         """Centre crop: short side to size / crop_fraction, and the middle of that, in one step."""
-        with reading():
+        with pillow_errors():
             image = Image.open(io.BytesIO(data))
             width, height = image.size
             side = min(width, height) * self.crop_fraction

@@ -30,7 +30,7 @@ class Unreadable(Exception):
 
 def decode(data: bytes) -> Image.Image:
     """The image of a file's contents, in RGB; its EXIF orientation is ignored, as it was in training all along."""
-    with reading():
+    with pillow_errors():
         return to_rgb(Image.open(io.BytesIO(data)))
 
 
@@ -42,7 +42,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def reading() -> Iterator[None]:
+def pillow_errors() -> Iterator[None]:
     """Turns what Pillow raises for damaged files into `Unreadable`."""
     try:
         yield
@@ -51,7 +51,7 @@ def reading() -> Iterator[None]:
         raise Unreadable("not an image" if "cannot identify" in said else said or type(error).__name__) from error
 
 
-def quiet() -> None:
+def silence_pillow() -> None:
     """Stop Pillow's warnings about odd but readable files (broken EXIF, transparent palettes) in this process."""
     warnings.filterwarnings("ignore", module="PIL")
 

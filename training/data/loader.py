@@ -22,8 +22,8 @@ import torch
 from torch.utils.data import Dataset
 
 from training.data.augment import Preparation, draw_of
-from training.data.decode import Unreadable, backend, quiet, torchcodec
-from training.data.imagenet.check import Report, check
+from training.data.decode import Unreadable, backend, silence_pillow, torchcodec
+from training.data.imagenet.check import DataReport, check
 from training.data.imagenet.readers import SPLITS, Reader, fingerprint
 from training.data.order import Batch, Order
 from training.data.pool import Pool
@@ -33,14 +33,14 @@ from training.errors import DataError
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, scaled to 0..1
 RETRIES = (1.0, 5.0, 15.0, 30.0)  # seconds before a file that cannot be read is tried again
 REPLACEMENTS = 10  # for one image
-FIRST = 32  # images in a task of `first`
+FIRST = 32  # images in a task of `first_images`
 
 Task = tuple[str, int, list[int]]  # split, epoch, the images' indices
 Faults = list[tuple[str, str]]  # path, reason
 Result = tuple[torch.Tensor, torch.Tensor, Faults, int, str]  # images, labels, ..., images replaced, what ended it
 
 
-class Work(Dataset):
+class ChunkDataset(Dataset):
     """What a worker does: a task in, its chunk of images uint8 [b, size, size, 3] and labels int64 [b] out."""
 
     def __init__(self, readers: dict[str, Reader], preparation: Preparation, seed: int, root: str):
@@ -57,7 +57,7 @@ class Work(Dataset):
         replaced = 0
         try:
             with warnings.catch_warnings():
-                quiet()
+                silence_pillow()
                 for place, index in enumerate(indices):
                     before = len(faults)
                     if split == "train":
@@ -123,7 +123,7 @@ class ImageData:
         rank: int = 0,
         world: int = 1,
         local_world: int = 1,
-        report: Report | None = None,
+        report: DataReport | None = None,
     ):
         """`data` is a config's section `ImageNetData`; `local_world` processes share this machine's cores.
 
@@ -151,7 +151,7 @@ class ImageData:
             *(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip),
             *(data.decode, data.resize),
         )
-        self._work = Work(readers, preparation, seed, str(data.folder))
+        self._work = ChunkDataset(readers, preparation, seed, str(data.folder))
         # Of a whole row of pixels: on a CPU, three numbers at a time is five times slower.
         self._row = [torch.tensor(x, device=device).mul(255).repeat(data.image_size) for x in (MEAN, STD)]
         self.fault_count = 0  # images of this process that another one was taken for
@@ -178,7 +178,7 @@ class ImageData:
         tasks = (("val", 0, list(mine[k : k + chunk])) for k in range(0, len(mine), chunk))
         return self._on_device(self._batches(self._pool.submit(tasks)))
 
-    def first(self, n: int) -> torch.Tensor:
+    def first_images(self, n: int) -> torch.Tensor:
         """The first `n` training images in the order of the first epoch, augmented; the same on every process."""
         steps = range(min(-(-n // self.order.batch_size), self.order.per_epoch))
         indices = [i for step in steps for chunk in self._whole.chunks(step)[1] for i in chunk.tolist()][:n]
@@ -221,10 +221,10 @@ class ImageData:
                 there = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
                 upcoming = (self._normalised(there[0]), there[1]), side.record_event()
             if ready is not None:
-                yield handed_over(*ready, current(self.device))
+                yield wait_and_record(*ready, current(self.device))
             ready = upcoming
         if ready is not None:
-            yield handed_over(*ready, current(self.device))
+            yield wait_and_record(*ready, current(self.device))
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [b, S, S, 3] -> float32 [b, 3, S, S], which is in channels_last order as it comes."""
@@ -233,7 +233,7 @@ class ImageData:
         return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
-def handed_over(batch: Batch, done: torch.cuda.Event, stream: torch.cuda.Stream) -> Batch:
+def wait_and_record(batch: Batch, done: torch.cuda.Event, stream: torch.cuda.Stream) -> Batch:
     """A batch that another stream made, for use on this one: after it is done, and not to be reused before this is."""
     stream.wait_event(done)
     for tensor in batch:

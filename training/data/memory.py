@@ -63,7 +63,7 @@ class MemoryImages:
             images = torch.where(self._flipped[index][:, None, None, None], transforms.horizontal_flip(images), images)
         return images, labels
 
-    def first(self, n: int) -> torch.Tensor:
+    def first_images(self, n: int) -> torch.Tensor:
         steps = range(min(math.ceil(n / self._whole.batch_size), self._whole.per_epoch))
         return torch.cat([self._take(0, self._whole.chunks(step)[1][0])[0] for step in steps])[:n]
 

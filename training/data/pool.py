@@ -92,7 +92,7 @@ class Pool:
             options = {
                 "prefetch_factor": PREFETCH,
                 "multiprocessing_context": context(),
-                "worker_init_fn": begin,
+                "worker_init_fn": init_worker,
                 "timeout": POLL,
             }
         loader = DataLoader(
@@ -100,7 +100,7 @@ class Pool:
             batch_size=None,  # a task is a chunk
             sampler=self._tasks(),
             num_workers=self.workers,
-            collate_fn=as_it_is,
+            collate_fn=identity,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else it would draw from the global one, and a resumed run would differ
             **options,
@@ -188,9 +188,9 @@ class Numbered(Dataset):
         return number, self.work[task]
 
 
-def begin(number: int) -> None:
+def init_worker(number: int) -> None:
     begin_worker()
 
 
-def as_it_is(result: Any) -> Any:
+def identity(result: Any) -> Any:
     return result

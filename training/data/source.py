@@ -28,7 +28,7 @@ class Data(Protocol):
     def stream(self, step: int) -> Iterator[Batch]:
         """This process's chunks of mini-batch `step`, of the one after it, and so on without end."""
 
-    def first(self, n: int) -> torch.Tensor:
+    def first_images(self, n: int) -> torch.Tensor:
         """The first `n` training images in the order of the first epoch, the same on every process."""
 
     def validation(self, whole: bool = False) -> Iterator[Batch]:
@@ -49,15 +49,15 @@ def open_data(
     rank: int = 0,
     world: int = 1,
     local_world: int = 1,
-    first: Callable[[Callable[[], T]], T] = lambda action: action(),
+    on_main: Callable[[Callable[[], T]], T] = lambda action: action(),
 ) -> Data:
     """The data of one of `world` processes, `local_world` of which share this machine's cores.
 
-    What `first` is called with is to run on one of them, for all.
+    What `on_main` is called with is to run on one of them, for all.
     """
     data = config.data
     if isinstance(data, ImageNetData):
-        report = first(lambda: check(data.folder, data.classes, data.train_images, data.val_images, fast=True))
+        report = on_main(lambda: check(data.folder, data.classes, data.train_images, data.val_images, fast=True))
         batch, chunk = config.training.batch_size, config.training.chunk
         share = {"rank": rank, "world": world, "local_world": local_world}
         return ImageData(data, config.seed, batch, chunk, device, **share, report=report)

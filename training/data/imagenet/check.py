@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.data.decode import Unreadable, decode, quiet
+from training.data.decode import Unreadable, decode, silence_pillow
 from training.data.imagenet.layouts import readers
 from training.data.imagenet.readers import SPLITS, Reader, counted
 from training.data.workers import cpus, parallel
@@ -19,7 +19,7 @@ CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000
 
 
 @dataclass
-class Report:
+class DataReport:
     """What `check` found; no problems: the data may be trained on."""
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -35,12 +35,12 @@ def check(
     val_images: int | None = VAL_IMAGES,
     fast: bool = False,
     workers: int | None = None,
-) -> Report:
+) -> DataReport:
     """Whether the data is complete; unless `fast`, every image is decoded too, by `workers` processes.
 
     A number that is None may be any: classes have the same names in both splits, and each has an image, all the same.
     """
-    report = Report()
+    report = DataReport()
     try:
         report.readers = readers(root)
     except DataError as error:
@@ -124,7 +124,7 @@ def unreadable(reader: Reader, workers: int | None = None) -> list[str]:
 
 
 def _try(reader: Reader, block: range) -> list[str]:
-    quiet()
+    silence_pillow()
     found = []
     for i in block:
         try:

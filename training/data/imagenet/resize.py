@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import PIL
 from PIL import Image, features
 
-from training.data.decode import Unreadable, decode, quiet, reading
+from training.data.decode import Unreadable, decode, pillow_errors, silence_pillow
 from training.data.imagenet.layouts import readers
 from training.data.imagenet.readers import SPLITS, FolderReader, Reader, fingerprint
 from training.data.workers import cpus, parallel
@@ -125,7 +125,7 @@ def explained(error: OSError, target: Path) -> DataError:
 
 def _convert(reader: Reader, folder: Path, short_side: int, quality: int, block: range) -> Done:
     """The images of `block` that are not there yet."""
-    quiet()
+    silence_pillow()
     already, written, copied, unreadable = 0, 0, 0, []
     for i in block:
         path = folder / reader.name(i)
@@ -146,7 +146,7 @@ def _convert(reader: Reader, folder: Path, short_side: int, quality: int, block:
 
 def _smaller(data: bytes, short_side: int, quality: int) -> bytes | None:
     """The resized image as a JPEG file; None: it is no larger than that."""
-    with reading():
+    with pillow_errors():
         size = Image.open(io.BytesIO(data)).size
         image = decode(data)  # of small ones too: to find those that are damaged
     if min(size) <= short_side:
