@@ -28,7 +28,7 @@ from training.config import differences, flatten
 from training.config import load as load_config
 from training.data import decode, loader, pool
 from training.data import workers as processes_of
-from training.data.augment import Preparation, draw_of, drawn_colors, drawn_crop, jittered
+from training.data.augment import Preparation, draw_of, drawn_colors, drawn_crop, jittered, jittered_tensor
 from training.data.decode import silence_pillow
 from training.data.imagenet.layouts import readers
 from training.data.loader import ImageData
@@ -342,8 +342,31 @@ def test_colour_jitter_is_torchvisions_to_the_bit():
         assert np.array_equal(jittered(image, *drawn), jitter(image))
 
 
-def test_the_flip_comes_half_of_the_time():
-    flipped, plain = Preparation(SIZE, 0.875, 0.999, 0, True), Preparation(SIZE, 0.875, 0.999, 0, False)
+def test_colour_jitter_by_torch_is_torchvisions_but_for_rounding():
+    for number in range(40):
+        image = picture(number, (60, 50))
+        drawn = drawn_colors(0.4, torch.Generator().manual_seed(number))
+        theirs = np.asarray(jittered(image, *drawn)).astype(int)
+        found = jittered_tensor(torch.from_numpy(np.array(image)).permute(2, 0, 1), *drawn)
+        assert (found.dtype, found.shape) == (torch.uint8, (3, 50, 60))
+        away = np.abs(found.permute(1, 2, 0).numpy() - theirs)
+        assert away.mean() < 0.6
+        assert away.max() <= 4
+
+
+def test_resized_by_torch_an_image_has_the_same_colours_and_is_flipped_alike():
+    data = jpeg(3)
+    for draw in range(8):
+        by_torch, by_pillow = (Preparation(224, 0.875, 0.05, 0.4, True, resize=by) for by in ("torch", "pillow"))
+        found, wanted = by_torch.train(data, draw), by_pillow.train(data, draw)
+        assert found.flags.c_contiguous
+        assert difference(found, wanted) < 1.5
+        assert difference(found[:, ::-1], wanted) > 5
+
+
+@pytest.mark.parametrize("resize", ["pillow", "torch"])
+def test_the_flip_comes_half_of_the_time(resize):
+    flipped, plain = (Preparation(SIZE, 0.875, 0.999, 0, flip, resize=resize) for flip in (True, False))
     data = jpeg(size=(100, 90))
     pairs = [(flipped.train(data, draw), plain.train(data, draw)) for draw in range(60)]
     turned = [np.array_equal(a, b[:, ::-1]) for a, b in pairs]

@@ -19,6 +19,7 @@ from training.data.decode import decode_jpeg, pillow_errors, to_rgb
 
 RATIO = (3 / 4, 4 / 3)  # of a training crop
 LOG_RATIO = torch.tensor(RATIO).log().tolist()
+GREY = torch.tensor((0.299, 0.587, 0.114))  # of red, green and blue
 RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
 
 
@@ -47,6 +48,10 @@ class Preparation:
             left, top, width, height = drawn_crop(*image.size, self.min_area, generator)
             image = self._resized(data, image, (left, top, left + width, top + height))
         flip = self.flip and bool(torch.rand(1, generator=generator) < 0.5)
+        if isinstance(image, torch.Tensor):
+            if self.color_jitter:
+                image = jittered_tensor(image, *drawn_colors(self.color_jitter, generator))
+            return _pixels(image.flip(2) if flip else image)
         if self.color_jitter:
             image = jittered(image, *drawn_colors(self.color_jitter, generator))
         if flip:
@@ -60,10 +65,13 @@ class Preparation:
             width, height = image.size
             side = min(width, height) * self.crop_fraction
             left, top = (width - side) / 2, (height - side) / 2
-            return np.asarray(self._resized(data, image, (left, top, left + side, top + side)))
+            image = self._resized(data, image, (left, top, left + side, top + side))
+        return _pixels(image) if isinstance(image, torch.Tensor) else np.asarray(image)
 
-    def _resized(self, data: bytes, image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-        """What is in `box` of an image that is not decoded yet."""
+    def _resized(
+        self, data: bytes, image: Image.Image, box: tuple[float, float, float, float]
+    ) -> Image.Image | torch.Tensor:
+        """What is in `box` of an image that is not decoded yet; of torch uint8 [3, size, size]."""
         width, height = image.size
         plain = image.format == "JPEG" and image.mode in ("RGB", "L")
         least = min(box[2] - box[0], box[3] - box[1]) / self.size
@@ -80,11 +88,14 @@ class Preparation:
             return self._by_torch(torch.from_numpy(np.array(image.crop(whole(box)))).permute(2, 0, 1))
         return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
 
-    def _by_torch(self, crop: torch.Tensor) -> Image.Image:
+    def _by_torch(self, crop: torch.Tensor) -> torch.Tensor:
         """uint8 [3, H, W]; torch, on CPUs with AVX2, resizes in half of Pillow's time."""
         size = self.size, self.size
-        resized = torch.nn.functional.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
-        return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
+        return torch.nn.functional.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    return torch.stack(tuple(image), -1).numpy()  # in half the time that it takes a permuted tensor to be put in order
 
 
 def whole(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
@@ -134,6 +145,21 @@ def jittered(image: Image.Image, order: list[int], factors: tuple[float, ...]) -
         elif number == 2:
             image = ImageEnhance.Color(image).enhance(factors[2])
     return image
+
+
+def jittered_tensor(image: torch.Tensor, order: list[int], factors: tuple[float, ...]) -> torch.Tensor:
+    """`jittered` of uint8 [3, H, W], in a third of the time: at most a few of 255 away, where Pillow's sums round."""
+    x = image.float().contiguous()
+    for number in order:
+        if number == 3:
+            continue
+        if number == 0:
+            x.mul_(factors[0])
+        else:
+            grey = (GREY @ x.view(3, -1)).view(x.shape[1:])
+            x.lerp_(grey.mean() if number == 1 else grey, 1 - factors[number])
+        x.clamp_(0, 255).floor_()  # as of pixels in bytes
+    return x.short().byte()  # in a quarter of the time of x.byte()
 
 
 def _mean(image: Image.Image) -> int:
