@@ -65,16 +65,20 @@ class Run:
 
 
 def read_arms(plot: Plot, root: Path, partial: bool = False) -> dict[str, list[Run]]:
-    """All runs of the figure's arms; refuses whatever would draw a curve that nobody trained.
+    """The runs of the figure's arms; refuses whatever would draw a curve that nobody trained.
 
-    `partial`: runs that are not finished are drawn as far as they are, with a warning; else they are refused.
+    Those of the seeds that all arms have: a student is as good as the teacher of its seed, and a mean over other
+    teachers would make one arm look better than another. `partial`: all of them; what is not finished is drawn as far
+    as it is, with a warning, where it is refused else.
     """
     wanted = [arm for arm in plot.curves if arm not in plot.optional or read_seeds(root / arm)]
     arms = {arm: _read_arm(plot, root, arm, partial) for arm in dict.fromkeys([*wanted, plot.teacher])}
-    first, *others = [runs[0] for runs in arms.values()]
+    first, *others = [next(iter(runs.values())) for runs in arms.values()]
     for other in others:
         _same(first, other, SCALE, "are of two scales and have no place in one figure")
-    return arms
+    if not partial:
+        arms = _paired(plot, root, arms)
+    return {arm: list(runs.values()) for arm, runs in arms.items()}
 
 
 def read_there(plot: Plot, root: Path) -> dict[str, list[Run]]:
@@ -133,7 +137,21 @@ def read_seeds(arm: Path) -> dict[int, Run]:
     return runs
 
 
-def _read_arm(plot: Plot, root: Path, arm: str, partial: bool) -> list[Run]:
+def _paired(plot: Plot, root: Path, arms: dict[str, dict[int, Run]]) -> dict[str, dict[int, Run]]:
+    """The seeds that all of them have, but for optional ones, which are drawn from what there is of these."""
+    needed = [runs for arm, runs in arms.items() if arm not in plot.optional]
+    common = set.intersection(*map(set, needed))
+    lacking = {arm: sorted(set().union(*needed) - set(runs)) for arm, runs in arms.items()}
+    said = "; ".join(f"{arm} lacks seed {', '.join(map(str, seeds))}" for arm, seeds in lacking.items() if seeds)
+    if not common:
+        raise Problem(f"{plot.name}: its arms in {root} have no seed in common ({said}): --partial draws them all.")
+    if said:
+        print(f"warning: {plot.name} is of the seeds that all its arms in {root} have: {said}", file=sys.stderr)
+    paired = {arm: {seed: run for seed, run in runs.items() if seed in common} for arm, runs in arms.items()}
+    return {arm: runs for arm, runs in paired.items() if runs}
+
+
+def _read_arm(plot: Plot, root: Path, arm: str, partial: bool) -> dict[int, Run]:
     runs = read_seeds(root / arm)
     if not runs:
         command = f"python replicate/{plot.name}.py --scale {root.resolve().name}"
@@ -153,7 +171,7 @@ def _read_arm(plot: Plot, root: Path, arm: str, partial: bool) -> list[Run]:
     if len(lengths) > 1:
         steps = " and ".join(map(str, lengths))
         raise Problem(f"Finished seeds in {root / arm} end at different steps, {steps}, so they have no mean.")
-    return list(runs.values())
+    return runs
 
 
 def _one_arm(runs: dict[int, Run]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -68,8 +69,11 @@ def forest(rows: pd.DataFrame) -> Figure:
 
 
 @in_style
-def cost(results: Results, runs: str) -> Figure | None:
-    """Accuracy against all floating-point operations spent, in teraFLOP; a student begins where its teacher stopped."""
+def cost(results: Results, runs: str, of: Iterable[int]) -> Figure | None:
+    """Accuracy against all floating-point operations spent, in teraFLOP; a student begins where its teacher stopped.
+
+    Of the seeds `of`, which all arms are to have: a mean over other teachers is another one.
+    """
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     drawn: dict[str, object] = {}
@@ -78,7 +82,7 @@ def cost(results: Results, runs: str) -> Figure | None:
         for arm, teacher in arms:
             found = results.arm(runs, arm)
             before = results.arm(runs, teacher) if teacher else {}
-            seeds = [seed for seed in found if not teacher or seed in before]
+            seeds = [seed for seed in of if seed in found and (not teacher or seed in before)]
             if not seeds:
                 continue
             spent = pd.DataFrame({seed: _spent(found[seed], before.get(seed)) for seed in seeds}).mean(axis=1)
@@ -105,5 +109,5 @@ def make(rows: pd.DataFrame, of: Rules, results: Results, out: Path) -> None:
     """verdicts.png and cost.png (and PDF), of what there is."""
     if rows["mean"].notna().any():
         save(forest(rows), out, "verdicts")
-    if len(results.arm(of.runs, "standard")) >= ENOUGH and (figure := cost(results, of.runs)):
+    if len(results.arm(of.runs, "standard")) >= ENOUGH and (figure := cost(results, of.runs, of.seeds)):
         save(figure, out, "cost")

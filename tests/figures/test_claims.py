@@ -316,9 +316,9 @@ def test_the_verdicts_are_drawn_and_told_in_a_line_each(tmp_path, results):
     assert of_areas == ["x   a – b", "x   a – b (training)"]
     (mean,) = [line for line in figure.axes[0].lines if list(line.get_ydata()) == [0]][:1]
     assert mean.get_xdata() == pytest.approx([1.2])
-    spent = evidence.cost(results, "r").axes[0].lines
+    spent = evidence.cost(results, "r", of.seeds).axes[0].lines
     assert list(spent[0].get_xdata()) == [0, 10 * 12800 / 1e12]
-    assert evidence.cost(results, "none") is None
+    assert evidence.cost(results, "none", of.seeds) is None
 
 
 @pytest.mark.parametrize(

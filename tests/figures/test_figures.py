@@ -62,15 +62,31 @@ def test_steps_and_ratios_by_hand(root):
 def test_a_level_counts_for_an_arm_only_when_all_its_seeds_reach_it(root):
     write_run(root / "wider/seed1", [81.5, 82, 85, 86, 87])
     write_run(root / "standard/seed1", [10, 50, 60, 80, 90])
-    table = steps_table(FIG4, read_arms(FIG4, root))
+    table = steps_table(FIG4, read_arms(FIG4, root, partial=True))
     assert cells(table, "standard", "steps") == [350, 350, 350, 350, 350, 400, 400, 400]
     assert cells(table, "wider", "steps") == [0, 100, 100, 100, 250, 300, None, None]
     assert cells(table, "wider", "ratio") == [None, None, None, None, 1.4, 1.333, None, None]
     assert cells(table, "wider", "at_start") == [2, 1, 1, 1, 0, 0, 0, 0]
     assert cells(table, "wider", "reached") == [2, 2, 2, 2, 2, 2, 1, 1]
-    text = as_text(FIG4, table, final_table(read_arms(FIG4, root)))
+    text = as_text(FIG4, table, final_table(read_arms(FIG4, root, partial=True)))
     assert "100 (1 at start)" in text
     assert "not reached (1/2)" in text
+
+
+def test_the_arms_of_a_figure_have_the_same_seeds(root, tmp_path, capsys):
+    """A student is as good as the teacher of its seed: a mean over more of them would compare teachers."""
+    for arm in ("teacher_narrow", "standard", "wider"):
+        write_run(root / arm / "seed1", [10, 40, 50, 60, 61])
+    assert {arm: len(runs) for arm, runs in read_arms(FIG4, root).items()} == dict.fromkeys(
+        (*FIG4.curves, FIG4.teacher), 1
+    )
+    assert "of the seeds that all its arms" in (said := capsys.readouterr().err)
+    assert said.endswith("have: random_pad lacks seed 1\n")
+    assert {arm: len(runs) for arm, runs in read_arms(FIG4, root, partial=True).items()}["wider"] == 2
+    (root / "random_pad" / "seed0").rename(root / "random_pad" / "seed2")
+    assert "no seed in common (" in (line := failure(root, tmp_path / "out", capsys))
+    assert "random_pad lacks seed 0, 1" in line
+    assert "--partial" in line
 
 
 def test_a_percentage_is_reached_although_floats_round(tmp_path):
@@ -84,7 +100,7 @@ def test_a_percentage_is_reached_although_floats_round(tmp_path):
 
 def test_starts_and_ends(root):
     write_run(root / "wider/seed1", [83.5, 80, 85, 86, 88])
-    finals = final_table(read_arms(FIG4, root)).set_index("arm")
+    finals = final_table(read_arms(FIG4, root, partial=True)).set_index("arm")
     wider = finals.loc["wider"]
     assert (wider.seeds, wider.finished, wider.steps) == (2, 2, 400)
     assert (wider.val_start, wider.val_lowest, wider.val_best, wider.val_final) == (84, 81, 88.5, 88.5)
@@ -116,7 +132,7 @@ def test_a_band_from_three_seeds_on_and_lines_below(root):
     for seed in (1, 2):
         write_run(root / f"wider/seed{seed}", [84.5, 82, 87, 88, 89 + seed])
     write_run(root / "random_pad/seed1", [31, 71, 85, 86, 87])
-    figure = draw(FIG4, read_arms(FIG4, root), smoke=False)
+    figure = draw(FIG4, read_arms(FIG4, root, partial=True), smoke=False)
     validation = figure.axes[1]
     assert len(validation.collections) == 1
     (band,) = validation.collections
@@ -135,7 +151,7 @@ def test_a_band_from_three_seeds_on_and_lines_below(root):
 
 
 def test_the_whole_climb_is_above_and_its_last_points_below(root):
-    axes = draw(FIG4, read_arms(FIG4, root), smoke=False).axes
+    axes = draw(FIG4, read_arms(FIG4, root, partial=True), smoke=False).axes
     for panel, lowest in zip(axes[:2], (50, 10), strict=True):  # no mini-batch has run before step 0
         bottom, top = panel.get_ylim()
         assert bottom == lowest
@@ -145,7 +161,9 @@ def test_the_whole_climb_is_above_and_its_last_points_below(root):
         assert bottom == 84  # five points below the best, 89; the teacher's 85 and the students' ends lie above
         assert 89 < top < 91
     write_run(root / "wider/seed1", [84.5, 82, 83, 83, 82])
-    assert draw(FIG4, read_arms(FIG4, root), smoke=False).axes[3].get_ylim()[0] == 81  # a student's end is seen
+    assert (
+        draw(FIG4, read_arms(FIG4, root, partial=True), smoke=False).axes[3].get_ylim()[0] == 81
+    )  # a student's end is seen
 
 
 def test_the_large_nets_from_scratch_are_drawn_where_they_were_run(root):
@@ -170,7 +188,7 @@ def test_seeds_of_one_arm_have_one_config(root, tmp_path, capsys):
     write_run(root / "wider/seed1", [84.5, 82, 87, 88, 89])
     for seed in (0, 1):
         config(root / f"wider/seed{seed}", **{"seed": seed, "data.root": f"/data{seed}", "training.keep": seed})
-    assert len(read_arms(FIG4, root)["wider"]) == 2
+    assert len(read_arms(FIG4, root, partial=True)["wider"]) == 2
     config(root / "wider/seed1", **{"optimizer.lr_scale": 0.3})
     line = failure(root, tmp_path / "out", capsys)
     assert f"{root}/wider/seed0 and {root}/wider/seed1 are not two seeds of one arm: optimizer.lr_scale is None" in line
@@ -334,7 +352,8 @@ def test_a_failing_write_leaves_the_old_files_alone(root, tmp_path, monkeypatch,
     out = tmp_path / "out"
     assert main("fig5", argv=[str(root), "--out", str(out)]) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    write_run(root / "deeper/seed1", [88, 87, 89, 90, 91])
+    for arm in {*FIG5.curves, FIG5.teacher}:
+        write_run(root / arm / "seed1", [88, 87, 89, 90, 91])
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

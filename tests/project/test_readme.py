@@ -54,6 +54,7 @@ def test_the_numbers_of_a_sentence_are_filled_in_from_the_runs(tmp_path):
     for seed in (1, 2):
         add(tmp_path / "long", "wider", seed, [80, 90], final=90 + seed)
         add(tmp_path / "long", "standard", seed, [10, 90], final=90.5)
+    add(tmp_path / "long", "wider", 6, [80, 90], final=70)  # not of the seeds that all arms have
     text = "Ends at <!--final long: wider-->?<!--/--> %, <!--final long: wider - standard-->?<!--/--> points above."
     filled = numbers(text, tmp_path)
     assert "-->91.50 (n = 2)<!--/--> %, " in filled
