@@ -269,7 +269,7 @@ def folders_of_damaged_images(folder, rng):
         elif kind == 5:
             shutil.move(place, place.with_name(rng.choice(["other", "VAL", "validation", "n0", "é"])))
         elif kind == 6:
-            (place / "loop").symlink_to(root, target_is_directory=True)
+            (place / f"loop{len(folders)}").symlink_to(root, target_is_directory=True)
         elif kind == 7:
             shutil.move(file, root / file.name)
         elif kind == 8:
