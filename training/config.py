@@ -94,7 +94,7 @@ class ImageNetData(Section):
     min_area: float = Field(gt=0, le=1)  # training: random-resized crop of at least this part of the image
     flip: bool
     color_jitter: float = Field(ge=0)  # brightness, contrast and saturation by up to this fraction; 0: off
-    # What decodes JPEGs, and what resizes, colours and flips. By the latter pixels differ a little: a begun run keeps both.
+    # What decodes JPEGs, and what resizes, colours and flips. By the latter pixels differ: a begun run keeps both.
     # torchcodec, which is no dependency, gives the pixels that Pillow does, in less time.
     decode: Literal["pillow", "torchcodec"] = "pillow"
     resize: Literal["pillow", "torch"] = "pillow"
