@@ -11,10 +11,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from net2net.errors import GrowthError
-from net2net.growth import AxisMap, Growth, along, balance, blocks_of, get_tensor, normal
+from net2net.growth import AxisMap, Growth, balance
 from net2net.names import owner
 from net2net.recording import cloned_tensor, rebuilt, tensors
 from net2net.seeds import generator_for
+from net2net.tensors import along, blocks_of, get_tensor, normal
 
 
 @torch.no_grad()

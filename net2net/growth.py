@@ -6,20 +6,18 @@ holds all that is needed to do the same to another copy of the teacher (`Growth.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.weight_norm import WeightNorm
 
 from net2net.errors import GrowthError
 from net2net.names import owner
 from net2net.recording import local, rebuilt, warn_of_hooks
 from net2net.seeds import generator_for
+from net2net.tensors import along, blocks_of, empty_like, get_tensor, normal
+from net2net.widths import note_widths, recompute, set_number
 
 # Along one dimension of a tensor: (k, repeat) for the channels of the k-th space in order, each repeated `repeat` times
 # in a row, or a number of positions that stay as they are.
@@ -139,8 +137,8 @@ class Growth:
     def shape(self, name: str, shape: tuple[int, ...]) -> list[int]:
         """The new shape of a tensor."""
         new = list(shape)
-        for dim, along in self.tensors.get(name, {}).items():
-            new[dim] = sum(b if isinstance(b, int) else len(self.spaces[b[0]].g) * b[1] for b in along.blocks)
+        for dim, axis in self.tensors.get(name, {}).items():
+            new[dim] = sum(b if isinstance(b, int) else len(self.spaces[b[0]].g) * b[1] for b in axis.blocks)
         return new
 
     def copied(self, model: nn.Module, divided: bool = True, seed: int = 0) -> nn.Module:
@@ -204,7 +202,7 @@ class Growth:
             for dim, axis in self.axes(g).items() if old else ():
                 ratio = torch.where(axis.fresh.to(ratio.device).view(along(dim, ratio.ndim)), 1.0, ratio)
             get_tensor(student, g).mul_(ratio)
-            _recompute(student.get_submodule(owner(g)))
+            recompute(student.get_submodule(owner(g)))
 
     def emptied(self, model: nn.Module) -> nn.Module:
         """The same on the meta device, without data."""
@@ -233,7 +231,7 @@ class Growth:
 
     def _noted(self, student: nn.Module) -> nn.Module:
         for module in student.modules():
-            _note_widths(module)
+            note_widths(module)
         for name, values in self.attributes.items():
             module = student.get_submodule(name)
             for key, value in values.items():
@@ -394,118 +392,6 @@ def _counts(axis: AxisMap, dim: int, tensor: torch.Tensor) -> torch.Tensor:
     return axis.copies[: tensor.shape[dim]].to(tensor).view(along(dim, tensor.ndim))
 
 
-def empty_like(tensor: torch.Tensor, shape: Sequence[int], device: torch.device | str | None = None) -> torch.Tensor:
-    """An empty tensor of another shape, its dimensions in the same order in memory, e.g. channels last."""
-    if tensor.ndim < 3 and tensor.is_contiguous():
-        return tensor.new_empty(shape, device=device)
-    natural = list(range(tensor.ndim))
-    orders = [natural]
-    if tensor.ndim in (4, 5):
-        orders.append([0, *natural[2:], 1])  # by the strides themselves: a kernel of size 1 is contiguous in both
-    orders.append(sorted(natural, key=lambda dim: -tensor.stride(dim)))
-    order = next((each for each in orders if _strides(tensor.shape, each) == tensor.stride()), orders[-1])
-    if order is natural:
-        return tensor.new_empty(shape, device=device)
-    return tensor.new_empty_strided(shape, _strides(shape, order), device=device)
-
-
-def _strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a dense tensor whose dimensions lie in the given order, the last one's entries side by side."""
-    strides, step = [0] * len(shape), 1
-    for dim in reversed(order):
-        strides[dim] = step
-        step *= max(shape[dim], 1)
-    return tuple(strides)
-
-
-def _note_widths(module: nn.Module) -> None:
-    """Bring a layer's own record of its widths up to date with its weight."""
-    _recompute(module)
-    layers = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
-    weight = _weight(module) if isinstance(module, layers) else None
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group per channel
-            module.groups = weight.shape[0]
-        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group per channel
-            module.groups = weight.shape[0] // (module.out_channels // module.in_channels)
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        for tensor in (weight, module.running_mean):
-            if tensor is not None:
-                module.num_features = len(tensor)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(weight)
-
-
-def _recompute(module: nn.Module) -> None:
-    """Bring up to date what the older weight normalisation and pruning keep of their last pass."""
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm):
-            setattr(module, hook.name, hook.compute_weight(module))
-        elif isinstance(hook, BasePruningMethod):
-            setattr(module, hook._tensor_name, hook.apply_mask(module))
-
-
-def _weight(module: nn.Module) -> torch.Tensor:
-    """A layer's weight. Where it is computed that changes nothing, as a power iteration does in training mode."""
-    if not is_parametrized(module, "weight"):
-        return module.weight
-    parts = [(part, part.training) for part in module.parametrizations["weight"].modules()]
-    try:
-        module.parametrizations["weight"].eval()
-        return module.weight
-    finally:
-        for part, mode in parts:
-            part.training = mode
-
-
-def get_number(module: nn.Module, path: str) -> Any:
-    """A number that a module keeps, or a list of them; see `Growth.attributes`. AttributeError if there is none."""
-    found: Any = module
-    for part in path.split("."):
-        try:
-            if isinstance(found, (list, tuple)):
-                found = found[int(part)]
-            else:
-                found = found[part] if isinstance(found, dict) else vars(found)[part]
-        except (LookupError, TypeError, ValueError):
-            raise AttributeError(path) from None
-    return found
-
-
-def set_number(module: nn.Module, path: str, value: Any) -> None:
-    """Set such a number; lists, tuples and dicts on the way to it are made anew."""
-    key, *rest = path.split(".")
-    value = tuple(value) if isinstance(value, list) else value
-    setattr(module, key, _with(vars(module)[key], rest, value) if rest else value)
-
-
-def _with(container: Any, path: list[str], value: Any) -> Any:
-    if not path:
-        return value
-    key, *rest = path
-    if isinstance(container, (list, tuple)):
-        items = list(container)
-        items[int(key)] = _with(items[int(key)], rest, value)
-        return type(container)(items)
-    if isinstance(container, dict):
-        new = copy.copy(container)
-        new[key] = _with(container[key], rest, value)
-        return new
-    setattr(container, key, _with(vars(container)[key], rest, value))
-    return container
-
-
-def get_tensor(model: nn.Module, name: str) -> torch.Tensor:
-    """A parameter or buffer by name."""
-    module, _, key = name.rpartition(".")
-    return getattr(model.get_submodule(module), key)
-
-
 def balance(draw: torch.Tensor, axis: AxisMap) -> torch.Tensor:
     """Takes the mean over the copies of each channel from [n', …], in place."""
     copies = torch.bincount(axis.index)
@@ -515,30 +401,3 @@ def balance(draw: torch.Tensor, axis: AxisMap) -> torch.Tensor:
     for rows in blocks_of(draw):
         draw[rows] -= means[index[rows]]
     return draw
-
-
-BLOCK = 2**18  # numbers: what is made beside a large tensor is made for so many of them at a time
-
-
-def blocks_of(tensor: torch.Tensor) -> Iterator[slice]:
-    """Slices along the first dimension, of about `BLOCK` numbers each."""
-    step = max(1, BLOCK // max(1, tensor[:1].numel()))
-    return (slice(at, at + step) for at in range(0, len(tensor), step))
-
-
-def normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Drawn on the CPU in float64, whatever it is for: the numbers depend on the generator alone."""
-    drawn = torch.empty(like.shape, dtype=like.dtype)
-    flat, at = drawn.view(-1), 0
-    while at < len(flat):
-        end = (
-            len(flat) if len(flat) - at < 2 * BLOCK else at + BLOCK
-        )  # PyTorch draws sixteen together, or fewer at the end
-        flat[at:end] = torch.randn(end - at, generator=generator, dtype=torch.float64)
-        at = end
-    return drawn.to(like.device)
-
-
-def along(dim: int, ndim: int) -> list[int]:
-    """The shape in which a vector lies along dimension `dim` of a tensor with `ndim` dimensions."""
-    return [-1 if d == dim else 1 for d in range(ndim)]

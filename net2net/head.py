@@ -14,14 +14,15 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from net2net.errors import GrowthError
-from net2net.growth import _note_widths, empty_like, set_number
 from net2net.history import remember
 from net2net.kept import integers
 from net2net.names import owner
 from net2net.recording import Recording, cloned, local, on_meta, rebuilt
 from net2net.seeds import generator_for
 from net2net.spaces import Axis, resolve
+from net2net.tensors import empty_like
 from net2net.trace import Trace
+from net2net.widths import note_widths, set_number
 
 CLASSES = {"class", "classes", "label", "labels", "outputs", "output", "out"}
 
@@ -99,7 +100,7 @@ def replaced(model: nn.Module, heads: Mapping[str, Mapping[str, int]], seed: int
     student = rebuilt(model, make)
     for name, head in heads.items():
         layer = student.get_submodule(name)
-        _note_widths(layer)
+        note_widths(layer)
         layer.requires_grad_(True)
         if not layer.weight.is_meta:
             fresh = rebuilt(layer, lambda name, tensor: torch.empty(tensor.shape))

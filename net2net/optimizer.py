@@ -22,10 +22,11 @@ import torch
 from torch import nn
 
 from net2net.errors import GrowthError
-from net2net.growth import Growth, along
+from net2net.growth import Growth
 from net2net.history import history
 from net2net.record import Inserted, entries_of, growth_of, misfit, sites
 from net2net.recording import PREFIXES, unwrapped
+from net2net.tensors import along
 
 # How often the gradient is a factor of what an optimizer remembers.
 _ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}

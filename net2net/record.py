@@ -19,10 +19,11 @@ from torch import nn
 from net2net import deeper, head
 from net2net.errors import GrowthError
 from net2net.fill import disturb, pad
-from net2net.growth import WRONG_DATA, Growth, get_number, growth_of
+from net2net.growth import WRONG_DATA, Growth, growth_of
 from net2net.history import history, remember
 from net2net.recording import cloned, tensors, unwrapped
 from net2net.sites import located
+from net2net.widths import get_number
 
 Record = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 

@@ -26,8 +26,9 @@ from nets import conv
 from torch import nn
 
 from net2net import GrowthError, UnsupportedOperation, history, random_pad, verify, widen
-from net2net.growth import AxisMap, balance, normal
+from net2net.growth import AxisMap, balance
 from net2net.inception_bn import inception_bn, init_weights
+from net2net.tensors import normal
 
 pytestmark = pytest.mark.quick
 images = partial(nets.images, dtype=torch.float32)
@@ -572,7 +573,7 @@ def test_a_refusal_leaves_the_model_as_it_was(grow, between, x, error, randomise
 @pytest.mark.parametrize("count", [1, 15, 16, 33, 64, 101])
 def test_noise_of_a_large_tensor_is_drawn_in_parts_and_is_the_same(count, monkeypatch):
     whole = torch.randn(count, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    monkeypatch.setattr("net2net.growth.BLOCK", 16)
+    monkeypatch.setattr("net2net.tensors.BLOCK", 16)
     parts = normal(torch.empty(count), torch.Generator().manual_seed(3))
     assert torch.equal(parts, whole.float())
     columns = whole.view(-1, 1).expand(-1, 24)
