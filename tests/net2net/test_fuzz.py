@@ -589,7 +589,8 @@ def test_the_function_is_preserved_or_the_graph_refused(randomise):
 
     check()
     print(*(f"\n{count:6d} {result}" for result, count in results.most_common()))
-    assert results["grown"] > 0.7 * results.total()  # else the graphs would say little
+    # Else the graphs would say little; of a few that are drawn anew it may be less.
+    assert results["grown"] > (0.5 if BUDGET else 0.7) * results.total()
 
 
 @fuzz(30)
