@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,15 @@ from PIL import Image
 CLASSES = ("n00000007", "n00000012", "n00000105", "n00000110")
 TRAIN, VAL = 6, 3  # images of each class
 COUNTS = (len(CLASSES), len(CLASSES) * TRAIN, len(CLASSES) * VAL)
+
+
+def section(root, size, counts=COUNTS, **changed):
+    """The config's section of data for images of `size` x `size`."""
+    values = dict(zip(("classes", "train_images", "val_images"), counts, strict=True))
+    values |= {"root": str(root), "folder": Path(root), "name": "imagenet", "image_size": size, "crop_fraction": 0.875}
+    values |= {"min_area": 0.05, "color_jitter": 0.4, "flip": True}
+    values |= {"workers": 0, "decode": "pillow", "resize": "pillow"}
+    return SimpleNamespace(**values | changed)
 
 
 def picture(number, size=(90, 70)):

@@ -17,7 +17,6 @@ from images import (
     add,
     copy,
     make_archive,
-    make_folders,
     make_parquet,
     make_shards,
     truncate,
@@ -35,20 +34,7 @@ from training.data.workers import cgroup_quota, cpus
 from training.errors import DataError
 from training.imagenet import main
 
-
-@pytest.fixture(scope="session")
-def original(tmp_path_factory):
-    return make_folders(tmp_path_factory.mktemp("imagenet") / "folders")
-
-
-@pytest.fixture
-def folders(original, tmp_path):
-    return copy(original, tmp_path / "imagenet")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

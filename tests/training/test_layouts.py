@@ -17,10 +17,7 @@ from training.data.imagenet.layouts import readers
 from training.imagenet import main as imagenet
 from training.resize import main as resize
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def make(root, classes=("cat", "dog"), splits=("train", "val"), ending=".jpg"):

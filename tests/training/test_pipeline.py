@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from compare import same
-from images import COUNTS, copy, make_archive, make_folders, make_shards, picture, truncate
+from images import COUNTS, make_archive, make_shards, picture, section, truncate
 from PIL import Image
 from places import ROOT
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -38,16 +38,6 @@ SIZE, BATCH, CHUNK = 32, 8, 4  # 24 training images: three mini-batches of two c
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return make_folders(tmp_path_factory.mktemp("pipeline") / "folders")
-
-
-@pytest.fixture
-def folders(original, tmp_path):
-    return copy(original, tmp_path / "imagenet")
-
-
 @pytest.fixture
 def load(monkeypatch):
     """ImageData of a folder; ended after the test."""
@@ -55,21 +45,8 @@ def load(monkeypatch):
     made = []
 
     def make(root, workers=0, seed=3, rank=0, world=1, device=CPU, chunk=CHUNK, **changed):
-        section = {
-            "root": str(root),
-            "folder": Path(root),
-            "image_size": SIZE,
-            "crop_fraction": 0.875,
-            "min_area": 0.05,
-            "color_jitter": 0.4,
-            "flip": True,
-            "workers": workers,
-            "decode": "pillow",
-            "resize": "pillow",
-            "name": "imagenet",
-        }
-        section |= dict(zip(("classes", "train_images", "val_images"), COUNTS, strict=True)) | changed
-        made.append(ImageData(SimpleNamespace(**section), seed, BATCH, chunk, device, rank=rank, world=world))
+        changed = {"workers": workers, **changed}
+        made.append(ImageData(section(root, SIZE, **changed), seed, BATCH, chunk, device, rank=rank, world=world))
         return made[-1]
 
     yield make
@@ -90,23 +67,7 @@ def exhaust(stream):
 @pytest.fixture(scope="module")
 def reference(original):
     """Ten chunks, over the end of the first epoch, loaded by this process."""
-    section = SimpleNamespace(
-        root=str(original),
-        folder=Path(original),
-        classes=COUNTS[0],
-        train_images=COUNTS[1],
-        val_images=COUNTS[2],
-        image_size=SIZE,
-        crop_fraction=0.875,
-        min_area=0.05,
-        color_jitter=0.4,
-        flip=True,
-        workers=0,
-        decode="pillow",
-        resize="pillow",
-        name="imagenet",
-    )
-    data = ImageData(section, 3, BATCH, CHUNK, CPU)
+    data = ImageData(section(original, SIZE), 3, BATCH, CHUNK, CPU)
     chunks = take(data, 10)
     data.close()
     return chunks

@@ -7,11 +7,11 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from images import section
 from PIL import Image
 from places import GOLDEN, ROOT
 
@@ -24,20 +24,6 @@ from training.data.source import open_data
 RECORD = GOLDEN / "pixels.json"
 CPU = torch.device("cpu")
 KINDS = ("RGB", "L", "P", "CMYK", "RGBA")
-SECTION = {
-    "classes": 3,
-    "train_images": 15,
-    "val_images": 6,
-    "image_size": 24,
-    "crop_fraction": 0.875,
-    "min_area": 0.05,
-    "color_jitter": 0.4,
-    "flip": True,
-    "workers": 0,
-    "decode": "pillow",
-    "resize": "pillow",
-    "name": "imagenet",
-}
 
 
 def contents(number, kind="RGB", ending="png", size=(150, 110)):
@@ -84,10 +70,10 @@ def single_images():
 
 def streams(folder):
     """Mini-batches over the end of an epoch, validation and the first images, from files and from memory."""
-    section = SimpleNamespace(root=str(folder), folder=make(folder), **SECTION)
+    small = section(make(folder), 24, (3, 15, 6))
     config = load(ROOT / "configs" / "smoke" / "standard.yaml", ["seed=4", "data.flip=true", "training.batch_size=500"])
     found = {}
-    for name, data in (("files", ImageData(section, 4, 6, 3, CPU)), ("memory", open_data(config, CPU))):
+    for name, data in (("files", ImageData(small, 4, 6, 3, CPU)), ("memory", open_data(config, CPU))):
         stream = data.stream(data.order.per_epoch - 2)
         taken = [tensor for _ in range(8) for tensor in next(stream)]
         found |= {
