@@ -34,6 +34,16 @@ SMALL = (
     "optimizer.lr=1e-5",  # or else the deep net amplifies rounding a hundredfold in a step
 )
 
+# The smallest that is still a net, for what does not depend on it.
+FAST = (
+    "model.width=0.1",
+    "training.batch_size=8",
+    "training.bn_batch_size=4",
+    "training.steps=6",
+    "training.eval_every=2",
+    "data.val_images=20",
+)
+
 
 def float64(rank):
     """Rounding then is far below what a difference of substance would make: the deep net amplifies float32's."""
@@ -54,6 +64,12 @@ def _child(arguments, log, rank, world, port, patches):
         patch(rank)
     code = train.main(arguments)
     raise SystemExit(code)
+
+
+def call(arm, out, *overrides):
+    """train.py in this process; returns its exit code."""
+    config = ROOT / "configs" / "smoke" / f"{arm}.yaml"
+    return train.main([str(config), "--out", str(out), *(w for o in overrides for w in ("--set", o))])
 
 
 def free_port():
@@ -132,6 +148,14 @@ def manifest(out):
 
 def state(out, name="checkpoint.pt"):
     return torch.load(Path(out) / name, weights_only=True)
+
+
+def ending(out):
+    """Everything a run ends with, but for the seconds it took."""
+    found = state(out)
+    del found["wall_s"]
+    found["rows"] = [{k: v for k, v in row.items() if k != "wall_s"} for row in found["rows"]]
+    return found
 
 
 def floats(found):

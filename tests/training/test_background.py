@@ -2,18 +2,15 @@
 
 import threading
 
+import jobs
 import pytest
 import torch
 from compare import same
-from jobs import rows
-from places import ROOT
+from jobs import FAST, ending, rows
 
-import train
 from training.background import Background
 from training.errors import RunError
-from training.runfolder import RunFolder, load_checkpoint
-
-SMALL = ("training.steps=4", "training.eval_every=2", "training.batch_size=8", "data.val_images=20", "model.width=0.15")
+from training.runfolder import RunFolder
 
 
 @pytest.fixture
@@ -29,14 +26,7 @@ def in_background(monkeypatch):
 
 
 def call(out, *overrides):
-    words = [word for override in (*SMALL, *overrides) for word in ("--set", override)]
-    return train.main([str(ROOT / "configs" / "smoke" / "standard.yaml"), "--out", str(out), *words])
-
-
-def content(folder):
-    state = load_checkpoint(folder / "checkpoint.pt", "run")
-    state["rows"] = [{k: v for k, v in row.items() if k != "wall_s"} for row in state["rows"]]
-    return {key: value for key, value in state.items() if key != "wall_s"}
+    return jobs.call("standard", out, *FAST, *overrides)
 
 
 def test_a_copy_is_of_the_moment_and_training_does_not_wait_for_the_job():
@@ -81,7 +71,7 @@ def test_a_run_ends_with_the_same_files(tmp_path, in_background, monkeypatch):
     assert call(tmp_path / "background", "training.keep=2") == 0
     monkeypatch.undo()
     assert call(tmp_path / "plain", "training.keep=2") == 0
-    assert same(content(tmp_path / "background"), content(tmp_path / "plain"))
+    assert same(ending(tmp_path / "background"), ending(tmp_path / "plain"))
     names = [
         sorted(p.name for p in (tmp_path / run).iterdir() if p.suffix != ".json") for run in ("background", "plain")
     ]
@@ -100,8 +90,8 @@ def test_a_checkpoint_that_could_not_be_written_ends_the_run(tmp_path, in_backgr
     monkeypatch.setattr(RunFolder, "_write", write)
     assert call(tmp_path / "run") == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert content(tmp_path / "run")["step"] == 0  # the last one that was
+    assert ending(tmp_path / "run")["step"] == 0  # the last one that was
     assert [row["step"] for row in rows(tmp_path / "run")] == ["0"]
     monkeypatch.setattr(RunFolder, "_write", real)
     assert call(tmp_path / "run") == 0
-    assert [row["step"] for row in rows(tmp_path / "run")] == ["0", "2", "4"]
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["0", "2", "4", "6"]

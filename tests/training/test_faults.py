@@ -20,10 +20,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+import jobs
 import pytest
 import torch
 from compare import same
-from jobs import Job, finish, manifest, rows, state
+from jobs import FAST, Job, call, finish, manifest, rows, state
 from places import ROOT
 
 import train
@@ -32,15 +33,6 @@ from training.config import load
 from training.errors import CheckpointError, DataError, RunError
 from training.session import Session
 from training.step import TrainStep
-
-FAST = (
-    "model.width=0.1",
-    "training.batch_size=8",
-    "training.bn_batch_size=4",
-    "training.steps=6",
-    "training.eval_every=2",
-    "data.val_images=20",
-)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +43,7 @@ def whole(tmp_path_factory):
 
 
 def ending(out):
-    """Everything a run ends with, but for the seconds it took."""
-    found = state(out)
-    found.pop("wall_s")
-    found["rows"] = [{k: v for k, v in row.items() if k != "wall_s"} for row in found["rows"]]
+    found = jobs.ending(out)
     del found["config"]  # `keep` may differ
     return found
 
@@ -425,12 +414,6 @@ def stopped(tmp_path):
     return job.out
 
 
-def call(arm, out, *overrides):
-    """train.py in this process, for what it refuses; returns its exit code."""
-    config = ROOT / "configs" / "smoke" / f"{arm}.yaml"
-    return train.main([str(config), "--out", str(out), *(w for o in (*FAST, *overrides) for w in ("--set", o))])
-
-
 def content(out):
     return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.name != "lock"}
 
@@ -446,23 +429,13 @@ def test_what_earlier_calls_noted_stays_in_the_manifest(stopped):
     assert "error" not in after
 
 
-def test_another_config_is_refused_with_both_fingerprints(stopped, capsys):
-    before = content(stopped)
-    assert call("standard", stopped, "optimizer.lr=0.5") == 2
-    error = capsys.readouterr().err
-    assert "optimizer.lr (0.01 there, 0.5 now)" in error
-    theirs, mine = re.search(r"fingerprint (\w{16}), this one's is (\w{16})", error).groups()
-    assert theirs == runfolder.config_id(manifest(stopped)["config"]) != mine
-    assert content(stopped) == before
-
-
 def test_other_data_are_refused_with_both_fingerprints(stopped, capsys, monkeypatch):
     before = content(stopped)
     from training.data import memory
 
     original = memory._generated
     monkeypatch.setattr(memory, "_generated", lambda n, seed: original(n, seed + 1))
-    assert call("standard", stopped) == 2
+    assert call("standard", stopped, *FAST) == 2
     error = capsys.readouterr().err
     was, now = re.search(r"fingerprint (\w{16}) there, (\w{16}) now", error).groups()
     assert was == manifest(stopped)["data"]["fingerprint"][:16] != now
@@ -603,7 +576,7 @@ def test_a_job_on_another_machine_that_lives(tmp_path, monkeypatch, capsys):
     other_machine(tmp_path)
     beat = threading.Timer(0.2, other_machine, (tmp_path, 1))
     beat.start()
-    assert call("standard", tmp_path) == 2
+    assert call("standard", tmp_path, *FAST) == 2
     beat.join()
     error = capsys.readouterr().err
     assert "another process (pid 1 on node7, job 4711) is training in" in error
@@ -714,15 +687,15 @@ def test_a_job_goes_on_on_another_machine_whose_clock_is_behind(whole, tmp_path)
 def test_the_teacher_is_still_being_trained(stopped, tmp_path, capsys):
     teacher = f"growth.teacher={stopped / 'checkpoint.pt'}"
     held = lease.Lease(stopped)
-    assert call("wider", tmp_path / "student", teacher) == 2
+    assert call("wider", tmp_path / "student", *FAST, teacher) == 2
     error = capsys.readouterr().err
     assert "is not finished (step 3 of 6): another process" in error
     assert f"(pid {os.getpid()} on {platform.node()}) is training it: run this one after it" in error
     (stopped / "checkpoint.pt").rename(stopped / "away.pt")
-    assert call("wider", tmp_path / "student", teacher) == 2
+    assert call("wider", tmp_path / "student", *FAST, teacher) == 2
     assert "does not exist yet: another process" in capsys.readouterr().err
     held.release()
-    assert call("wider", tmp_path / "student", teacher) == 2
+    assert call("wider", tmp_path / "student", *FAST, teacher) == 2
     assert "does not exist: train it first" in capsys.readouterr().err
 
 
@@ -730,7 +703,7 @@ def test_the_teacher_was_stopped_in_its_last_evaluation(tmp_path, capsys):
     job = Job("standard", tmp_path / "run", *FAST, "training.eval_every=6", patches=(asked_at_the_end,))
     assert job.wait() == [128 + signal.SIGTERM]
     assert state(job.out)["step"] == 6
-    assert call("wider", tmp_path / "student", f"growth.teacher={job.out / 'checkpoint.pt'}") == 2
+    assert call("wider", tmp_path / "student", *FAST, f"growth.teacher={job.out / 'checkpoint.pt'}") == 2
     assert "is not finished (step 6 of 6): train it to its end first" in capsys.readouterr().err
 
 

@@ -4,11 +4,9 @@ import contextlib
 import errno
 import itertools
 import json
-import multiprocessing
 import os
-import platform
 import random
-import resource
+import re
 import shutil
 import signal
 import time
@@ -17,11 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from compare import same
-from jobs import rows
+from jobs import FAST, Job, call, ending, finish, manifest, rows, state
 from places import ROOT
 
 import net2net
-import train
 from training import runfolder
 from training.config import Model, load
 from training.data.source import open_data
@@ -34,25 +31,9 @@ from training.student import teacher_of
 
 CPU = torch.device("cpu")
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["train"])
-
 
 def config_file(arm):
     return ROOT / "configs" / "smoke" / f"{arm}.yaml"
-
-
-def call(arm, out, *overrides):
-    """train.py in this process; returns its exit code."""
-    return train.main([str(config_file(arm)), "--out", str(out), *(w for o in overrides for w in ("--set", o))])
-
-
-def final_state(folder):
-    """Everything a run ends with, but for the seconds it took."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    state.pop("wall_s")
-    state["rows"] = [{k: v for k, v in row.items() if k != "wall_s"} for row in state["rows"]]
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +43,16 @@ def runs(tmp_path_factory):
     for arm in ("teacher_narrow", "standard"):
         assert call(arm, folder / arm / "seed0") == 0
     return folder
+
+
+PLAIN = "growth.noise=0.0"
+
+
+def trained(runs, arm, *overrides):
+    """A student's folder; tests that ask for the same run share it, as a finished one is not repeated."""
+    out = runs / re.sub(r"\W+", "_", "_".join((arm, *overrides))) / "seed0"
+    assert call(arm, out, *overrides) == 0
+    return out
 
 
 # ---- what it writes
@@ -76,12 +67,12 @@ def test_metrics_begin_at_step_0_and_end_at_the_last(runs):
 
 
 def test_the_manifest_tells_what_was_run(runs):
-    manifest = json.loads((runs / "standard" / "seed0" / "run.json").read_text())
-    assert manifest["status"] == "finished"
-    assert manifest["config"]["training.steps"] == 6
-    assert manifest["versions"]["torch"] == torch.__version__
-    assert manifest["result"]["val_images"] == 200
-    assert manifest["result"]["val_top1"] == pytest.approx(float(rows(runs / "standard" / "seed0")[-1]["val_top1"]))
+    noted = manifest(runs / "standard" / "seed0")
+    assert noted["status"] == "finished"
+    assert noted["config"]["training.steps"] == 6
+    assert noted["versions"]["torch"] == torch.__version__
+    assert noted["result"]["val_images"] == 200
+    assert noted["result"]["val_top1"] == pytest.approx(float(rows(runs / "standard" / "seed0")[-1]["val_top1"]))
 
 
 def test_the_training_loss_is_cross_entropy_in_every_row(tmp_path):
@@ -134,57 +125,51 @@ def test_a_finished_run_is_not_repeated(runs, capsys):
 
 @pytest.mark.parametrize("arm", ["wider", "deeper", "wider_sqrt2", "deeper_4pairs"])
 def test_a_student_starts_where_its_teacher_ended(runs, arm):
-    assert call(arm, runs / arm / "seed0", "growth.noise=0.0") == 0
-    manifest = json.loads((runs / arm / "seed0" / "run.json").read_text())
-    teacher = Path(manifest["growth"]["teacher"]).parent
-    assert float(rows(runs / arm / "seed0")[0]["val_top1"]) == float(rows(teacher)[-1]["val_top1"])
-    for error in manifest["growth"]["error"]:  # evaluation and training mode, on a float32 teacher
+    out = trained(runs, arm, PLAIN)
+    noted = manifest(out)
+    teacher = Path(noted["growth"]["teacher"]).parent
+    assert float(rows(out)[0]["val_top1"]) == float(rows(teacher)[-1]["val_top1"])
+    for error in noted["growth"]["error"]:  # evaluation and training mode, on a float32 teacher
         assert error["relative"] < 1e-5
-    sha = manifest["growth"]["teacher_sha256"]
+    sha = noted["growth"]["teacher_sha256"]
     assert len(sha) == 64
-    assert manifest["growth"]["history"][0]["op"] == ("deepen" if "deeper" in arm else "widen")
+    assert noted["growth"]["history"][0]["op"] == ("deepen" if "deeper" in arm else "widen")
 
 
 def test_the_checkpoint_holds_the_record_that_rebuilds_the_student(runs):
-    teacher, student = (runs / arm / "seed0" / "checkpoint.pt" for arm in ("teacher_narrow", "wider"))
-    assert call("wider", student.parent, "growth.noise=0.0") == 0
-    assert net2net.load_record(teacher) == []
-    record = net2net.load_record(student)
-    assert record == json.loads((student.parent / "run.json").read_text())["growth"]["history"]
-    config = torch.load(teacher, weights_only=True)["config"]
+    teacher, student = runs / "teacher_narrow" / "seed0", trained(runs, "wider", PLAIN)
+    assert net2net.load_record(teacher / "checkpoint.pt") == []
+    record = net2net.load_record(student / "checkpoint.pt")
+    assert record == manifest(student)["growth"]["history"]
+    config = state(teacher)["config"]
     was = Model(**{k.removeprefix("model."): v for k, v in config.items() if k.startswith("model.")})
     rebuilt = net2net.replay(record, build(was, load(config_file("wider")).data))
-    rebuilt.load_state_dict(net2net.load_weights(student, key="model"), strict=True)
+    rebuilt.load_state_dict(net2net.load_weights(student / "checkpoint.pt", key="model"), strict=True)
     assert net2net.history(rebuilt) == record
 
 
-def test_noise_moves_the_student_a_little_and_is_certified_apart(runs, tmp_path):
-    assert call("wider", runs / "wider_noisy" / "seed0", "growth.noise=0.05") == 0
-    record = json.loads((runs / "wider_noisy" / "seed0" / "run.json").read_text())["growth"]
+def test_noise_moves_the_student_a_little_and_is_certified_apart(runs):
+    record = manifest(trained(runs, "wider", "growth.noise=0.05", "growth.optimizer=carried"))["growth"]
     assert all(error["relative"] < 1e-5 for error in record["error_without_noise"])
     assert 1e-4 < record["error"][0]["relative"] < 0.5  # evaluation mode; a teacher of six steps has little to lose
 
 
 def test_exact_noise_changes_the_weights_and_not_the_start(runs):
-    folder = runs / "wider_exact" / "seed0"
-    assert call("wider", folder, "growth.noise=0.05", "growth.exact=true") == 0
-    record = json.loads((folder / "run.json").read_text())["growth"]
+    noisy, plain = trained(runs, "wider", "growth.noise=0.05", "growth.exact=true"), trained(runs, "wider", PLAIN)
+    record = manifest(noisy)["growth"]
     assert record["history"][0]["exact"] is True
     assert all(error["relative"] < 1e-5 for error in record["error"])
-    plain = runs / "wider_plain" / "seed0"
-    assert call("wider", plain, "growth.noise=0.0") == 0
-    exact, equal = (torch.load(f / "step0.pt", weights_only=True)["model"] for f in (folder, plain))
-    assert not same(exact, equal)
+    assert not same(*(state(out, "step0.pt")["model"] for out in (noisy, plain)))
 
 
 @pytest.mark.parametrize("arm", ["wider", "deeper", "random_pad"])
 def test_a_carried_optimizer_begins_with_what_the_teachers_remembers(runs, arm):
-    folder = runs / f"{arm}_carried" / "seed0"
-    assert call(arm, folder, "growth.optimizer=carried") == 0
-    manifest = json.loads((folder / "run.json").read_text())
+    plain = () if arm == "random_pad" else (PLAIN,)
+    folder, fresh = trained(runs, arm, *plain, "growth.optimizer=carried"), trained(runs, arm, *plain)
+    noted = manifest(folder)
     config = load(config_file(arm), ["growth.optimizer=carried"])
-    teacher = torch.load(manifest["growth"]["teacher"], weights_only=True)
-    first = torch.load(folder / "step0.pt", weights_only=True)
+    teacher = torch.load(noted["growth"]["teacher"], weights_only=True)
+    first = state(folder, "step0.pt")
     student = build(config.model, config.data)
     optimizer = make_optimizer(config, student)
     optimizer.load_state_dict(first["optimizer"])
@@ -199,16 +184,13 @@ def test_a_carried_optimizer_begins_with_what_the_teachers_remembers(runs, arm):
         assert torch.equal(optimizer.state[parameter][key], before.state[theirs][key])
     new = [n for n, p in student.named_parameters() if p not in optimizer.state]
     assert bool(new) == (arm == "deeper")  # what is new there has nothing to remember
-
-    fresh = runs / f"{arm}_fresh" / "seed0"
-    assert call(arm, fresh) == 0
-    assert torch.load(fresh / "step0.pt", weights_only=True)["optimizer"]["state"] == {}
-    assert not same(final_state(folder)["model"], final_state(fresh)["model"])
+    assert state(fresh, "step0.pt")["optimizer"]["state"] == {}
+    assert not same(ending(folder)["model"], ending(fresh)["model"])
 
 
 def seven_classes(runs, arm, folder):
     """The checkpoint of an arm as one of a net for seven classes, as the override that makes it a teacher."""
-    saved = torch.load(runs / arm / "seed0" / "checkpoint.pt", weights_only=True)
+    saved = state(runs / arm / "seed0")
     for weights in (saved["model"], saved["ema"]):
         for name in ("classifier.weight", "classifier.bias"):
             weights[name] = weights[name][:7].clone()
@@ -218,23 +200,21 @@ def seven_classes(runs, arm, folder):
 
 def test_a_new_head_for_another_number_of_classes(runs, tmp_path, capsys):
     """Or, where it is asked for, for other classes of the same number."""
-    seven, plain = (seven_classes(runs, "teacher_narrow", tmp_path), "growth.noise=0.0"), ("growth.noise=0.0",)
+    seven = (seven_classes(runs, "teacher_narrow", tmp_path), PLAIN)
     error = refused("wider", tmp_path / "refused", capsys, *seven)
     assert "seven.pt tells 7 classes apart, and the data have 10: growth.new_head=true gives" in error
 
-    def grown(name, *overrides):
-        folder = runs / name / "seed0"
-        assert call("wider", folder, *overrides) == 0
-        record = json.loads((folder / "run.json").read_text())["growth"]
-        return record, torch.load(folder / "step0.pt", weights_only=True)
+    def grown(*overrides):
+        out = trained(runs, "wider", *overrides)
+        return manifest(out)["growth"], state(out, "step0.pt")
 
-    record, other = grown("wider_seven", *seven, "growth.new_head=true")
+    record, other = grown(*seven, "growth.new_head=true")
     assert record["history"][-1]["op"] == "new_head"
     assert record["history"][-1]["heads"] == {"classifier": {"from": 7, "to": 10}}
     assert all(one["relative"] < 1e-5 for one in record["error"])  # of the growth, before the classifier is exchanged
-    record, same_head = grown("wider_same_head", *plain, "growth.optimizer=carried")
+    record, same_head = grown(PLAIN, "growth.optimizer=carried")
     assert [entry["op"] for entry in record["history"]] == ["widen"]
-    record, new_head = grown("wider_new_head", *plain, "growth.optimizer=carried", "growth.new_head=true")
+    record, new_head = grown(PLAIN, "growth.optimizer=carried", "growth.new_head=true")
     assert [entry["op"] for entry in record["history"]] == ["widen", "new_head"]
     for name, tensor in same_head["model"].items():
         for found in (other, new_head):
@@ -256,33 +236,29 @@ def test_a_new_head_however_the_student_was_made(runs, tmp_path, capsys, arm, te
     asked = (seven_classes(runs, teacher, tmp_path), *overrides)
     assert "tells 7 classes apart, and the data have 10" in refused(arm, tmp_path / "refused", capsys, *asked)
     assert call(arm, tmp_path / "student", *asked, "growth.new_head=true") == 0
-    record = json.loads((tmp_path / "student" / "run.json").read_text())
+    record = manifest(tmp_path / "student")
     assert [entry["op"] for entry in record["growth"]["history"]] == operations
     if arm != "random_pad":  # which does not preserve
         assert all(one["relative"] < 1e-5 for one in record["growth"]["error"])
-    assert (
-        torch.load(tmp_path / "student" / "checkpoint.pt", weights_only=True)["model"]["classifier.weight"].shape[0]
-        == 10
-    )
+    assert len(state(tmp_path / "student")["model"]["classifier.weight"]) == 10
 
 
 def test_a_continued_teacher_is_the_teacher(runs):
-    overrides = ["growth.method=continue", "growth.teacher=standard", "growth.noise=0.0"]
+    overrides = ["growth.method=continue", "growth.teacher=standard", PLAIN]
     for optimizer in ("fresh", "carried"):
-        out = runs / f"continued_{optimizer}" / "seed0"
-        assert call("wider", out, *overrides, f"growth.optimizer={optimizer}") == 0
-        teacher = torch.load(runs / "standard" / "seed0" / "checkpoint.pt", weights_only=True)
-        assert same(torch.load(out / "step0.pt", weights_only=True)["model"], teacher["ema"])
+        out = trained(runs, "wider", *overrides, f"growth.optimizer={optimizer}")
+        teacher = state(runs / "standard" / "seed0")
+        assert same(state(out, "step0.pt")["model"], teacher["ema"])
 
 
 def test_the_last_accuracy_is_of_all_validation_images(runs, tmp_path):
     folder = tmp_path / "standard" / "seed0"
     assert call("standard", folder, "data.val_images=100") == 0
-    result = json.loads((folder / "run.json").read_text())["result"]
+    result = manifest(folder)["result"]
     assert (result["val_images"], result["all_val_images"]) == (100, 2000)
     # Trained alike: with all of them in every evaluation the last row is that number.
     assert call("standard", tmp_path / "all" / "seed0", "data.val_images=2000") == 0
-    last = json.loads((tmp_path / "all" / "seed0" / "run.json").read_text())["result"]
+    last = manifest(tmp_path / "all" / "seed0")["result"]
     assert "all_val_top1" not in last
     assert last["val_top1"] == pytest.approx(result["all_val_top1"])
 
@@ -297,19 +273,18 @@ def test_training_operations_are_counted():
 
 
 def test_random_pad_has_the_students_shape_and_not_its_function(runs):
-    assert call("random_pad", runs / "random_pad" / "seed0") == 0
-    record = json.loads((runs / "random_pad" / "seed0" / "run.json").read_text())["growth"]
+    record = manifest(trained(runs, "random_pad"))["growth"]
     assert record["error"][0]["relative"] > 0.01
 
 
 def test_averaged_weights_are_what_is_evaluated_and_handed_on(runs):
-    state = torch.load(runs / "teacher_narrow" / "seed0" / "checkpoint.pt", weights_only=True)
-    assert not same(state["model"], state["ema"])
+    saved = state(runs / "teacher_narrow" / "seed0")
+    assert not same(saved["model"], saved["ema"])
     config = load(config_file("teacher_narrow"))
     model = build(config.model, config.data)
-    model.load_state_dict(state["ema"])
+    model.load_state_dict(saved["ema"])
     found = evaluate(model, open_data(config, CPU), Session(), contextlib.nullcontext)
-    assert found[1] == state["rows"][-1]["val_top1"]
+    assert found[1] == saved["rows"][-1]["val_top1"]
 
 
 # ---- order, schedule
@@ -403,7 +378,7 @@ def test_a_compiled_pass_takes_the_same_steps(runs, tmp_path, monkeypatch):
     assert call("teacher_narrow", tmp_path / "compiled", *options, "training.compile=true") == 0
     assert call("teacher_narrow", tmp_path / "plain", *options) == 0
     assert len(compiled) == 1
-    ours, theirs = final_state(tmp_path / "compiled"), final_state(tmp_path / "plain")
+    ours, theirs = ending(tmp_path / "compiled"), ending(tmp_path / "plain")
     assert same({**ours, "config": None}, {**theirs, "config": None})
 
 
@@ -411,9 +386,9 @@ def test_half_precision_computes_in_it_and_keeps_the_weights_whole(tmp_path):
     options = ("training.precision=bfloat16", "training.label_smoothing=0.1", "optimizer.clip_norm=2.0")
     assert call("standard", tmp_path / "half", *options) == 0
     assert call("standard", tmp_path / "whole", *options[1:]) == 0
-    ours, theirs = (torch.load(tmp_path / x / "checkpoint.pt", weights_only=True) for x in ("half", "whole"))
+    ours, theirs = (state(tmp_path / x) for x in ("half", "whole"))
     assert all(t.dtype == torch.float32 for t in ours["model"].values() if t.is_floating_point())
-    first, other = (state["rows"][0]["val_loss"] for state in (ours, theirs))
+    first, other = (found["rows"][0]["val_loss"] for found in (ours, theirs))
     assert first != other
     assert first == pytest.approx(other, abs=0.02)
 
@@ -441,78 +416,51 @@ def test_the_average_of_weights_warms_up_as_tensorflow_s():
 # ---- interruption
 
 
-def _child(arguments, log, room):
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT)
-    os.dup2(fd, 2)
-    if room is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit is then an error, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-    os._exit(train.main(arguments))
-
-
-def start(arm, out, *overrides, room=None):
-    """train.py in a process of its own, its errors in <out>.log; files may grow to `room` bytes."""
-    words = [str(config_file(arm)), "--out", str(out), *(w for o in overrides for w in ("--set", o))]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_child, args=(words, f"{out}.log", room))
-    process.start()
-    return process
-
-
-def errors(out):
-    return Path(f"{out}.log").read_text()
-
-
-LONG = ("training.steps=40", "training.eval_every=5")
+LONG = ("training.steps=40", "training.eval_every=10", "training.batch_size=8", "data.val_images=20")
 
 
 def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(runs, tmp_path):
     folder = tmp_path / "runs"
     folder.mkdir()
     (folder / "teacher_narrow").symlink_to(runs / "teacher_narrow")
-    start("standard", tmp_path / "warm_up").join()  # the first process waits until torch and timm are imported
+    Job("standard", tmp_path / "warm_up", *FAST).wait()  # the first process waits until torch and timm are imported
     began = time.monotonic()
-    whole = start("wider", folder / "whole" / "seed0", *LONG)
-    whole.join()
+    whole = finish("wider", folder / "whole" / "seed0", *LONG)
     duration = time.monotonic() - began
-    assert whole.exitcode == 0
 
     moments, killed = random.Random(0), 0
     out = folder / "killed" / "seed0"
     for _ in range(30):
-        process = start("wider", out, *LONG)
+        job = Job("wider", out, *LONG)
         if killed < 5:
-            process.join(duration * moments.uniform(0.05, 0.4))
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
+            job.processes[0].join(duration * moments.uniform(0.05, 0.4))
+            if job.processes[0].is_alive():
+                job.kill()
                 killed += 1
-        process.join()
-        if process.exitcode == 0:
+        if job.wait() == [0]:
             break
     assert killed >= 3
-    assert same(final_state(out), final_state(folder / "whole" / "seed0"))
-    ours, theirs = rows(out), rows(folder / "whole" / "seed0")
+    assert same(ending(out), ending(whole))
+    ours, theirs = rows(out), rows(whole)
     assert [{**row, "wall_s": ""} for row in ours] == [{**row, "wall_s": ""} for row in theirs]
-    assert json.loads((out / "run.json").read_text())["growth"]["history"]  # written by the first, killed process
+    assert manifest(out)["growth"]["history"]  # written by the first, killed process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # SIGTERM and SIGUSR1: test_faults.py
 def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path, number):
     if signal.getsignal(number) == signal.SIG_IGN:
         pytest.skip("it is ignored here, as under nohup, and train.py leaves it so")
-    process = start("standard", tmp_path / "run", *LONG)
-    while not (tmp_path / "run" / "metrics.csv").exists():
-        time.sleep(0.02)
-    os.kill(process.pid, number)
-    process.join()
-    assert process.exitcode == 128 + number
-    error = errors(tmp_path / "run")
+    job = Job("standard", tmp_path / "run", *LONG)
+    job.until((tmp_path / "run" / "metrics.csv").exists)
+    job.send(number)
+    assert job.wait() == [128 + number]
+    (error,) = job.errors()
     assert "run the same command again to go on" in error
-    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert f"saved at step {saved['step']};" in error
-    assert saved["step"] < 40
-    assert call("standard", tmp_path / "run", *LONG) == 0
-    assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(0, 41, 5))
+    at = state(job.out)["step"]
+    assert f"saved at step {at};" in error
+    assert at < 40
+    assert call("standard", job.out, *LONG) == 0
+    assert [int(row["step"]) for row in rows(job.out)] == list(range(0, 41, 10))
 
 
 # ---- what goes wrong
@@ -549,7 +497,7 @@ def test_a_dot_in_an_arm_s_name_makes_no_path_of_it(tmp_path):
 
 
 def test_the_teacher_saw_images_of_another_kind(runs, tmp_path, capsys):
-    saved = torch.load(runs / "teacher_narrow" / "seed0" / "checkpoint.pt", weights_only=True)
+    saved = state(runs / "teacher_narrow" / "seed0")
     first = next(iter(saved["model"]))
     for weights in (saved["model"], saved["ema"]):
         weights[first] = weights[first].repeat(1, 3, 1, 1)
@@ -599,16 +547,16 @@ CHANGES = {
 def test_a_checkpoint_that_was_changed_is_a_sentence_for_a_student_and_for_its_run(runs, tmp_path, capsys, change):
     folder = tmp_path / "run"
     shutil.copytree(runs / "teacher_narrow" / "seed0", folder)
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    CHANGES[change](state)
-    torch.save(state, folder / "checkpoint.pt")
+    saved = state(folder)
+    CHANGES[change](saved)
+    torch.save(saved, folder / "checkpoint.pt")
     words = "does not hold what this version of train.py writes into one"
     carried = ("growth.optimizer=carried", f"growth.teacher={folder / 'checkpoint.pt'}")
     assert f"the teacher's checkpoint {folder / 'checkpoint.pt'} {words}" in refused(
         "wider", tmp_path / "out", capsys, *carried
     )
-    manifest = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    noted = manifest(folder)
+    (folder / "run.json").write_text(json.dumps({**noted, "status": "running"}))
     assert f"the run's checkpoint {folder / 'checkpoint.pt'} {words}" in refused("teacher_narrow", folder, capsys)
 
 
@@ -635,11 +583,10 @@ def test_the_teacher_is_of_another_architecture(runs, tmp_path, capsys, arm, tea
 
 
 def test_the_teacher_is_not_finished(tmp_path, capsys):
-    process = start("teacher_narrow", tmp_path / "teacher_narrow" / "seed0", *LONG)
-    while not (tmp_path / "teacher_narrow" / "seed0" / "metrics.csv").exists():
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
-    process.join()
+    job = Job("teacher_narrow", tmp_path / "teacher_narrow" / "seed0", *LONG)
+    job.until((job.out / "metrics.csv").exists)
+    job.send(signal.SIGTERM)
+    job.wait()
     error = refused("wider", tmp_path / "wider" / "seed0", capsys)
     assert "is not finished (step" in error
 
@@ -650,21 +597,16 @@ def test_the_folder_holds_a_run_of_another_config(runs, capsys):
     error = refused("standard", folder, capsys, "optimizer.lr=0.5", "training.steps=7")
     assert f"{folder} holds a run of another config" in error
     assert "training.steps (6 there, 7 now)" in error
-    assert "optimizer.lr" in error
+    assert "optimizer.lr (0.01 there, 0.5 now)" in error
+    theirs, mine = re.search(r"fingerprint (\w{16}), this one's is (\w{16})", error).groups()
+    assert theirs == runfolder.config_id(manifest(folder)["config"]) != mine
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
-
-
-def test_another_process_trains_in_the_folder(tmp_path, capsys):
-    config = load(config_file("standard"))
-    with runfolder.RunFolder(tmp_path, config, Session()):
-        error = refused("standard", tmp_path, capsys)
-    assert f"another process (pid {os.getpid()} on {platform.node()}) is training in {tmp_path}" in error
 
 
 def test_the_run_s_own_checkpoint_is_truncated(runs, tmp_path, capsys):
     assert call("standard", tmp_path / "run") == 0
-    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    noted = manifest(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**noted, "status": "running"}))
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK\x03\x04")
     assert "cannot be read, it is truncated" in refused("standard", tmp_path / "run", capsys)
 
@@ -728,31 +670,12 @@ def test_the_output_cannot_be_written(tmp_path, capsys):
     assert "--out" in error
 
 
-def test_the_disk_is_full(tmp_path):
-    whole = tmp_path / "run"
-    process = start("standard", whole, *LONG)
-    while not (whole / "checkpoint.pt").exists():
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
-    process.join()
-    before = final_state(whole)
-    process = start("standard", whole, *LONG, room=50_000)
-    process.join()
-    assert process.exitcode == 2
-    error = errors(whole)
-    assert f"cannot write {whole / 'checkpoint.pt'}: File too large" in error
-    assert "previous version of the file is intact" in error
-    assert same(before, final_state(whole))
-    assert not list(whole.glob(".*.tmp"))
-    assert call("standard", whole, *LONG) == 0
-
-
 def test_the_loss_is_not_a_number(tmp_path, capsys):
     error = refused("standard", tmp_path / "run", capsys, *LONG, "optimizer.lr=1e30")
     assert "the training loss is not a number at step" in error
     assert "the checkpoint of step 0 is kept" in error
-    assert final_state(tmp_path / "run")["step"] == 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert ending(tmp_path / "run")["step"] == 0
+    assert manifest(tmp_path / "run")["status"] == "failed"
 
 
 def test_the_data_is_damaged(tmp_path, capsys):
@@ -779,23 +702,23 @@ def predicting(runs, out, *overrides):
 
 def test_predictors_are_trained_and_the_teacher_is_not(runs, tmp_path):
     assert predicting(runs, tmp_path / "a") == 0
-    state = final_state(tmp_path / "a")
-    assert [tuple(t.shape[2:]) for k, t in state["predictors"].items() if k.endswith("weight")] == [(1, 1)] * 4
+    saved = ending(tmp_path / "a")
+    assert [tuple(t.shape[2:]) for k, t in saved["predictors"].items() if k.endswith("weight")] == [(1, 1)] * 4
     assert predicting(runs, tmp_path / "b", "teacher_prediction.weight=1e-12") == 0
-    other = final_state(tmp_path / "b")
-    assert not same(state["predictors"], other["predictors"])
-    assert not same(state["model"], other["model"])
-    ours, theirs = state["rows"][1], other["rows"][1]
+    other = ending(tmp_path / "b")
+    assert not same(saved["predictors"], other["predictors"])
+    assert not same(saved["model"], other["model"])
+    ours, theirs = saved["rows"][1], other["rows"][1]
     assert ours["objective"] > ours["train_loss"] + 0.1  # it has the predictions' error in it
     assert theirs["objective"] == pytest.approx(theirs["train_loss"])
     assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=0.3)  # in this one it is not
     # What is evaluated and handed on is a net like any other.
     config = load(config_file("standard"))
-    build(config.model, config.data).load_state_dict(state["ema"])
-    manifest = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert len(manifest["teacher_prediction"]["teacher_sha256"]) == 64
-    plain = json.loads((runs / "standard" / "seed0" / "run.json").read_text())["training_flops_per_image"]
-    assert plain < manifest["training_flops_per_image"] < 1.5 * plain
+    build(config.model, config.data).load_state_dict(saved["ema"])
+    noted = manifest(tmp_path / "a")
+    assert len(noted["teacher_prediction"]["teacher_sha256"]) == 64
+    plain = manifest(runs / "standard" / "seed0")["training_flops_per_image"]
+    assert plain < noted["training_flops_per_image"] < 1.5 * plain
 
 
 def test_a_predicting_run_goes_on_bit_for_bit_and_with_its_own_teacher_alone(runs, tmp_path, capsys):
@@ -804,16 +727,16 @@ def test_a_predicting_run_goes_on_bit_for_bit_and_with_its_own_teacher_alone(run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StopSignals, "__call__", lambda self: next(stops, False))
         assert predicting(runs, tmp_path / "parts") != 0
-    manifest = json.loads((tmp_path / "parts" / "run.json").read_text())
-    assert manifest["status"] == "running"
+    noted = manifest(tmp_path / "parts")
+    assert noted["status"] == "running"
     (tmp_path / "parts" / "run.json").write_text(
-        json.dumps(manifest | {"teacher_prediction": manifest["teacher_prediction"] | {"teacher_sha256": "0" * 64}})
+        json.dumps(noted | {"teacher_prediction": noted["teacher_prediction"] | {"teacher_sha256": "0" * 64}})
     )
     assert predicting(runs, tmp_path / "parts") == 2
     assert "not the one that this run was begun with" in capsys.readouterr().err
-    (tmp_path / "parts" / "run.json").write_text(json.dumps(manifest))
+    (tmp_path / "parts" / "run.json").write_text(json.dumps(noted))
     assert predicting(runs, tmp_path / "parts") == 0
-    assert same(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+    assert same(ending(tmp_path / "parts"), ending(tmp_path / "whole"))
 
 
 def test_layers_that_cannot_be_predicted_are_named(runs, tmp_path, capsys):

@@ -7,8 +7,8 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from jobs import Job, finish, manifest, state
-from test_faults import FAST, be_told, before_step, die, in_write
+from jobs import FAST, Job, finish, manifest, state
+from test_faults import be_told, before_step, die, in_write
 
 OFFLINE = (*FAST, "wandb.mode=offline")
 
