@@ -2,15 +2,17 @@
 on them, hooks, modes, and the integers that modules keep of their widths."""
 
 import copy
+import types
 import warnings
 
 import pytest
 import timm
 import torch
-from compare import grown, same
+from compare import grown, same, shapes
 from nets import Net, images
 from torch import nn
-from torchvision.models import mobilenet_v3_small
+from torch.nn.utils import parametrizations
+from torchvision.models import mobilenet_v3_small, shufflenet_v2_x0_5
 
 import net2net
 from net2net import history, replay, verify
@@ -131,6 +133,132 @@ def test_hooks_of_parameters_are_named(grow):
     model[5].bias.register_post_accumulate_grad_hook(lambda parameter: None)
     with pytest.warns(UserWarning, match=r"hooks on parameters \(0\.weight, 5\.bias\) stay with the teacher"):
         grow(model)
+
+
+def mobile_net():
+    net = timm.create_model("mobilenetv3_small_050", num_classes=5).to(memory_format=torch.channels_last)
+    return net, images(3, 32, 32, dtype=torch.float32), {"blocks.0.0.bn1.act": [3]}
+
+
+def shuffle_net():
+    return shufflenet_v2_x0_5(num_classes=5).bfloat16(), images(3, 32, 32, dtype=torch.bfloat16), {"conv1.2": [3]}
+
+
+def vision_transformer():
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=2, num_classes=5)
+    return net.double(), images(3, 32, 32), {"blocks.0": ["block"]}
+
+
+def tied_words():
+    def run(m, x):
+        return m.words_out(m.act(m.back(m.act(m.hidden(m.words(x))))))
+
+    parts = {"words": nn.Embedding(9, 8), "hidden": nn.Linear(8, 12), "back": nn.Linear(12, 8), "act": nn.ReLU()}
+    net = Net(run, **parts, words_out=nn.Linear(8, 9, bias=False))
+    net.words_out.weight = net.words.weight
+    return net, torch.arange(8).view(2, 4), None
+
+
+def weight_normed():
+    net = small()
+    for k in (0, 3):
+        parametrizations.weight_norm(net[k])
+    parametrizations.spectral_norm(net[5])
+    return net, IMAGES, {"2": [3]}
+
+
+class Hook:
+    def __call__(self, *args, **kwargs):
+        pass
+
+
+def dressed(net):
+    """With something of all that users hang on modules, parameters and buffers."""
+    for k, module in enumerate(net.modules()):
+        module.training, module.note = k % 2 == 0, {"of": [f"module {k}"]}
+        if k % 3 == 0:
+            module.register_forward_hook(Hook(), with_kwargs=True, always_call=True)
+            module.register_forward_pre_hook(Hook(), prepend=True)
+            module.register_state_dict_pre_hook(Hook())
+            module.register_state_dict_post_hook(Hook())
+            module.register_load_state_dict_pre_hook(Hook())
+            module.register_load_state_dict_post_hook(Hook())
+            module.register_buffer("extra", torch.full((3,), float(k)), persistent=False)
+        if k % 4 == 1:
+            module.register_full_backward_pre_hook(Hook())
+            module.register_full_backward_hook(Hook())
+    for k, parameter in enumerate(net.parameters()):
+        parameter.requires_grad_(k % 3 > 0)
+        parameter._no_weight_decay, parameter.optim = k % 2 == 0, {"lr": k}
+    for k, buffer in enumerate(net.buffers()):
+        buffer.tag = f"buffer {k}"
+    return net
+
+
+def hung_on(net, renamed=lambda name: name):
+    """All of that by name, with the dtypes, devices and layouts; and which names are one parameter."""
+    parameters = {
+        renamed(name): (type(p), p.dtype, p.device, p.requires_grad, p.is_leaf, vars(p), p.stride() == ordered(p))
+        for name, p in net.named_parameters(remove_duplicate=False)
+    }
+    shared = {}
+    for name, p in net.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(p), []).append(renamed(name))
+    modules, buffers = {}, {}
+    for name, module in net.named_modules():
+        tables = [table for key, table in vars(module).items() if "hooks" in key and isinstance(table, dict)]
+        hooks = [[type(getattr(hook, "hook", hook)) for hook in table.values()] for table in tables]
+        modules[renamed(name)] = (type(module), module.training, getattr(module, "note", None), hooks)
+        for key, b in module.named_buffers(recurse=False):
+            kept = key not in module._non_persistent_buffers_set
+            buffers[renamed(f"{name}.{key}".removeprefix("."))] = (b.dtype, b.device, vars(b), kept)
+    return parameters, buffers, modules, sorted(shared.values())
+
+
+def ordered(kernel):
+    """The strides of its shape in channels last."""
+    return torch.empty(kernel.shape, memory_format=torch.channels_last).stride() if kernel.ndim == 4 else None
+
+
+def drawn(module):
+    for parameter in module.parameters(recurse=False):
+        parameter.normal_()
+
+
+@pytest.mark.parametrize("make", [mobile_net, shuffle_net, vision_transformer, tied_words, weight_normed])
+def test_all_that_users_hang_on_a_net_comes_along(make):
+    net, x, sites = make()
+    dressed(net)
+    before = copy.deepcopy(hung_on(net))
+    students = [net2net.widen(net, x, 2), net2net.random_pad(net, x, 2, init=drawn)]
+    students += [net2net.replay(net2net.history(students[0]), net)]
+    assert shapes(students[0]) == shapes(students[2]) != shapes(net)
+    for student in students:
+        assert hung_on(student) == before
+    if sites is not None:
+        deep = net2net.deepen(net, x, sites, [x])
+        (site,) = sites
+
+        def inside(name):  # what was there is the first of the modules that are there now
+            return f"{site}.0{name.removeprefix(site)}" if f"{name}.".startswith(f"{site}.") else name
+
+        for student in (deep, net2net.replay(net2net.history(deep), net)):
+            for old, new in zip(hung_on(net, inside)[:3], hung_on(student)[:3], strict=True):
+                assert {name: new[name] for name in old} == old
+            added = student.get_submodule(f"{site}.1")
+            assert {p.dtype for p in added.parameters()} == {next(net.parameters()).dtype}
+            assert {m.training for m in added.modules()} == {net.get_submodule(site).training}
+    assert hung_on(net) == before
+
+
+def test_hooks_that_are_methods_are_the_students_own():
+    net = small()
+    net.seen = []
+    net.note = types.MethodType(lambda self, module, inputs, output: self.seen.append(output.shape[1]), net)
+    net[3].register_forward_hook(net.note)
+    student = net2net.widen(net, IMAGES, 2)
+    student(IMAGES)
+    assert (net.seen, student.seen) == ([], [16])
 
 
 def test_a_model_whose_parameters_have_no_shape_yet():
