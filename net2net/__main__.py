@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import json
 import math
 import os
@@ -50,7 +51,10 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
-        status = arguments.run(arguments)
+        # What a factory or a forward pass prints is no part of the table or of the JSON.
+        with contextlib.redirect_stdout(sys.stderr), sources.staying():
+            status, text = arguments.run(arguments)
+        print(text)
         if sys.stdout:  # None where it was closed
             sys.stdout.flush()
         return status
@@ -165,7 +169,7 @@ def _parser() -> Parser:
         whose = " (default: the student's)" if made is verified else " (default: 0)"
         group.add_argument(
             "--seed",
-            type=int,
+            type=_seed,
             default=None if made is verified else 0,
             help=f"of {seeds}random weights and random examples{whose}",
         )
@@ -214,7 +218,7 @@ def _parser() -> Parser:
     group.add_argument(
         "--exact",
         action=argparse.BooleanOptionalAction,
-        default=True,
+        default=None,
         help="put the noise where it cancels out (the default); --no-exact: where the paper has it, which moves the "
         "function",
     )
@@ -244,7 +248,7 @@ def _parser() -> Parser:
     group.add_argument("--student", type=_path, required=True, metavar="FILE", help="what widen or deepen wrote")
     group.add_argument(
         "--tolerance",
-        type=float,
+        type=_tolerance,
         default=TOLERANCE,
         help="largest relative error that passes (default: %(default)g: rounding of float32 weights stays below)",
     )
@@ -263,6 +267,8 @@ def _parser() -> Parser:
 
 def _path(text: str) -> Path:
     """With `~` and `$VAR` replaced: the shell leaves `--out=~/x` as it is."""
+    if not text:  # of a variable that is not set
+        raise argparse.ArgumentTypeError("expected a path, got ''")
     return Path(os.path.expandvars(os.path.expanduser(text)))
 
 
@@ -334,23 +340,43 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, sizes))
 
 
+def _seed(text: str) -> int:
+    try:
+        if -(2**63) <= int(text) < 2**63:
+            return int(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a whole number of at most 64 bits, got {text!r}")
+
+
+def _tolerance(text: str) -> float:
+    try:
+        if float(text) >= 0:  # NaN is not
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number of at least 0, e.g. 1e-5, got {text!r}")
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
-def explain(asked: argparse.Namespace) -> int:
+# Each command returns its exit status and what is printed.
+
+
+def explain(asked: argparse.Namespace) -> tuple[int, str]:
     _, model, _, examples = _teacher(asked)
     found = net2net.explain(model, examples)
     if asked.json:
-        _print_json({"model": asked.model, "spaces": [s._asdict() for s in found.spaces], "sites": found.sites})
-    else:
-        print(found)
-    return 0
+        spaces = [s._asdict() for s in found.spaces]
+        return 0, _as_json({"model": asked.model, "spaces": spaces, "sites": found.sites})
+    return 0, str(found)
 
 
-def widen(asked: argparse.Namespace) -> int:
+def widen(asked: argparse.Namespace) -> tuple[int, str]:
     widths = _once(asked.width, "--width")
     if (asked.factor is None) == (not widths):
         raise CommandError("say how far to widen by either --factor or --width, e.g. --factor 1.5")
@@ -358,6 +384,8 @@ def widen(asked: argparse.Namespace) -> int:
         raise CommandError("--modules restricts --factor; --width names its layers itself")
     if asked.random_pad and asked.noise is not None:
         raise CommandError("--noise is for copies, and --random-pad makes none: give one of them")
+    if asked.random_pad and asked.exact is not None:
+        raise CommandError("--exact and --no-exact are about the noise on copies, and --random-pad makes none")
     options: dict[str, Any] = {"widths": widths or None, "modules": asked.modules, "seed": asked.seed}
     options |= {"multiple_of": asked.multiple_of, "new_head": _new_head(asked)}
     out = _writable(asked)
@@ -367,22 +395,22 @@ def widen(asked: argparse.Namespace) -> int:
             student = net2net.random_pad(teacher, examples, asked.factor, **options)
         else:
             noise = {} if asked.noise is None else {"noise": asked.noise}
-            student = net2net.widen(teacher, examples, asked.factor, exact=asked.exact, **noise, **options)
+            student = net2net.widen(teacher, examples, asked.factor, exact=asked.exact is not False, **noise, **options)
     return _finish(asked, out, inputs, teacher, student, weights, examples)
 
 
-def deepen(asked: argparse.Namespace) -> int:
+def deepen(asked: argparse.Namespace) -> tuple[int, str]:
     sites, new_head = _once(asked.site, "--site"), _new_head(asked)
     out = _writable(asked)
     files = None
     if asked.calibration not in (None, "random"):
         files = sources.calibration_files(_path(asked.calibration))
-        next(sources.calibration_batches(files, 1, torch.device("cpu")))  # what is wrong with it, before the long work
+        next(sources.calibration_batches(files, 1))  # what is wrong with it, before the long work
         asked.inputs_from = asked.inputs_from or (files[0] if asked.input is None else None)
     inputs, teacher, weights, examples = _teacher(asked)
     batches: Any = [examples] if asked.calibration else None
     if files:
-        batches = sources.calibration_batches(files, asked.calibration_batch, examples.device)
+        batches = sources.calibration_batches(files, asked.calibration_batch, teacher)
     with sources.attempt("cannot deepen this"):
         student = net2net.deepen(teacher, examples, sites, batches, new_head=new_head, seed=asked.seed)
     if asked.calibration == "random" and _new_norms(teacher, student):
@@ -394,7 +422,7 @@ def deepen(asked: argparse.Namespace) -> int:
     return _finish(asked, out, inputs, teacher, student, weights, examples)
 
 
-def verify(asked: argparse.Namespace) -> int:
+def verify(asked: argparse.Namespace) -> tuple[int, str]:
     state = sources.read_weights(asked.student)
     record = sources.read_record(asked.student)
     if not record["history"]:
@@ -432,10 +460,9 @@ def verify(asked: argparse.Namespace) -> int:
     counted = [c for c in report["certificates"] if c["mode"] == "eval" or not _new_norms(teacher, student)]
     passed = all(c["relative"] <= asked.tolerance for c in counted if "relative" in c)  # NaN is not
     report |= {"tolerance": asked.tolerance, "passed": passed}
-    _show(asked, report)
     if not report["passed"] and "sha256" in was and was["sha256"] != weights.get("sha256"):
         _note(f"{asked.weights} is not the file that the student was grown from, which was called {was.get('file')}")
-    return 0 if report["passed"] else 1
+    return 0 if report["passed"] else 1, _shown(asked, report)
 
 
 def _teacher(asked: argparse.Namespace) -> tuple[Inputs, nn.Module, dict[str, Any], torch.Tensor]:
@@ -461,7 +488,8 @@ def _teacher(asked: argparse.Namespace) -> tuple[Inputs, nn.Module, dict[str, An
     )
     for note in loaded.notes:
         _note(_spelled(note))
-    model = loaded.model.to(device).eval()
+    with sources.attempt(f"cannot move {asked.model} to --device {asked.device}"):
+        model = loaded.model.to(device).eval()
     return inputs, model, loaded.weights, inputs.of(model)
 
 
@@ -483,13 +511,17 @@ def _writable(asked: argparse.Namespace) -> Path | None:
         return None
     if asked.out.suffix in (".pt", ".pth", ".bin", ".ckpt", ".json"):
         raise CommandError(f"--out {asked.out}: students are written as .safetensors")
+    if asked.out.is_dir() or asked.out.name in ("", ".."):
+        raise CommandError(f"--out {asked.out} is a folder: name a file in it, e.g. {asked.out / 'student'}")
     out = asked.out if asked.out.suffix == ".safetensors" else asked.out.with_name(f"{asked.out.name}.safetensors")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise CommandError(f"--out {asked.out}: {out.parent} is not a folder that can be written to")
     if asked.weights is not None and out.resolve() == asked.weights.resolve():
         raise CommandError(f"--out {asked.out} would replace the teacher's own weights")
     for file in (out, out.with_suffix(".json")):
-        if file.exists() and not asked.force:
+        if file.is_dir():
+            raise CommandError(f"--out {asked.out}: {file} is a folder")
+        if os.path.lexists(file) and not asked.force:
             raise CommandError(f"{file} exists: --force replaces it")
     return out
 
@@ -502,7 +534,7 @@ def _finish(
     student: nn.Module,
     weights: dict[str, Any],
     examples: torch.Tensor,
-) -> int:
+) -> tuple[int, str]:
     record = {
         "model": {"name": asked.model, "args": _arguments(asked), "weights": weights},
         "input": list(examples.shape[1:]),
@@ -512,8 +544,7 @@ def _finish(
     # Before the certificates, which take longer than all else.
     files = sources.write_student(out, student, record) if out else []
     report = _report(asked, inputs, teacher, student, weights, examples)
-    _show(asked, {**report, "files": [str(file) for file in files]})
-    return 0
+    return 0, _shown(asked, {**report, "files": [str(file) for file in files]})
 
 
 def _versions(spec: str) -> dict[str, str]:
@@ -582,32 +613,33 @@ def _new_norms(teacher: nn.Module, student: nn.Module) -> int:
     return ours - theirs
 
 
-def _show(asked: argparse.Namespace, report: dict[str, Any]) -> None:
+def _shown(asked: argparse.Namespace, report: dict[str, Any]) -> str:
     if asked.json:
-        _print_json(report)
-        return
+        return _as_json(report)
     weights = report["weights"]
     source = weights.get("file") or ("pretrained weights" if "pretrained" in weights else None)
-    print(f"{report['model']}, {source or 'random initialisation (seed {seed})'.format(**weights)}")
-    print(f"run on {report['inputs']}, {'x'.join(map(str, report['input']))} each\n")
-    print(*costs(report["parameters"], report["macs"]), sep="\n")
-    print()
+    lines = [f"{report['model']}, {source or 'random initialisation (seed {seed})'.format(**weights)}"]
+    lines += [f"run on {report['inputs']}, {'x'.join(map(str, report['input']))} each", ""]
+    lines += [*costs(report["parameters"], report["macs"]), ""]
     for certificate in report["certificates"]:
         if "failed" in certificate:
-            print(f"no certificate in training mode: {certificate['failed']}")
+            lines.append(f"no certificate in training mode: {certificate['failed']}")
         else:
             norms = certificate["mode"] == "train" and report["new_batch_norms"]
-            print(f"{Certificate(**certificate)}" + (", exact on the whole calibration batch alone" if norms else ""))
+            lines.append(
+                f"{Certificate(**certificate)}" + (", exact on the whole calibration batch alone" * bool(norms))
+            )
     if report["heads"]:
-        print("compared with the teacher's own classifier in place of the new one")
-    lines = _summary(report).growth(asked.all, ": --all")
-    print(*lines, *([""] if lines else []), sep="\n", end="\n" if lines else "")
-    for file in report.get("files", ()):
-        print(f"wrote {file}")
+        lines.append("compared with the teacher's own classifier in place of the new one")
+    grew = _summary(report).growth(asked.all, ": --all")
+    lines += [*grew, ""] if grew else []
+    lines += [f"wrote {file}" for file in report.get("files", ())]
     if "files" in report and not report["files"]:
-        print("nothing was written: no --out")
+        lines.append("nothing was written: no --out")
     if "passed" in report:
-        print(f"{'passed' if report['passed'] else 'FAILED'}: tolerance {report['tolerance']:g} (relative error)")
+        passed = "passed" if report["passed"] else "FAILED"
+        lines.append(f"{passed}: tolerance {report['tolerance']:g} (relative error)")
+    return "\n".join(lines)
 
 
 def _summary(report: dict[str, Any]) -> Summary:
@@ -616,7 +648,7 @@ def _summary(report: dict[str, Any]) -> Summary:
     return Summary(*rest, report["numbers"], report["unclear"])
 
 
-def _print_json(content: Any) -> None:
+def _as_json(content: Any) -> str:
     def plain(value: Any) -> Any:  # JSON has no NaN and no infinity
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
@@ -624,7 +656,7 @@ def _print_json(content: Any) -> None:
             return [plain(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    print(json.dumps(plain(content), indent=1))
+    return json.dumps(plain(content), indent=1)
 
 
 def _note(text: str) -> None:

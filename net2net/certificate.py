@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -188,6 +189,13 @@ def confirm(
                     stacklevel=3,
                 )
                 continue
+        if math.isnan(certificate.relative) and math.isnan(
+            _compared(teacher, teacher, example_inputs, mode, first).relative
+        ):
+            raise GrowthError(
+                f"the model's own outputs are not finite ({certificate.mode} mode), which no student can be compared "
+                "with: look for NaN and infinity in its weights and in the inputs"
+            )
         hint = f" {lacking.type} has no float64: on the CPU it is compared in that." if lacking else ""
         raise GrowthError(
             f"the grown model does not compute its teacher's function: {certificate}; expected a relative error of "

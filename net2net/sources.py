@@ -41,13 +41,22 @@ def attempt(what: str, where: bool = False) -> Iterator[None]:
         yield
     except (CommandError, GrowthError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that is called as a factory, and parses its own arguments
         said = next(iter(str(error).strip().splitlines()), "")
         text = f"{what}: {type(error).__name__}" + (f": {said}" if said else "")
         frames = traceback.extract_tb(error.__traceback__)
         if where and frames[-1].filename != __file__:
             text += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
         raise CommandError(text) from error
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """No code of a model's ends the program without a word."""
+    try:
+        yield
+    except SystemExit as error:
+        raise CommandError(f"the model's own code ended the program (SystemExit: {error})") from error
 
 
 def package(name: str) -> Any:
@@ -81,6 +90,8 @@ def build(spec: str, arguments: Mapping[str, Any], *, pretrained: bool = False, 
         model = make(**arguments)
     if not isinstance(model, nn.Module):
         raise CommandError(f"{spec} returns {type(model).__name__}: expected a torch.nn.Module")
+    if empty := next((name for name, tensor in model.named_parameters() if tensor.is_meta), None):
+        raise CommandError(f"{spec} makes {empty!r} on the meta device, without numbers: expected a model on the CPU")
     return model.eval()
 
 
@@ -114,6 +125,9 @@ def _factory(source: str, name: str, pretrained: bool) -> Callable[..., Any]:
         raise CommandError(
             f"--pretrained is for timm and torchvision: give {spec} a file with --weights, or --model-arg what it takes"
         )
+    if "/" in source or source.startswith(".") or source.endswith(".py"):
+        likely = source.removesuffix(".py").strip("./").replace("/", ".") or "package.module"
+        raise CommandError(f"{spec} names a file: expected a module as in `import`, e.g. {likely}:{name}")
     try:
         found: Any = importlib.import_module(source)
     except ModuleNotFoundError as error:
@@ -182,7 +196,8 @@ def regrow(history: list[Any], teacher: nn.Module, path: Path) -> nn.Module:
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Any]:
     if not path.exists():
-        raise CommandError(f"there is no file {path}")
+        likely = path.with_name(f"{path.name}.safetensors")
+        raise CommandError(f"there is no file {path}" + (f"; did you mean {likely}?" if likely.exists() else ""))
     with attempt(f"cannot read the weights in {path}"):
         return load_weights(path, key)
 
@@ -229,7 +244,8 @@ def read_record(path: Path) -> dict[str, Any]:
         return record
     beside = path.with_suffix(".json")
     if beside.is_file():
-        with attempt(f"cannot read {beside}"):
+        content = None
+        with attempt(f"cannot read {beside}"), suppress(ValueError):  # lines of JSON, e.g. a log of the training
             content = json.loads(beside.read_text())
         if isinstance(content, list):
             content = {"history": content}
@@ -276,8 +292,10 @@ class Inputs(NamedTuple):
             examples = read_tensor(self.file)[: self.batch]
         else:
             generator = torch.Generator().manual_seed(self.seed)
-            examples = torch.randn(self.batch, *(self.shape or self._known(model)), generator=generator)
-        return examples.to(device_of(model))
+            shape = (self.batch, *(self.shape or self._known(model)))
+            with attempt(f"cannot make {self.batch} examples of {'x'.join(map(str, shape[1:]))}"):
+                examples = torch.randn(shape, generator=generator)
+        return as_the_model(examples, model)
 
     def _known(self, model: nn.Module) -> Shape:
         config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)  # timm's
@@ -298,6 +316,13 @@ class Inputs(NamedTuple):
 
 def device_of(model: nn.Module) -> torch.device:
     return next((t.device for t in model.parameters()), torch.device("cpu"))
+
+
+def as_the_model(examples: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """On its device, and real numbers in its precision: numpy's are float64 where nobody asked for another."""
+    kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
+    kind = next(kinds, examples.dtype) if examples.is_floating_point() else examples.dtype
+    return examples.to(device_of(model), kind)
 
 
 def read_tensor(path: Path) -> torch.Tensor:
@@ -338,9 +363,10 @@ def calibration_files(path: Path) -> list[Path]:
     return files
 
 
-def calibration_batches(files: list[Path], size: int, device: torch.device) -> Iterator[torch.Tensor]:
+def calibration_batches(files: list[Path], size: int, model: nn.Module | None = None) -> Iterator[torch.Tensor]:
+    """Of so many images each, as the model takes them where one is given."""
     for file in files:
         images = read_tensor(file)
         if not images.is_floating_point():
             raise CommandError(f"{file} has {images.dtype}: expected images as the model takes them, normalised floats")
-        yield from images.to(device).split(size)
+        yield from (images if model is None else as_the_model(images, model)).split(size)

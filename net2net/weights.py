@@ -144,7 +144,9 @@ def _opened(path: Path) -> Any:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
-        raise GrowthError(f"{path} is damaged or not safetensors ({_first_line(error)})") from None
+        with path.open("rb") as file:
+            pointer = _pointer(file.read(40))
+        raise GrowthError(f"{path} is damaged or not safetensors ({_first_line(error)}){pointer}") from None
 
 
 def _unpickled(path: Path) -> Any:
@@ -156,10 +158,16 @@ def _unpickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wants = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?) `?([\w.]+\.\w+)", str(error))
+        with path.open("rb") as file:
+            begins = file.read(40)
+        if not begins.startswith((b"PK", b"\x80")):  # neither a zip file nor a pickle
+            raise GrowthError(
+                f"{path} was not written by torch.save: it begins with {begins!r}{_pointer(begins)}"
+            ) from None
         raise GrowthError(
             f"{path} holds more than tensors and plain data ({wants[1] if wants else _first_line(error)[:200]}), which "
-            "is read by running code in it; nothing was run. If you trust it, save its state dict alone: "
-            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt')"
+            "is read by running code in it; nothing was run. If you trust it, save its state dict alone: torch.save("
+            "torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt'); of a whole model, .state_dict()"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         if isinstance(error, OSError) and error.filename is not None:  # missing, not allowed: not for what is in it
@@ -218,6 +226,13 @@ def _bare(weights: dict[str, Any]) -> dict[str, Any]:
     while prefix := next((p for p in PREFIXES if counted and all(name.startswith(p) for name in counted)), None):
         weights = counted = {name.removeprefix(prefix): tensor for name, tensor in counted.items()}
     return weights
+
+
+def _pointer(begins: bytes) -> str:
+    """What to do where a file was cloned without its content."""
+    return (
+        ": a pointer of Git LFS, `git lfs pull` fetches the file" if begins.startswith(b"version https://git") else ""
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -45,6 +45,27 @@ def broken(depth):
     raise ZeroDivisionError("no depth")
 
 
+def script():
+    """As a training script that is taken for a factory parses its own arguments."""
+    sys.exit("usage: train.py")
+
+
+def on_meta():
+    with torch.device("meta"):
+        return small()
+
+
+class Loud(nn.Linear):
+    def __init__(self, ends=False):
+        print("a Loud is made")
+        super().__init__(3, 2)
+        self.ends = ends
+
+    def forward(self, x):
+        print("forward", tuple(x.shape))
+        return sys.exit(5) if self.ends else super().forward(x)
+
+
 SMALL = f"{__name__}:small"
 
 
@@ -368,6 +389,45 @@ MISTAKES = [
         "explain SELF:small --weights bare.pt",
         r"it has no 1\.weight, 1\.bias, 1\.running_mean and 1 more; the model has no x$",
     ),
+    ("explain SELF:small --weights page.pt", r"page\.pt was not written by torch\.save: it begins with b'<html>"),
+    (
+        "explain SELF:small --weights pointer.safetensors",
+        r"pointer\.safetensors .*a pointer of Git LFS, `git lfs pull`",
+    ),
+    (
+        "explain SELF:small --weights whole.pt",
+        r"'weights\.pt'\); of a whole model, \.state_dict\(\)$",
+    ),
+    ("explain SELF:small --weights=", r"--weights: expected a path, got ''"),
+    (
+        "explain SELF:script --input 3",
+        r"cannot make \S+:script: SystemExit: usage: train\.py \(test_cli\.py, line \d+\)",
+    ),
+    ("explain SELF:on_meta --input 3x8x8", r"makes '0\.weight' on the meta device, without numbers"),
+    (
+        "explain ./nets/mine.py:make --input 3",
+        r"names a file: expected a module as in `import`, e\.g\. nets\.mine:make",
+    ),
+    ("explain SELF:small --input 3x8x8 --batch 100000000000000", r"cannot make 100000000000000 examples of 3x8x8: "),
+    (
+        "explain SELF:small --input 3x8x8 --seed 99999999999999999999",
+        r"--seed: expected a whole number of at most 64 bits",
+    ),
+    ("explain SELF:small --input 3x8x8 --device xla", r"cannot move \S+:small to --device xla: "),
+    (
+        "widen SELF:small --input 3x8x8 --factor 2 --weights nan.pt",
+        r"the model's own outputs are not finite \(eval mode\)",
+    ),
+    ("widen SELF:small --input 3x8x8 --factor 2 --random-pad --no-exact", r"--random-pad makes none"),
+    (
+        "widen SELF:small --input 3x8x8 --factor 2 --out empty",
+        r"--out empty is a folder: name a file in it, e\.g\. empty/",
+    ),
+    ("widen SELF:small --input 3x8x8 --factor 2 --out .", r"--out \. is a folder: name a file in it"),
+    ("widen SELF:small --input 3x8x8 --factor 2 --out ..", r"--out \.\. is a folder"),
+    ("widen SELF:small --input 3x8x8 --factor 2 --out /", r"--out / is a folder"),
+    ("widen SELF:small --input 3x8x8 --factor 2 --force --out taken", r"--out taken: taken\.safetensors is a folder"),
+    ("widen SELF:small --input 3x8x8 --factor 2 --out link", r"link\.safetensors exists: --force replaces it"),
     ("widen SELF:small --input 3x8x8", r"either --factor or --width"),
     ("widen SELF:small --input 3x8x8 --factor 2 --width 0=12", r"either --factor or --width"),
     ("widen SELF:small --input 3x8x8 --width 0=12 --modules 0", r"--modules restricts --factor"),
@@ -393,6 +453,8 @@ MISTAKES = [
     ),
     ("deepen SELF:small --site 2=3 --calibration empty", r"empty has no \.safetensors, \.npy or \.pt file"),
     ("verify SELF:small --student none.safetensors", r"there is no file none\.safetensors"),
+    ("verify SELF:small --student cut", r"there is no file cut; did you mean cut\.safetensors\?"),
+    ("verify SELF:small --student good.pt --tolerance nan", r"--tolerance: expected a number of at least 0"),
     ("verify SELF:small --student good.pt", r"good\.pt has no record of a growth"),
     ("frobnicate", r"invalid choice: 'frobnicate'"),
     ("", r"required: COMMAND"),
@@ -409,6 +471,11 @@ def mistakes(tmp_path_factory):
     (folder / "empty").mkdir()
     torch.save(state, folder / "good.pt")
     torch.save(small(), folder / "whole.pt")
+    torch.save({name: value * float("nan") for name, value in state.items()}, folder / "nan.pt")
+    (folder / "page.pt").write_text("<html>404 Not Found</html>")
+    (folder / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n")
+    (folder / "taken.safetensors").mkdir()
+    (folder / "link.safetensors").symlink_to("nowhere")
     torch.save({**small(norm=False).state_dict(), "x": torch.ones(1)}, folder / "bare.pt")
     save_file(state, folder / "cut.safetensors")
     for name, source in (("cut.safetensors", "cut.safetensors"), ("cut.pt", "good.pt")):
@@ -542,6 +609,32 @@ def test_output_that_cannot_be_written_is_a_sentence(monkeypatch, capsys, stream
         status = cli.main(["explain", SMALL, *SHAPE])
     assert status == (2 if stream == "full" else 0)
     assert ("standard output: No space left on device" in capsys.readouterr().err) == (stream == "full")
+
+
+def test_what_a_models_code_prints_is_no_part_of_the_table(run):
+    status, printed, said = run("explain", f"{__name__}:Loud", "--input", 3, "--json")
+    assert (status, [space["width"] for space in json.loads(printed)["spaces"]]) == (0, [2])
+    assert said.startswith("a Loud is made\nforward (2, 3)\n")
+
+
+def test_a_model_that_ends_the_program_does_not_end_it_without_a_word(run):
+    status, printed, said = run("explain", f"{__name__}:Loud", "--input", 3, "--model-arg", "ends=true")
+    assert (status, printed) == (2, "")
+    assert said.endswith("net2net: the model's own code ended the program (SystemExit: 5)\n")
+
+
+def test_examples_and_calibration_in_another_precision_than_the_models(run, tmp_path):
+    np.save(tmp_path / "images.npy", images(4).double().numpy())
+    for words in (["widen", "--factor", 2], ["deepen", "--site", "2=3", "--calibration", tmp_path / "images.npy"]):
+        status, printed, said = run(words[0], SMALL, "--inputs-from", tmp_path / "images.npy", *words[1:])
+        assert (status, said) == (0, ""), said
+        assert "max-abs error" in printed
+
+
+@pytest.mark.parametrize("beside", [b'{"loss": 1}\n{"loss": 0.5}\n', b"\xff\xfe"], ids=["lines", "no text"])
+def test_a_foreign_file_beside_the_weights_is_no_obstacle(run, weights, beside):
+    weights.with_suffix(".json").write_bytes(beside)
+    assert run("explain", SMALL, *SHAPE, "--weights", weights)[::2] == (0, "")
 
 
 def test_paths_follow_home_and_variables(tmp_path, monkeypatch, weights):
