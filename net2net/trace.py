@@ -416,7 +416,7 @@ class Trace(Recording):
             if name is None and (tensor.is_meta or (self.real and id(tensor) not in self._before)):
                 raise UnsupportedOperation(
                     f"a tensor of shape {tuple(tensor.shape)} in {place(self.module)} comes from code that cannot be "
-                    "followed, e.g. a scripted or custom autograd function: write it in plain torch operations"
+                    "followed, e.g. torch.vmap, a scripted or custom autograd function: use plain torch operations"
                 )
             axes: list[Axis | None] = [None] * tensor.ndim
             if name is not None:

@@ -329,6 +329,17 @@ GROWS = {
     "depthwise, 2 outputs each": (1, lambda: depthwise(2)),
     "depthwise of depthwise": (1, depthwise_of_depthwise),
     "inverted residual": (1, inverted_residual),
+    "scaled and shifted by features of its own": (1, lambda: between(
+        lambda m, h: (lambda scale, shift: h * (1 + scale) + shift)(*m.film(h.mean((2, 3), True)).chunk(2, 1)),
+        film=conv(8, 16, 1))),
+    "an update of low rank": (1, lambda: between(
+        lambda m, h: h + m.up(m.down(h)) / 2, down=conv(8, 2, 1), up=conv(2, 8, 1))),
+    "experts, weighted": (1, lambda: between(
+        lambda m, h: sum(g * e(h) for g, e in zip(m.gate(h).softmax(1).split(1, 1), m.experts, strict=True)),
+        gate=conv(8, 2, 1), experts=nn.ModuleList([conv(8, 8), conv(8, 8, 1)]))),
+    "running averages": (1, lambda: between(lambda m, h: (h * h.exp()).cumsum(2) / h.exp().cumsum(2))),
+    "called by torch.func": (1, lambda: between(
+        lambda m, h: torch.func.functional_call(m.more, dict(m.more.named_parameters()), (h,)), more=conv(8, 8))),
     "2 groups": (2, lambda: in_groups(2)),
     "4 groups": (2, lambda: in_groups(4)),
     "groups of groups": (1, groups_of_groups),
