@@ -7,11 +7,12 @@ first cell of a row names an arm of the folder that the comment names, and the r
 A number of a sentence is between `<!--final long: wider-->` (a metric of figures/judging.py, runs, an arm: the mean of
 its seeds) and `<!--/-->`; with `wider - standard` for `wider` it is the mean of the differences of the same seed.
 A mean of one arm is over the five seeds that all arms have, so that it can stand beside another's; one of differences
-is over all.
+is over all: claim (b) asks for more seeds of three arms, and a mean over other teachers would be another one.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -23,15 +24,18 @@ import pandas as pd
 from experiments import looks
 from experiments.output import script
 from experiments.reading import YamlError
-from figures import metrics
+from figures import metrics, rules
 from figures.curves import Problem, Results, Run, read_seeds
 from figures.judging import DIFFERENCES
 from figures.metrics import SHOWN, estimate
 
 ROOT = Path(__file__).resolve().parents[1]
-SEEDS = range(
-    1, 6
-)  # that all arms have; claim (b) asks for more of three arms, and a mean over other teachers is another
+
+
+@functools.cache
+def planned() -> frozenset[int]:
+    """The seeds that all arms have."""
+    return frozenset(rules.read(ROOT / "results" / "claims.yaml").seeds)
 
 
 def arms(runs: Path, names: list[str]) -> str:
@@ -87,7 +91,7 @@ def numbers(text: str, results: Path) -> str:
         if other:
             values = [DIFFERENCES[metric](arm[seed], against[seed]) for seed in sorted(arm.keys() & against.keys())]
         else:
-            values = [getattr(metrics, metric)(run) for seed, run in arm.items() if seed in SEEDS]
+            values = [getattr(metrics, metric)(run) for seed, run in arm.items() if seed in planned()]
         return begin + _value(values, signed=bool(other)) + end
 
     return NUMBER.sub(fill, text)
@@ -149,7 +153,7 @@ def documents(root: Path) -> dict[Path, Callable[[str], str]]:
 
 
 def _seeds(arm: Path) -> list[Run]:
-    seeds = [run for seed, run in read_seeds(arm).items() if run.finished and seed in SEEDS]
+    seeds = [run for seed, run in read_seeds(arm).items() if run.finished and seed in planned()]
     if not seeds:
         raise Problem(f"{arm} has no finished run: record it first (make record).")
     return seeds
