@@ -79,43 +79,43 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--data", type=Path, default=Path("data/FashionMNIST/raw"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
-    asked = parser.parse_args(argv)
-    if asked.model not in timm.list_models("regnety_*") or asked.steps < 2:
-        parser.exit(2, f"expected a RegNetY of timm and at least 2 steps, got {asked.model} and {asked.steps}\n")
+    args = parser.parse_args(argv)
+    if args.model not in timm.list_models("regnety_*") or args.steps < 2:
+        parser.exit(2, f"expected a RegNetY of timm and at least 2 steps, got {args.model} and {args.steps}\n")
     try:
-        (images, test) = (read(asked.data, part) for part in ("train", "t10k"))
-        (asked.out or asked.data).parent.mkdir(parents=True, exist_ok=True)
+        (images, test) = (read(args.data, part) for part in ("train", "t10k"))
+        (args.out or args.data).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.exit(2, f"{error}: --data is the folder of Fashion-MNIST's four .gz files; `make data` fetches them\n")
     images, test = ([(x / 255 - MEAN) / STD, y] for x, y in (images, [t[:TEST_IMAGES] for t in test]))
-    torch.manual_seed(asked.seed)
-    sgd, total = partial(torch.optim.SGD, lr=RATE, momentum=0.9, nesterov=True), asked.steps * 3 // 2
-    teacher = timm.create_model(asked.model, num_classes=10, in_chans=1).to(
+    torch.manual_seed(args.seed)
+    sgd, total = partial(torch.optim.SGD, lr=RATE, momentum=0.9, nesterov=True), args.steps * 3 // 2
+    teacher = timm.create_model(args.model, num_classes=10, in_chans=1).to(
         memory_format=torch.channels_last
     )  # faster on a CPU
     optimizer = sgd(teacher.parameters())
-    arms = {"teacher": train(teacher, optimizer, range(asked.steps), total, images, test)}
+    arms = {"teacher": train(teacher, optimizer, range(args.steps), total, images, test)}
 
-    student = net2net.widen(teacher, test[0][:64], factor=1.5, noise=0.05, exact=True, seed=asked.seed)
+    student = net2net.widen(teacher, test[0][:64], factor=1.5, noise=0.05, exact=True, seed=args.seed)
     optimizer = net2net.grow_optimizer(optimizer, student, teacher=teacher)
     print(error := net2net.verify(teacher, student, test[0][:64]))
     scratch = initialise(copy.deepcopy(student))
-    arms["student"] = train(student, optimizer, range(asked.steps, total), total, images, test)
+    arms["student"] = train(student, optimizer, range(args.steps, total), total, images, test)
     arms["scratch"] = train(scratch, sgd(scratch.parameters()), range(total), total, images, test)
 
     grown, alone = arms["teacher"]["accuracy"] | arms["student"]["accuracy"], arms["scratch"]["accuracy"]
     print("mini-batches  grown, %  from scratch, %", *(f"{n:12}  {grown[n]:8}  {alone[n]:15}" for n in alone), sep="\n")
     first = [next((n for n, a in curve.items() if a >= alone[total] - 1), None) for curve in (grown, alone)]
     print(f"within a point of the last: grown after {first[0]} mini-batches, from scratch after {first[1]}")
-    if asked.out:
-        result = {k: v for k, v in vars(asked).items() if k != "data"} | {
+    if args.out:
+        result = {k: v for k, v in vars(args).items() if k != "data"} | {
             "torch": torch.__version__,
             "timm": timm.__version__,
             "rate": RATE,
             "batch": BATCH,
         }
         result |= {"relative_error": error.relative, "grown_within": first[0], "scratch_within": first[1], "arms": arms}
-        asked.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+        args.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
 
 
 if __name__ == "__main__":

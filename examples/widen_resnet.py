@@ -29,29 +29,29 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--out", type=Path, help="a .safetensors file for the student")
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    crop = transforms.RandomResizedCrop(asked.size, scale=(0.5, 1.0))
+    crop = transforms.RandomResizedCrop(args.size, scale=(0.5, 1.0))
     steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     try:
-        images = datasets.ImageFolder(asked.folder, transforms.Compose(steps))
-        teacher = models.get_model(asked.arch, weights=None if asked.weights else "DEFAULT")
-        if asked.weights:
-            teacher.load_state_dict(net2net.load_weights(asked.weights))
+        images = datasets.ImageFolder(args.folder, transforms.Compose(steps))
+        teacher = models.get_model(args.arch, weights=None if args.weights else "DEFAULT")
+        if args.weights:
+            teacher.load_state_dict(net2net.load_weights(args.weights))
     except (OSError, RuntimeError, net2net.GrowthError) as error:
         parser.exit(2, f"{str(error).splitlines()[0]}\n")
-    loader = torch.utils.data.DataLoader(images, asked.batch, shuffle=True)
+    loader = torch.utils.data.DataLoader(images, args.batch, shuffle=True)
     teacher.to(device, memory_format=torch.channels_last)
 
     examples = next(iter(loader))[0].to(device)
-    student = net2net.widen(teacher, examples, asked.factor, new_head=len(images.classes))
+    student = net2net.widen(teacher, examples, args.factor, new_head=len(images.classes))
     print(net2net.summary(student, examples, teacher), "\n")
 
-    optimizer = torch.optim.SGD(student.parameters(), lr=asked.rate, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, asked.epochs * len(loader))
-    for epoch in range(asked.epochs):
+    optimizer = torch.optim.SGD(student.parameters(), lr=args.rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * len(loader))
+    for epoch in range(args.epochs):
         right, total = 0, 0
         student.train()
         for x, y in loader:
@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> None:
             schedule.step()
             right, total = right + int((scores.argmax(1).cpu() == y).sum()), total + len(y)
         print(f"epoch {epoch}: {100 * right / total:.1f} % of {total} training images, loss {loss:.3f}")
-    if asked.out:
-        net2net.save_weights(asked.out, student)
-        print(f"wrote {asked.out}: net2net.replay(net2net.load_record(…), {asked.arch}()) rebuilds the student")
+    if args.out:
+        net2net.save_weights(args.out, student)
+        print(f"wrote {args.out}: net2net.replay(net2net.load_record(…), {args.arch}()) rebuilds the student")
 
 
 if __name__ == "__main__":

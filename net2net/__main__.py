@@ -305,8 +305,8 @@ def _head(text: str) -> tuple[str, int]:
     return layer, int(number)
 
 
-def _new_head(asked: argparse.Namespace) -> Any:
-    heads = _once(asked.new_head, "--new-head")
+def _new_head(args: argparse.Namespace) -> Any:
+    heads = _once(args.new_head, "--new-head")
     if "" in heads and len(heads) > 1:
         raise CommandError("--new-head N is for a model with one classifier: name the layer of each, e.g. fc=10")
     return heads.get("", heads or None)
@@ -367,128 +367,126 @@ def _count(text: str) -> int:
 # Each command returns its exit status and what is printed.
 
 
-def explain(asked: argparse.Namespace) -> tuple[int, str]:
-    _, model, _, examples = _teacher(asked)
+def explain(args: argparse.Namespace) -> tuple[int, str]:
+    _, model, _, examples = _teacher(args)
     found = net2net.explain(model, examples)
-    if asked.json:
+    if args.json:
         spaces = [s._asdict() for s in found.spaces]
-        return 0, _as_json({"model": asked.model, "spaces": spaces, "sites": found.sites})
+        return 0, _as_json({"model": args.model, "spaces": spaces, "sites": found.sites})
     return 0, str(found)
 
 
-def widen(asked: argparse.Namespace) -> tuple[int, str]:
-    widths = _once(asked.width, "--width")
-    if (asked.factor is None) == (not widths):
+def widen(args: argparse.Namespace) -> tuple[int, str]:
+    widths = _once(args.width, "--width")
+    if (args.factor is None) == (not widths):
         raise CommandError("say how far to widen by either --factor or --width, e.g. --factor 1.5")
-    if widths and asked.modules:
+    if widths and args.modules:
         raise CommandError("--modules restricts --factor; --width names its layers itself")
-    if asked.random_pad and asked.noise is not None:
+    if args.random_pad and args.noise is not None:
         raise CommandError("--noise is for copies, and --random-pad makes none: give one of them")
-    if asked.random_pad and asked.exact is not None:
+    if args.random_pad and args.exact is not None:
         raise CommandError("--exact and --no-exact are about the noise on copies, and --random-pad makes none")
-    options: dict[str, Any] = {"widths": widths or None, "modules": asked.modules, "seed": asked.seed}
-    options |= {"multiple_of": asked.multiple_of, "new_head": _new_head(asked)}
-    out = _writable(asked)
-    inputs, teacher, weights, examples = _teacher(asked)
+    options: dict[str, Any] = {"widths": widths or None, "modules": args.modules, "seed": args.seed}
+    options |= {"multiple_of": args.multiple_of, "new_head": _new_head(args)}
+    out = _writable(args)
+    inputs, teacher, weights, examples = _teacher(args)
     with sources.attempt("cannot widen this"):
-        if asked.random_pad:
-            student = net2net.random_pad(teacher, examples, asked.factor, **options)
+        if args.random_pad:
+            student = net2net.random_pad(teacher, examples, args.factor, **options)
         else:
-            noise = {} if asked.noise is None else {"noise": asked.noise}
-            student = net2net.widen(teacher, examples, asked.factor, exact=asked.exact is not False, **noise, **options)
-    return _finish(asked, out, inputs, teacher, student, weights, examples)
+            noise = {} if args.noise is None else {"noise": args.noise}
+            student = net2net.widen(teacher, examples, args.factor, exact=args.exact is not False, **noise, **options)
+    return _finish(args, out, inputs, teacher, student, weights, examples)
 
 
-def deepen(asked: argparse.Namespace) -> tuple[int, str]:
-    sites, new_head = _once(asked.site, "--site"), _new_head(asked)
-    out = _writable(asked)
+def deepen(args: argparse.Namespace) -> tuple[int, str]:
+    sites, new_head = _once(args.site, "--site"), _new_head(args)
+    out = _writable(args)
     files = None
-    if asked.calibration not in (None, "random"):
-        files = sources.calibration_files(_path(asked.calibration))
+    if args.calibration not in (None, "random"):
+        files = sources.calibration_files(_path(args.calibration))
         next(sources.calibration_batches(files, 1))  # what is wrong with it, before the long work
-        asked.inputs_from = asked.inputs_from or (files[0] if asked.input is None else None)
-    inputs, teacher, weights, examples = _teacher(asked)
-    batches: Any = [examples] if asked.calibration else None
+        args.inputs_from = args.inputs_from or (files[0] if args.input is None else None)
+    inputs, teacher, weights, examples = _teacher(args)
+    batches: Any = [examples] if args.calibration else None
     if files:
-        batches = sources.calibration_batches(files, asked.calibration_batch, teacher)
+        batches = sources.calibration_batches(files, args.calibration_batch, teacher)
     with sources.attempt("cannot deepen this"):
-        student = net2net.deepen(teacher, examples, sites, batches, new_head=new_head, seed=asked.seed)
-    if asked.calibration == "random" and _new_norms(teacher, student):
+        student = net2net.deepen(teacher, examples, sites, batches, new_head=new_head, seed=args.seed)
+    if args.calibration == "random" and _new_norms(teacher, student):
         _note(
             "warning: --calibration random measured the batch-norm statistics of the new layers on noise: the student "
             "is its teacher in evaluation mode, but not on images in training mode; measure them on training images "
             "if it is to be trained"
         )
-    return _finish(asked, out, inputs, teacher, student, weights, examples)
+    return _finish(args, out, inputs, teacher, student, weights, examples)
 
 
-def verify(asked: argparse.Namespace) -> tuple[int, str]:
-    state = sources.read_weights(asked.student)
-    record = sources.read_record(asked.student)
+def verify(args: argparse.Namespace) -> tuple[int, str]:
+    state = sources.read_weights(args.student)
+    record = sources.read_record(args.student)
     if not record["history"]:
         raise CommandError(
-            f"{asked.student} has no record of a growth, neither in its metadata nor in "
-            f"{asked.student.with_suffix('.json')}: net2net writes both"
+            f"{args.student} has no record of a growth, neither in its metadata nor in "
+            f"{args.student.with_suffix('.json')}: net2net writes both"
         )
-    # What the record says is only compared with what was asked: a file does not choose what is imported or called.
-    with sources.attempt(f"cannot read the record of {asked.student}"):
+    # What the record says is only compared with the command line: a file does not choose what is imported or called.
+    with sources.attempt(f"cannot read the record of {args.student}"):
         model = dict(record.get("model") or {})
-        was, args = dict(model.get("weights") or {}), dict(model.get("args") or {})
-    if model.get("name") == asked.model:
-        if args != _arguments(asked):
-            were = " ".join(f"--model-arg {key}={json.dumps(value)}" for key, value in args.items())
-            raise CommandError(
-                f"the student was grown from {asked.model} with {were or 'no --model-arg'}: say the same"
-            )
-        if asked.weights is None and not asked.pretrained and "seed" not in was:
+        was, own = dict(model.get("weights") or {}), dict(model.get("args") or {})
+    if model.get("name") == args.model:
+        if own != _model_args(args):
+            were = " ".join(f"--model-arg {key}={json.dumps(value)}" for key, value in own.items())
+            raise CommandError(f"the student was grown from {args.model} with {were or 'no --model-arg'}: say the same")
+        if args.weights is None and not args.pretrained and "seed" not in was:
             which = f"--weights with {was['file']}" if "file" in was else "--pretrained"
             raise CommandError(f"the student was grown from weights, not from random ones: give {which}")
     seed = was.get("seed", 0)
-    asked.seed = asked.seed if asked.seed is not None else seed if isinstance(seed, int) else 0
+    args.seed = args.seed if args.seed is not None else seed if isinstance(seed, int) else 0
     shape = record.get("input")
-    given = asked.input or asked.inputs_from
+    given = args.input or args.inputs_from
     if not given and isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape):
-        asked.input = tuple(shape)
-    inputs, teacher, weights, examples = _teacher(asked)
+        args.input = tuple(shape)
+    inputs, teacher, weights, examples = _teacher(args)
     done = net2net.history(teacher)
     if record["history"][: len(done)] != done:
-        raise CommandError(f"{asked.student} was not grown from {asked.weights}: their records begin differently")
-    student = sources.regrow(record["history"], teacher, asked.student)
-    sources.fill(student, state, asked.student)
-    report = _report(asked, inputs, teacher, student.eval(), weights, examples)
+        raise CommandError(f"{args.student} was not grown from {args.weights}: their records begin differently")
+    student = sources.regrow(record["history"], teacher, args.student)
+    sources.fill(student, state, args.student)
+    report = _report(args, inputs, teacher, student.eval(), weights, examples)
     # New batch norms undo the statistics that they were calibrated on, not those of any batch.
     counted = [c for c in report["certificates"] if c["mode"] == "eval" or not _new_norms(teacher, student)]
-    passed = all(c["relative"] <= asked.tolerance for c in counted if "relative" in c)  # NaN is not
-    report |= {"tolerance": asked.tolerance, "passed": passed}
+    passed = all(c["relative"] <= args.tolerance for c in counted if "relative" in c)  # NaN is not
+    report |= {"tolerance": args.tolerance, "passed": passed}
     if not report["passed"] and "sha256" in was and was["sha256"] != weights.get("sha256"):
-        _note(f"{asked.weights} is not the file that the student was grown from, which was called {was.get('file')}")
-    return 0 if report["passed"] else 1, _shown(asked, report)
+        _note(f"{args.weights} is not the file that the student was grown from, which was called {was.get('file')}")
+    return 0 if report["passed"] else 1, _shown(args, report)
 
 
-def _teacher(asked: argparse.Namespace) -> tuple[Inputs, nn.Module, dict[str, Any], torch.Tensor]:
+def _teacher(args: argparse.Namespace) -> tuple[Inputs, nn.Module, dict[str, Any], torch.Tensor]:
     try:
-        device = torch.device(asked.device)
+        device = torch.device(args.device)
     except RuntimeError:
-        raise CommandError(f"there is no device {asked.device!r}: expected cpu or cuda") from None
+        raise CommandError(f"there is no device {args.device!r}: expected cpu or cuda") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CommandError(f"there is no device {asked.device!r}: PyTorch finds {torch.cuda.device_count()} of them")
-    if asked.input and asked.inputs_from:
+        raise CommandError(f"there is no device {args.device!r}: PyTorch finds {torch.cuda.device_count()} of them")
+    if args.input and args.inputs_from:
         raise CommandError("--inputs-from has examples of a shape of their own: leave out --input")
-    if asked.weights_key is not None and asked.weights is None:
+    if args.weights_key is not None and args.weights is None:
         raise CommandError("--weights-key says which weights of a file: give --weights, too")
-    inputs = Inputs(asked.input, asked.batch, asked.inputs_from, asked.seed, asked.model)
-    arguments = _once(asked.model_arg, "--model-arg")
+    inputs = Inputs(args.input, args.batch, args.inputs_from, args.seed, args.model)
+    arguments = _once(args.model_arg, "--model-arg")
     loaded = sources.load(
-        asked.model,
+        args.model,
         arguments,
-        weights=asked.weights,
-        key=asked.weights_key,
-        pretrained=asked.pretrained,
-        seed=asked.seed,
+        weights=args.weights,
+        key=args.weights_key,
+        pretrained=args.pretrained,
+        seed=args.seed,
     )
     for note in loaded.notes:
         _note(_spelled(note))
-    with sources.attempt(f"cannot move {asked.model} to --device {asked.device}"):
+    with sources.attempt(f"cannot move {args.model} to --device {args.device}"):
         model = loaded.model.to(device).eval()
     return inputs, model, loaded.weights, inputs.of(model)
 
@@ -500,34 +498,34 @@ def _once(pairs: list[tuple[str, Any]], option: str) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _arguments(asked: argparse.Namespace) -> dict[str, Any]:
+def _model_args(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the factory as a record has them."""
-    return json.loads(json.dumps(_once(asked.model_arg, "--model-arg"), default=str))
+    return json.loads(json.dumps(_once(args.model_arg, "--model-arg"), default=str))
 
 
-def _writable(asked: argparse.Namespace) -> Path | None:
+def _writable(args: argparse.Namespace) -> Path | None:
     """Where the student goes; everything that can be wrong with it is found before the work begins."""
-    if asked.out is None:
+    if args.out is None:
         return None
-    if asked.out.suffix in (".pt", ".pth", ".bin", ".ckpt", ".json"):
-        raise CommandError(f"--out {asked.out}: students are written as .safetensors")
-    if asked.out.is_dir() or asked.out.name in ("", ".."):
-        raise CommandError(f"--out {asked.out} is a folder: name a file in it, e.g. {asked.out / 'student'}")
-    out = asked.out if asked.out.suffix == ".safetensors" else asked.out.with_name(f"{asked.out.name}.safetensors")
+    if args.out.suffix in (".pt", ".pth", ".bin", ".ckpt", ".json"):
+        raise CommandError(f"--out {args.out}: students are written as .safetensors")
+    if args.out.is_dir() or args.out.name in ("", ".."):
+        raise CommandError(f"--out {args.out} is a folder: name a file in it, e.g. {args.out / 'student'}")
+    out = args.out if args.out.suffix == ".safetensors" else args.out.with_name(f"{args.out.name}.safetensors")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise CommandError(f"--out {asked.out}: {out.parent} is not a folder that can be written to")
-    if asked.weights is not None and out.resolve() == asked.weights.resolve():
-        raise CommandError(f"--out {asked.out} would replace the teacher's own weights")
+        raise CommandError(f"--out {args.out}: {out.parent} is not a folder that can be written to")
+    if args.weights is not None and out.resolve() == args.weights.resolve():
+        raise CommandError(f"--out {args.out} would replace the teacher's own weights")
     for file in (out, out.with_suffix(".json")):
         if file.is_dir():
-            raise CommandError(f"--out {asked.out}: {file} is a folder")
-        if os.path.lexists(file) and not asked.force:
+            raise CommandError(f"--out {args.out}: {file} is a folder")
+        if os.path.lexists(file) and not args.force:
             raise CommandError(f"{file} exists: --force replaces it")
     return out
 
 
 def _finish(
-    asked: argparse.Namespace,
+    args: argparse.Namespace,
     out: Path | None,
     inputs: Inputs,
     teacher: nn.Module,
@@ -536,15 +534,15 @@ def _finish(
     examples: torch.Tensor,
 ) -> tuple[int, str]:
     record = {
-        "model": {"name": asked.model, "args": _arguments(asked), "weights": weights},
+        "model": {"name": args.model, "args": _model_args(args), "weights": weights},
         "input": list(examples.shape[1:]),
         "history": net2net.history(student),
-        "versions": _versions(asked.model),
+        "versions": _versions(args.model),
     }
     # Before the certificates, which take longer than all else.
     files = sources.write_student(out, student, record) if out else []
-    report = _report(asked, inputs, teacher, student, weights, examples)
-    return 0, _shown(asked, {**report, "files": [str(file) for file in files]})
+    report = _report(args, inputs, teacher, student, weights, examples)
+    return 0, _shown(args, {**report, "files": [str(file) for file in files]})
 
 
 def _versions(spec: str) -> dict[str, str]:
@@ -558,7 +556,7 @@ def _versions(spec: str) -> dict[str, str]:
 
 
 def _report(
-    asked: argparse.Namespace,
+    args: argparse.Namespace,
     inputs: Inputs,
     teacher: nn.Module,
     student: nn.Module,
@@ -578,7 +576,7 @@ def _report(
             certificates.append({"mode": "train", "failed": str(error)})  # e.g. batch norm of a single value
     found = net2net.summary(student, examples, teacher)
     return {
-        "model": asked.model,
+        "model": args.model,
         "weights": weights,
         "inputs": str(inputs),
         "input": list(examples.shape[1:]),
@@ -613,8 +611,8 @@ def _new_norms(teacher: nn.Module, student: nn.Module) -> int:
     return ours - theirs
 
 
-def _shown(asked: argparse.Namespace, report: dict[str, Any]) -> str:
-    if asked.json:
+def _shown(args: argparse.Namespace, report: dict[str, Any]) -> str:
+    if args.json:
         return _as_json(report)
     weights = report["weights"]
     source = weights.get("file") or ("pretrained weights" if "pretrained" in weights else None)
@@ -631,7 +629,7 @@ def _shown(asked: argparse.Namespace, report: dict[str, Any]) -> str:
             )
     if report["heads"]:
         lines.append("compared with the teacher's own classifier in place of the new one")
-    grew = _summary(report).growth(asked.all, ": --all")
+    grew = _summary(report).growth(args.all, ": --all")
     lines += [*grew, ""] if grew else []
     lines += [f"wrote {file}" for file in report.get("files", ())]
     if "files" in report and not report["files"]:

@@ -21,12 +21,12 @@ from net2net.recording import (
     cloned_tensor,
     first_line,
     function_name,
+    gc_paused,
     local,
     output_tensors,
     own_copy,
     rebuilt,
     seeded,
-    uncollected,
     uncompiled,
     unwrapped,
 )
@@ -55,7 +55,7 @@ class Certificate(NamedTuple):
         )
 
 
-@uncollected()
+@gc_paused()
 def verify(
     teacher: nn.Module,
     student: nn.Module,

@@ -28,10 +28,10 @@ from net2net.recording import (
     as_arguments,
     cloned,
     cloned_tensor,
+    gc_paused,
     own_copy,
     rebuilt,
     seeded,
-    uncollected,
     uncompiled,
     unwrapped,
 )
@@ -73,7 +73,7 @@ class Onward(nn.Sequential):
         return x
 
 
-@uncollected()
+@gc_paused()
 def deepen(
     model: nn.Module,
     example_inputs: Any,
@@ -288,7 +288,7 @@ def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.
         ) from error
     names = {module: name for name, module in student.named_modules()}
     for site, layer in added:
-        if len(trace.sites.get(names[layer], [])) != 1:
+        if len(trace.returned.get(names[layer], [])) != 1:
             raise GrowthError(
                 f"cannot deepen {spelled(site)}: the forward pass does not reach the new layers ({reason})"
             )

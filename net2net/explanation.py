@@ -10,7 +10,7 @@ from torch import nn
 
 from net2net.errors import GrowthError
 from net2net.names import owner
-from net2net.plan import settle
+from net2net.plan import plan_growth
 from net2net.recording import place, unwrapped
 from net2net.residual import works
 from net2net.sites import BEFORE, IDEMPOTENT, Site
@@ -81,7 +81,7 @@ def explain(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> E
     model = unwrapped(model)
     trace = traced(model, example_inputs, strict=strict)
     with suppress(GrowthError):  # nothing can grow: the reasons are in the trace all the same
-        settle(trace, example_inputs, 2)
+        plan_growth(trace, example_inputs, 2)
     readers: dict[Any, list[str]] = {}
     for name, axes in trace.axes.items():
         for dim, axis in enumerate(axes):
@@ -105,17 +105,17 @@ def explain(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> E
 def deepenable(trace: Trace) -> dict[str, str]:
     """What `deepen` can be asked for, by site: after a module, or before one whose input no module of its own makes."""
     sites, made = {}, set()
-    for name in trace.sites:
+    for name in trace.returned:
         site = _site(trace, name) if name else None
         if site is not None:
             made.add(id(site.value))
         block = name and works(trace, name, IDEMPOTENT)
         if site is not None or block:
             sites[name] = ", or ".join([*([str(site)] if site else []), *(["a 'block'"] if block else [])])
-    for name, values in trace.entries.items():
+    for name, values in trace.given.items():
         # What the first module inside another reads is what that one reads: the outer of the two is enough.
         if name and values[0] is not None and id(values[0]) not in made and values[0].call is not None:
-            outer = trace.entries.get(owner(name), [None])[0]
+            outer = trace.given.get(owner(name), [None])[0]
             site = None if outer is values[0] and owner(name) else _site(trace, BEFORE + name)
             if site is not None and site.call is values[0].call:
                 sites[BEFORE + name] = str(site)

@@ -27,27 +27,27 @@ from net2net.widths import note_widths, set_number
 CLASSES = {"class", "classes", "label", "labels", "outputs", "output", "out"}
 
 
-def renew(student: nn.Module, trace: Trace, example_inputs: Any, asked: Any, seed: int) -> nn.Module:
+def renew(student: nn.Module, trace: Trace, example_inputs: Any, new_head: Any, seed: int) -> nn.Module:
     """The student with the layers replaced that make its outputs, as in `trace`, and that on record."""
-    heads = _plan(trace, asked)
+    heads = _plan(trace, new_head)
     new = replaced(student, heads, seed)
     _check(new, example_inputs, trace, heads)
     remember(new, {"op": "new_head", "seed": seed, "heads": heads})
     return new
 
 
-def _plan(trace: Trace, asked: int | Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """The layers to replace: {module: {"from", "to"}}. `asked` is the number of classes, or one for each layer."""
+def _plan(trace: Trace, new_head: int | Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """The layers to replace: {module: {"from", "to"}}. `new_head` is the number of classes, or one for each layer."""
     found = _heads(trace)
-    if isinstance(asked, Mapping):
-        for name in asked:
+    if isinstance(new_head, Mapping):
+        for name in new_head:
             if name not in found:
                 raise GrowthError(f"new_head names {name!r}, which does not make the outputs: {_said(found)}")
-        wanted = dict(asked)
+        wanted = dict(new_head)
     else:
         if len(set(found.values())) != 1:
-            raise GrowthError(f"new_head={asked!r} does not say which layer's outputs, give a dict: {_said(found)}")
-        wanted = dict.fromkeys(found, asked)
+            raise GrowthError(f"new_head={new_head!r} does not say which layer's outputs, give a dict: {_said(found)}")
+        wanted = dict.fromkeys(found, new_head)
     for name, classes in wanted.items():
         if type(classes) is not int or classes < 1:
             raise GrowthError(f"new_head: {name!r} needs a number of outputs of at least 1, got {classes!r}")

@@ -196,14 +196,14 @@ class _Evidence:
             name: {
                 n for v in calls if v is not None for n, axis in zip(v.tensor.shape, v.axes, strict=True) if not axis
             }
-            for name, calls in trace.entries.items()
+            for name, calls in trace.given.items()
         }
         for name, axes in trace.axes.items():
             owner = name.rpartition(".")[0]
             for dim, axis in enumerate(axes):
                 side = "in" if (name, dim) in trace.contracted else "out" if (name, dim) in trace.outputs else "own"
                 self._note(owner, side, axis)
-        for side, values in (("in", trace.entries), ("out", trace.sites), ("out", trace.several)):
+        for side, values in (("in", trace.given), ("out", trace.returned), ("out", trace.several)):
             for name, calls in values.items():
                 for value in calls:
                     for size, axis in zip(value.tensor.shape, value.axes, strict=True) if value is not None else ():
@@ -248,7 +248,7 @@ class _Evidence:
         return None if isinstance(where, str) else number
 
     def _tiers(self, module: str, where: Any, side: str | None) -> Iterator[list[Axis]]:
-        if isinstance(where, str) and where in self.trace.sites:
+        if isinstance(where, str) and where in self.trace.returned:
             yield self.at.get(where, {}).get("out", [])
             return
         if side is not None:
@@ -267,5 +267,5 @@ class _Evidence:
         found: list[str] = []
         for name, _ in self.trace.skeleton.get_submodule(module).named_children():
             full = f"{module}.{name}" if module else name
-            found += [full] if full in self.trace.sites else self._children(full)
+            found += [full] if full in self.trace.returned else self._children(full)
         return found

@@ -24,7 +24,7 @@ from torch import nn
 from net2net.errors import GrowthError
 from net2net.growth import Growth
 from net2net.history import history
-from net2net.record import Inserted, entries_of, growth_of, misfit, sites
+from net2net.record import Inserted, entries_of, growth_of, inserted, misfit
 from net2net.recording import PREFIXES, unwrapped
 from net2net.tensors import along
 
@@ -185,7 +185,7 @@ class _Step:
     """One entry of the record: what becomes of a parameter's name, its shape and its state."""
 
     def __init__(self, entry: Mapping[str, Any]):
-        self.sites = list(sites(entry)) if entry["op"] == "deepen" else []
+        self.inserted = list(inserted(entry)) if entry["op"] == "deepen" else []
         self.growth: Growth | None = growth_of(entry) if "spaces" in entry else None
         # The outputs of layers that start anew, by parameter.
         heads = {name: head["to"] for name, head in entry.get("heads", {}).items()}
@@ -197,13 +197,13 @@ class _Step:
             self.renormed.update(self.growth.standardised)
 
     def renamed(self, name: str) -> str:
-        return _renamed(name, self.sites)
+        return _renamed(name, self.inserted)
 
     def added(self) -> list[str]:
         """The beginnings of the names of new parameters."""
         return [
-            _renamed(f"{site.name}.{entry}.", self.sites[k + 1 :])
-            for k, site in enumerate(self.sites)
+            _renamed(f"{site.name}.{entry}.", self.inserted[k + 1 :])
+            for k, site in enumerate(self.inserted)
             for entry in range(site.length)
             if entry != site.place
         ]

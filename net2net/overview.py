@@ -16,7 +16,7 @@ from net2net.errors import GrowthError
 from net2net.history import history
 from net2net.names import owner
 from net2net.outside import left_alone
-from net2net.record import entries_of, growth_of, sites
+from net2net.record import entries_of, growth_of, inserted
 from net2net.recording import as_arguments, on_meta, seeded, uncompiled, unwrapped
 
 SHOWN = 12  # rows of a list that can be long
@@ -161,7 +161,7 @@ def before(entries: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequence[i
     found = {name: list(shape) for name, shape in shapes.items()}
     for entry in reversed(entries):
         if entry["op"] == "deepen":
-            for site in reversed(list(sites(entry))):
+            for site in reversed(list(inserted(entry))):
                 own = {f"{site.name}.{k}." for k in range(site.length) if k != site.place}
                 found = {name: shape for name, shape in found.items() if not name.startswith(tuple(own))}
                 inner = f"{site.name}.{site.place}."

@@ -24,7 +24,7 @@ from net2net.trace import Trace
 Maps = dict[Space, torch.Tensor]
 
 
-def settle(
+def plan_growth(
     trace: Trace,
     example_inputs: Any,
     factor: float | None,
@@ -123,7 +123,7 @@ class Scale:
         """A space's width in channels of its layer."""
         return space.width * self.steps.get(space, 1)
 
-    def asked(self, space: Space) -> int:
+    def wanted(self, space: Space) -> int:
         """The channels that were asked for."""
         return -(-round(self.channels(space) * self.factor) // self.multiple_of) * self.multiple_of
 
@@ -136,18 +136,18 @@ class Scale:
         if self.multiple_of == 1:
             return nearest
         whole = lcm(step, self.multiple_of)
-        up = -(-self.asked(space) // whole) * whole // step
+        up = -(-self.wanted(space) // whole) * whole // step
         return up if step == 1 or up <= 2 * nearest else nearest
 
     def why(self, space: Space) -> str:
         """Why a space has another width than was asked for; "" where it has not."""
-        asked = self.asked(space)
-        if asked == self.width(space) * self.steps.get(space, 1):
+        wanted = self.wanted(space)
+        if wanted == self.width(space) * self.steps.get(space, 1):
             return ""
         if space in self.trace.uniform:
-            return f"asked for {asked}: by whole-number factors only, because they are normalised together"
+            return f"asked for {wanted}: by whole-number factors only, because they are normalised together"
         step, why = self.steps.get(space, 1), self.trace.why_steps(space)
-        return f"asked for {asked}: in steps of {step}" + (f", {why}" if why else "")
+        return f"asked for {wanted}: in steps of {step}" + (f", {why}" if why else "")
 
 
 def _stayed(trace: Trace, maps: Maps, scale: Scale | None, modules: str | Sequence[str] | None) -> list[dict[str, Any]]:
@@ -411,7 +411,7 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
     for name, dim in trace.outputs:
         made.setdefault(owner(name), (name, dim))
     targets: dict[Space, tuple[int, str]] = {}
-    asked: set[Space] = set()
+    named: set[Space] = set()
     for module, width in widths.items():
         if module not in made:
             near = difflib.get_close_matches(module, made, 5) or list(made)
@@ -445,7 +445,7 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
             raise GrowthError(f"cannot widen {module!r}: its channels have to stay as they are, {space.fixed}")
         if targets.get(space, (width, ""))[0] != width:
             other_width, other = targets[space]
-            if space not in asked:
+            if space not in named:
                 raise GrowthError(f"{module!r} and {other!r} are normalised together: widen both by the same factor")
             raise GrowthError(
                 f"{module!r} ({width}) and {other!r} ({other_width}) share their channels: give both the same width"
@@ -456,7 +456,7 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
                 f"come equally often; give a multiple of {current * units}"
             )
         targets[space] = (width, module)
-        asked.add(space)
+        named.add(space)
         for other in trace.uniform.get(space, ()):
             same = other.width * width // current
             if targets.get(other, (same, ""))[0] != same:

@@ -80,7 +80,7 @@ def _fill(entry: Mapping[str, Any], model: nn.Module, init: Callable[[nn.Module]
 def _insert(entry: Mapping[str, Any], model: nn.Module, init: Any) -> nn.Module:
     """What `deepen` does once it knows the sites."""
     student = cloned(model)
-    for site in sites(entry):
+    for site in inserted(entry):
         try:
             student.get_submodule(site.name)
         except AttributeError:
@@ -180,7 +180,7 @@ class Inserted(NamedTuple):
     length: int
 
 
-def sites(entry: Mapping[str, Any]) -> Iterator[Inserted]:
+def inserted(entry: Mapping[str, Any]) -> Iterator[Inserted]:
     """What a record of `deepen` inserts, in the order in which it does."""
     try:
         for key, layers in entry["sites"].items():

@@ -441,14 +441,14 @@ class Modes:
         self.matter = any(kind.train is not nn.Module.train or hasattr(kind, "training") for kind in kinds)
 
     def __enter__(self) -> Modes:
-        def asked(module: nn.Module) -> bool:
+        def mode(module: nn.Module) -> bool:
             self.matter |= type(module).forward not in _BY_MODE
             try:
                 return vars(module)["training"]
             except KeyError:
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'") from None
 
-        nn.Module.training = property(asked, lambda module, mode: vars(module).__setitem__("training", mode))
+        nn.Module.training = property(mode, lambda module, value: vars(module).__setitem__("training", value))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -655,7 +655,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Pauses the garbage collector: tracing makes many small objects, and looking through all of them takes longer.
 
     Outside `torch.inference_mode`, too: what is made in it cannot be trained.

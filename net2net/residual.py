@@ -78,11 +78,11 @@ def works(trace: Trace, name: str, idempotent: tuple[str, ...]) -> bool:
 
 def _zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
     refused = f"cannot put a residual block after {name!r}: "
-    values = trace.sites.get(name, [])
+    values = trace.returned.get(name, [])
     if len(values) != 1:
         calls = "the forward pass never calls it" if not values else f"it is called {len(values)} times a pass"
         raise GrowthError(refused + calls)
-    out, start = values[0], trace.entries[name][0]
+    out, start = values[0], trace.given[name][0]
     if out is None or start is None or out.call is None:
         raise GrowthError(refused + "it does not make one tensor from one tensor")
     shapes = [tuple(v.tensor.shape) for v in (start, out)]

@@ -84,7 +84,7 @@ class Site:
 
     def _look(self) -> None:
         """Find the tensor at this site and what made it."""
-        values = (self.trace.entries if self.before else self.trace.sites).get(self.name, [])
+        values = (self.trace.given if self.before else self.trace.returned).get(self.name, [])
         if len(values) != 1:
             raise GrowthError(
                 f"{self.refused}: "
@@ -122,10 +122,10 @@ class Site:
                 "expected [N, C] or [N, C, …] with one to three spatial dimensions"
             )
 
-    def _layer(self, asked: Kernel) -> dict[str, Any]:
+    def _layer(self, wanted: Kernel) -> dict[str, Any]:
         if self.value is None:
             self._look()
-        layer = self._asked(asked)
+        layer = self._checked(wanted)
         pieces = layer.maxout or (self.pieces if self.pieces > 1 else 0)
         if not pieces and self.call.name not in IDEMPOTENT:
             known = self.call.name in NOT_IDEMPOTENT
@@ -140,7 +140,7 @@ class Site:
         if self.misshapen:
             raise GrowthError(f"{self.refused}: {self.misshapen}")
         spatial = len(self.shape) - 2
-        refused = f"{self.refused} with kernel {asked if isinstance(asked, Mapping) else layer.kernel!r}: expected "
+        refused = f"{self.refused} with kernel {wanted if isinstance(wanted, Mapping) else layer.kernel!r}: expected "
         kernel = self._sizes(layer.kernel, spatial)
         if kernel is None or not all(k % 2 for k in kernel) or (spatial == 0 and kernel != (1,)):
             raise GrowthError(refused + ("1" if spatial == 0 else f"an odd size or {spatial} of them"))
@@ -162,20 +162,20 @@ class Site:
             "activation": None if pieces else self._activation(),
         }
 
-    def _asked(self, asked: Kernel) -> Layer:
+    def _checked(self, wanted: Kernel) -> Layer:
         names = [f.name for f in fields(Layer)]
-        if isinstance(asked, Mapping):
-            if not set(asked) <= set(names):
-                unknown = ", ".join(sorted(set(map(str, asked)) - set(names)))
-                raise GrowthError(f"{self.refused} with {dict(asked)!r}: a layer has {', '.join(names)}, no {unknown}")
-            asked = Layer(**asked)
-        layer = asked if isinstance(asked, Layer) else Layer(asked)
+        if isinstance(wanted, Mapping):
+            if not set(wanted) <= set(names):
+                unknown = ", ".join(sorted(set(map(str, wanted)) - set(names)))
+                raise GrowthError(f"{self.refused} with {dict(wanted)!r}: a layer has {', '.join(names)}, no {unknown}")
+            wanted = Layer(**wanted)
+        layer = wanted if isinstance(wanted, Layer) else Layer(wanted)
         if isinstance(layer.kernel, str):
             raise GrowthError(f"{self.refused} with {layer.kernel!r}: expected a kernel, a Layer or 'block'")
         if type(layer.depthwise) is not bool:
-            raise GrowthError(f"{self.refused} with {asked!r}: expected depthwise to be True or False")
+            raise GrowthError(f"{self.refused} with {wanted!r}: expected depthwise to be True or False")
         if type(layer.maxout) is not int or layer.maxout < 0 or layer.maxout == 1:
-            raise GrowthError(f"{self.refused} with {asked!r}: expected maxout to be a number of pieces, at least 2")
+            raise GrowthError(f"{self.refused} with {wanted!r}: expected maxout to be a number of pieces, at least 2")
         return layer
 
     @staticmethod
@@ -255,16 +255,16 @@ def choose(trace: Trace, sites: Mapping[str, Sequence[Kernel]]) -> dict[str, Seq
         raise GrowthError("sites= is empty: name at least one module, e.g. {'layer1.*': [3]}")
     names = [name for name, _ in trace.skeleton.named_modules() if name]
     chosen: dict[str, Sequence[Kernel]] = {}
-    for asked, layers in sites.items():
-        before, pattern = located(asked)
+    for site, layers in sites.items():
+        before, pattern = located(site)
         matched = [name for name in names if matches(name.split("."), pattern.split("."))]
         if not matched:
             top = ", ".join(name for name in names if "." not in name)
-            raise GrowthError(f"no module matches the site {asked!r}; the top level is {top}")
+            raise GrowthError(f"no module matches the site {site!r}; the top level is {top}")
         for name in matched:
             key = BEFORE + name if before else name
             if key in chosen:
-                raise GrowthError(f"two site patterns match {key!r}: {asked!r} and one before it")
+                raise GrowthError(f"two site patterns match {key!r}: {site!r} and one before it")
             chosen[key] = layers
     # A site inside another is wrapped first, so that the names of both stay valid.
     return dict(sorted(chosen.items(), key=lambda item: -item[0].count(".")))

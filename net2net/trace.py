@@ -59,8 +59,8 @@ class Trace(Recording):
     """The channel spaces of a model, found by running it once on the meta device (no data, no computation).
 
     After construction: `axes[name]` are the axes of each parameter and buffer; `outputs` the (name, dim) along which a
-    weight makes channels; `contracted` those along which it sums over them; `sites[name]` the value that each
-    call of a module returned, `several[name]` those of one that returns several, `entries[name]` the first tensor that
+    weight makes channels; `contracted` those along which it sums over them; `returned[name]` the value that each
+    call of a module returned, `several[name]` those of one that returns several, `given[name]` the first tensor that
     it was given; `calls` what the forward pass did in evaluation mode, operation by operation, `training_calls` in
     training mode (the very same if no code of the model asks for its mode; None if that does not run on the meta
     device); `model` the model, and `skeleton` a copy of it whose parameters and buffers are on the meta device;
@@ -101,8 +101,8 @@ class Trace(Recording):
         self.axes: dict[str, list[Axis | None]] = {}
         self.outputs: dict[tuple[str, int], None] = {}  # in the order of the forward pass
         self.contracted: set[tuple[str, int]] = set()
-        self.sites: dict[str, list[Value | None]] = {}
-        self.entries: dict[str, list[Value | None]] = {}
+        self.returned: dict[str, list[Value | None]] = {}
+        self.given: dict[str, list[Value | None]] = {}
         self.several: dict[str, list[Value]] = {}
         self.attributes: list[tuple[str, str, Axis]] = []
         self.uniform: dict[Space, list[Space]] = {}
@@ -120,7 +120,7 @@ class Trace(Recording):
         self.training_calls: list[Call] | None = None
         with Modes(self.skeleton) as modes:
             calls = self.run(example_inputs)
-        sites, entries, self.sites, self.entries = self.sites, self.entries, {}, {}
+        returned, given, self.returned, self.given = self.returned, self.given, {}, {}
         # Then training, where parts can be that evaluation never reaches (auxiliary classifiers), or other code.
         try:
             self.training_calls = self.run(example_inputs, training=True) if modes.matter else calls
@@ -129,7 +129,7 @@ class Trace(Recording):
             known = self._used.issuperset(name for name, _ in self.skeleton.named_parameters())
             if error.__cause__ is None or not known:
                 raise
-        self.sites, self.entries, self.calls = sites, entries, calls
+        self.returned, self.given, self.calls = returned, given, calls
         self.skeleton.eval()
         for name in [name for name in self.standardised if not self._stays_standardised(name)]:
             del self.standardised[name]
@@ -194,13 +194,13 @@ class Trace(Recording):
         if id(module) not in self.modules:  # one that the forward pass made
             return
         value = self._values.get(id(inputs[0])) if inputs and isinstance(inputs[0], torch.Tensor) else None
-        self.entries.setdefault(self._stack[-1], []).append(value)
+        self.given.setdefault(self._stack[-1], []).append(value)
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         name = self._stack.pop()
         if id(module) in self.modules:
             value = self._values.get(id(output)) if isinstance(output, torch.Tensor) else None
-            self.sites.setdefault(name, []).append(value)
+            self.returned.setdefault(name, []).append(value)
             if isinstance(output, (tuple, list, dict)):
                 values = [self._values.get(id(leaf)) for leaf in pytree.tree_leaves(output)]
                 self.several.setdefault(name, []).extend(value for value in values if value is not None)

@@ -22,12 +22,12 @@ from net2net.errors import GrowthError, whole
 from net2net.fill import disturb, pad
 from net2net.head import renew
 from net2net.history import remember
-from net2net.plan import settle
-from net2net.recording import uncollected, unwrapped
+from net2net.plan import plan_growth
+from net2net.recording import gc_paused, unwrapped
 from net2net.trace import traced
 
 
-@uncollected()
+@gc_paused()
 def widen(
     model: nn.Module,
     example_inputs: Any,
@@ -87,7 +87,7 @@ def widen(
     exact, noise, seed = bool(exact and noise), float(noise), whole(seed, "seed=")
     model = unwrapped(model)
     trace = traced(model, example_inputs, strict=strict)
-    growth = settle(trace, example_inputs, factor, widths, modules, seed, multiple_of)
+    growth = plan_growth(trace, example_inputs, factor, widths, modules, seed, multiple_of)
     entry = {"op": "widen", "noise": noise, "exact": exact, "seed": seed, **_rounding(multiple_of), **growth.record()}
 
     def grown(teacher: nn.Module) -> nn.Module:
@@ -107,7 +107,7 @@ def widen(
     return student
 
 
-@uncollected()
+@gc_paused()
 def random_pad(
     model: nn.Module,
     example_inputs: Any,
@@ -137,7 +137,7 @@ def random_pad(
     seed = whole(seed, "seed=")
     model = unwrapped(model)
     trace = traced(model, example_inputs, strict=strict)
-    growth = settle(trace, example_inputs, factor, widths, modules, seed, multiple_of)
+    growth = plan_growth(trace, example_inputs, factor, widths, modules, seed, multiple_of)
     student = growth.copied(model, divided=False)
     pad(student, growth, init, seed)
     remember(student, {"op": "random_pad", "seed": seed, **_rounding(multiple_of), **growth.record()})

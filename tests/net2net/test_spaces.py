@@ -319,7 +319,7 @@ def test_parts_that_only_training_reaches_are_traced_too():
     trace = trace_of(lambda m, x: (m.a(x), m.b(m.a(x))) if m.training else m.a(x))
     assert axis_of(trace, "b.weight", 1) == axis_of(trace, "a.weight", 0)
     assert not trace.skeleton.training
-    assert [len(calls) for calls in trace.sites.values()] == [1, 1]  # of the evaluation pass alone
+    assert [len(calls) for calls in trace.returned.values()] == [1, 1]  # of the evaluation pass alone
 
 
 def test_looking_at_a_parameter_is_not_using_it():
@@ -333,8 +333,8 @@ def test_looking_at_a_parameter_is_not_using_it():
 
 def test_sites_hold_what_each_module_returned():
     trace = trace_of(lambda m, x: m.b(F.relu(m.b(m.a(x)))))
-    assert [value.call.name for value in trace.sites["b"]] == ["conv2d", "conv2d"]
-    assert [value.call.name for value in trace.sites["a"]] == ["conv2d"]
+    assert [value.call.name for value in trace.returned["b"]] == ["conv2d", "conv2d"]
+    assert [value.call.name for value in trace.returned["a"]] == ["conv2d"]
 
 
 def test_the_skeleton_holds_no_data_and_the_model_is_not_run():
