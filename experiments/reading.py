@@ -1,4 +1,4 @@
-"""One reader for every YAML file here and of a site. What looks like a word is a word, a number is a number.
+"""One reader for every YAML file here, and a cluster's. What looks like a word is a word, a number is a number.
 
 YAML 1.1, which PyYAML reads, takes 0100 for 64, 1:30 for 90, 1e-3 for a word, on and no for truth values, and of two
 equal keys the last. Here numbers and truth values are JSON's, and what could be read in two ways is an error.

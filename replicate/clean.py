@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments import seed_of
 from experiments.paths import to_path
 from replicate.slurm import SlurmError, queue
-from replicate.stage import held, read_json
+from replicate.stage import locked, read_json
 
 OURS = {"run.json", "job.json", "log.txt", "lock", "progress.json"}  # of a run that has no checkpoint
 TRAINED = ("checkpoint.pt", "metrics.csv", "step0.pt")
@@ -35,7 +35,7 @@ def candidates(runs: Path) -> dict[Path, str]:
             continue
         if any(name not in OURS and not (name.startswith(".") and name[1:].startswith(tuple(OURS))) for name in names):
             continue
-        if held(folder):
+        if locked(folder):
             continue
         manifest, noted = read_json(folder / "run.json"), read_json(folder / "job.json")
         if manifest.get("status") == "finished":
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         queued = {job: None for job in jobs.values() if job}
     found = {folder: why for folder, why in found.items() if jobs[folder] not in queued}
     for folder, why in found.items():
-        if arguments.yes and not held(folder):
+        if arguments.yes and not locked(folder):
             shutil.rmtree(folder)
         print(f"{'removed' if arguments.yes else 'would remove'} {folder}: {why}")
     if not found:

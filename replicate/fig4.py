@@ -2,7 +2,7 @@
 
     python replicate/fig4.py                       # laptop scale: Fashion-MNIST, CPU
     python replicate/fig4.py --seeds 0 1 2 --dry-run
-    python replicate/fig4.py --scale imagenet --launcher slurm --site site.yaml      # see docs/cluster.md
+    python replicate/fig4.py --scale imagenet --launcher slurm --cluster cluster.yaml      # see docs/cluster.md
 
 The teacher has sqrt(0.3) of the standard net's channels in its Inception modules. Against the student stand the same
 net padded with random weights ("random pad"), and the standard net from random initialisation.

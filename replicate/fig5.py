@@ -2,7 +2,7 @@
 
     python replicate/fig5.py                       # laptop scale: Fashion-MNIST, CPU
     python replicate/fig5.py --seeds 0 1 2 --dry-run
-    python replicate/fig5.py --scale imagenet --launcher slurm --site site.yaml      # see docs/cluster.md
+    python replicate/fig5.py --scale imagenet --launcher slurm --cluster cluster.yaml      # see docs/cluster.md
 
 The teacher is the standard net; against the student stands the same deep net from random initialisation.
 """

@@ -2,7 +2,7 @@
 
     python replicate/fig6.py                       # laptop scale: Fashion-MNIST, CPU
     python replicate/fig6.py --seeds 0 1 2 --dry-run
-    python replicate/fig6.py --scale imagenet --launcher slurm --site site.yaml      # see docs/cluster.md
+    python replicate/fig6.py --scale imagenet --launcher slurm --cluster cluster.yaml      # see docs/cluster.md
 
 As in the paper the larger nets are not trained from scratch; the standard net from scratch is shown for reference.
 """

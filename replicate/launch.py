@@ -10,15 +10,15 @@ from pathlib import Path
 import experiments
 from experiments.paths import to_path
 from experiments.reading import YamlError
-from replicate import price
+from replicate import cost
 from replicate.runner import Runner, gpus_here
-from replicate.slurm import SlurmError, describe, launch, load_site
+from replicate.slurm import SlurmError, describe, launch, load_cluster
 from replicate.stage import CONFIGS, Stage, plan
 from training.config import differences, flatten
 from training.errors import ConfigError
 
 LOCAL = ("jobs", "processes", "per_gpu")
-SITE = ("partition", "account", "constraint", "gpus", "nodes", "minutes")
+SLURM = ("partition", "account", "constraint", "gpus", "nodes", "minutes")
 SMALL = ("fashion_mnist", "generated")  # data that one CPU core is enough for
 
 
@@ -72,7 +72,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
     """The options that say where stages are run, of the figures' scripts and of the study."""
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, its price, what is there; run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, its cost, what is there; run nothing")
     parser.add_argument(
         "--launcher",
         choices=("local", "slurm", "print"),
@@ -83,19 +83,21 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     local.add_argument("--jobs", type=int, metavar="N", help="stages side by side (default: one per core, or per GPUs)")
     local.add_argument("--processes", type=int, metavar="N", help="processes of one stage (default: one per GPU)")
     local.add_argument("--per-gpu", type=int, metavar="N", help="stages that share a GPU, of one process each")
-    site = parser.add_argument_group("--launcher slurm and print", "flags go before the site file; docs/cluster.md")
-    site.add_argument("--site", type=to_path, metavar="FILE", help="YAML, see replicate/site.example.yaml")
-    site.add_argument("--partition")
-    site.add_argument("--account")
-    site.add_argument("--constraint")
-    site.add_argument("--gpus", type=int, metavar="N", help="per node, of one stage; 0: a CPU partition")
-    site.add_argument("--nodes", type=int, metavar="N", help="of one stage")
-    site.add_argument("--minutes", type=int, metavar="N", help="time limit of one job; longer stages are queued again")
+    slurm = parser.add_argument_group("--launcher slurm and print", "flags go before the cluster file; docs/cluster.md")
+    slurm.add_argument(
+        "--cluster", "--site", type=to_path, metavar="FILE", help="YAML, see replicate/cluster.example.yaml"
+    )
+    slurm.add_argument("--partition")
+    slurm.add_argument("--account")
+    slurm.add_argument("--constraint")
+    slurm.add_argument("--gpus", type=int, metavar="N", help="per node, of one stage; 0: a CPU partition")
+    slurm.add_argument("--nodes", type=int, metavar="N", help="of one stage")
+    slurm.add_argument("--minutes", type=int, metavar="N", help="time limit of one job; longer stages are queued again")
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     local = arguments.launcher == "local"
-    for name in ("site", *SITE) if local else LOCAL:
+    for name in ("cluster", *SLURM) if local else LOCAL:
         if getattr(arguments, name) is not None:
             parser.error(
                 f"--{name.replace('_', '-')} is not read by --launcher {arguments.launcher}, only by "
@@ -122,18 +124,18 @@ def _local(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stage
     jobs = arguments.jobs or min(side_by_side, len(stages))
     if arguments.dry_run:
         gpu = bool(gpus) or not _small(stages)
-        print(_with_price(arguments, stages, len(gpus)) if gpu else with_seconds(stages, jobs))
+        print(_with_cost(arguments, stages, len(gpus)) if gpu else with_seconds(stages, jobs))
         return 0
     threads = max(1, cores // (len(gpus) or jobs * widest))
     return Runner(stages, jobs, threads, processes, gpus).run()
 
 
-def _processes(stage: Stage, asked: int | None, gpus: int) -> int:
+def _processes(stage: Stage, wanted: int | None, gpus: int) -> int:
     """One per GPU, as far as the batch can be shared out evenly; or as asked for."""
-    if asked is None:
+    if wanted is None:
         return max(n for n in range(1, max(1, min(gpus, stage.chunks)) + 1) if stage.chunks % n == 0)
-    _enough(stage, asked, "--processes")
-    return asked
+    _enough(stage, wanted, "--processes")
+    return wanted
 
 
 def _enough(stage: Stage, processes: int, option: str) -> None:
@@ -145,21 +147,21 @@ def _enough(stage: Stage, processes: int, option: str) -> None:
 
 
 def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> int:
-    flags = {("gpus_per_node" if name == "gpus" else name): getattr(arguments, name) for name in SITE}
-    site = load_site(arguments.site, flags)
+    flags = {("gpus_per_node" if name == "gpus" else name): getattr(arguments, name) for name in SLURM}
+    cluster = load_cluster(arguments.cluster, flags)
     for stage in stages:
-        _enough(stage, site.nodes * site.processes, "--gpus and --nodes")
-    gpus = site.nodes * site.gpus_per_node
+        _enough(stage, cluster.nodes * cluster.processes, "--gpus and --nodes")
+    gpus = cluster.nodes * cluster.gpus_per_node
     if arguments.launcher == "print":
-        print(describe(stages, site, folder))
+        print(describe(stages, cluster, folder))
         print()
     if arguments.launcher == "print" or arguments.dry_run:
-        priced = gpus or not _small(stages)
-        print(_with_price(arguments, stages, 0) if priced else with_seconds(stages, len(stages)))
+        in_gpu_hours = gpus or not _small(stages)
+        print(_with_cost(arguments, stages, 0) if in_gpu_hours else with_seconds(stages, len(stages)))
         return 0
     if not _fetch_data(stages):
         return 2
-    launch(stages, site, folder, lambda line: print(line, flush=True))
+    launch(stages, cluster, folder, lambda line: print(line, flush=True))
     return 0
 
 
@@ -231,14 +233,14 @@ def with_seconds(stages: list[Stage], jobs: int) -> str:
     return "\n".join(lines)
 
 
-def _with_price(arguments: argparse.Namespace, stages: list[Stage], gpus: int) -> str:
-    """The plan, with its price in GPU-hours, and that of the whole replication where this is only a part."""
-    priced = price.prices(stages)
+def _with_cost(arguments: argparse.Namespace, stages: list[Stage], gpus: int) -> str:
+    """The plan, with its cost in GPU-hours, and that of the whole replication where this is only a part."""
+    costs = cost.costs(stages)
     rows = [
-        (stage.name, f"{stage.steps} steps", f"{price.hours(priced[stage.name].hours)} GPU-hours", _state(stage))
+        (stage.name, f"{stage.steps} steps", f"{cost.hours(costs[stage.name].hours)} GPU-hours", _state(stage))
         for stage in stages
     ]
-    lines = [*_columns(rows), "", price.table(stages, gpus)]
+    lines = [*_columns(rows), "", cost.table(stages, gpus)]
     scale = stages[0].scale
     try:
         everything = experiments.arms(folder=arguments.configs / "arms")
@@ -246,6 +248,6 @@ def _with_price(arguments: argparse.Namespace, stages: list[Stage], gpus: int) -
     except ConfigError:  # a scale of somebody's own may have some of the arms alone
         whole = []
     if len(whole) > len(stages):
-        total = price.hours(sum(one.hours for one in price.prices(whole).values()))
+        total = cost.hours(sum(one.hours for one in cost.costs(whole).values()))
         lines.append(f"figures 4, 5 and 6 together: {len(whole)} runs, {total} GPU-hours (python -m replicate)")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Stages as Slurm jobs, through submitit: what a job does, what it waits for, and what a site has to say about it."""
+"""Stages as Slurm jobs, through submitit: what a job does, what it waits for, what a cluster file says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from replicate.runner import STOP, spawn, torchrun
 from replicate.stage import ROOT, Stage
 
 SAVE_SECONDS = 120  # warning before the time limit: to save, and to be queued again
-SETTLE_SECONDS = 60  # how long a job may take to leave the queue after it ended
+LEAVE_SECONDS = 60  # how long a job may take to leave the queue after it ended
 REQUEUES = 1000  # after time limits; a stage may need many
 
 
@@ -28,7 +28,7 @@ class SlurmError(Exception):
     """Nothing can be launched on Slurm like this; the message says why."""
 
 
-# Options of sbatch that are not the site file's to give.
+# Options of sbatch that are not the cluster file's to give.
 OURS = {
     *("time", "signal", "requeue", "no-requeue", "dependency", "array", "kill-on-invalid-dep", "job-name", "output"),
     *(
@@ -46,8 +46,8 @@ OURS = {
 }
 
 
-class Site(BaseModel):
-    """What one cluster wants to be told. Nothing here has a default that belongs to a site."""
+class Cluster(BaseModel):
+    """What one cluster wants to know. Nothing here has a default that belongs to one."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -78,35 +78,35 @@ def _flag(key: str) -> str:
     return "--gpus" if key == "gpus_per_node" else f"--{key}"
 
 
-def load_site(file: Path | None, flags: dict[str, Any]) -> Site:
-    """The site file's keys, overridden by flags that were given."""
+def load_cluster(file: Path | None, flags: dict[str, Any]) -> Cluster:
+    """The cluster file's keys, overridden by flags that were given."""
     values: Any = {}
     if file is not None:
         try:
-            values = read(file, "site file")
+            values = read(file, "cluster file")
         except YamlError as error:
             raise SlurmError(str(error)) from None
     given = {key: value for key, value in flags.items() if value is not None}
     try:
-        site = Site.model_validate({**values, **given})
+        cluster = Cluster.model_validate({**values, **given})
     except ValidationError as error:
         raise SlurmError("\n".join(_explain(e, file, given) for e in error.errors())) from None
-    if ours := sorted(OURS & {key.replace("_", "-") for key in site.sbatch}):
+    if ours := sorted(OURS & {key.replace("_", "-") for key in cluster.sbatch}):
         raise SlurmError(
             f"{file}: sbatch: {', '.join(ours)} cannot be given here: the launcher sets it, or has its own key"
         )
-    if site.cpus_per_gpu and site.cpus_per_node:
+    if cluster.cpus_per_gpu and cluster.cpus_per_node:
         raise SlurmError(f"{file}: cpus_per_gpu and cpus_per_node say the same thing twice; give one of them")
-    return site
+    return cluster
 
 
 def _explain(error: Any, file: Path | None, given: dict[str, Any]) -> str:
     key = ".".join(map(str, error["loc"]))
     where = _flag(key) if key in given else f"{file}: {key}"
     if error["type"] == "extra_forbidden":
-        return f"{file}: unknown key {key!r}; valid keys: {', '.join(Site.model_fields)}"
+        return f"{file}: unknown key {key!r}; valid keys: {', '.join(Cluster.model_fields)}"
     if error["type"] == "missing":
-        return f"{file or 'Slurm'}: {key} is missing: give it in the site file, or with {_flag(key)}"
+        return f"{file or 'Slurm'}: {key} is missing: give it in the cluster file, or with {_flag(key)}"
     message = (
         error["msg"]
         .replace("Input should be", "expected")
@@ -123,40 +123,40 @@ class Job:
     stopped, which saves it. Where Slurm does not queue the job again by itself, submitit is left to do it.
     """
 
-    def __init__(self, stage: Stage, site: Site):
-        self.stage, self.site = stage, site
+    def __init__(self, stage: Stage, cluster: Cluster):
+        self.stage, self.cluster = stage, cluster
 
     def __call__(self) -> None:
         from submitit import JobEnvironment
 
-        environment, asked, told = JobEnvironment(), [], False
+        environment, received, passed_on = JobEnvironment(), [], False
         submitits = signal.getsignal(signal.SIGUSR2)
         for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, lambda number, frame: asked.append(number))
+            signal.signal(number, lambda number, frame: received.append(number))
         first = environment.node == 0
         if first:
             self.stage.begin_log(f"Slurm job {environment.job_id}")
             self.stage.note(job=environment.job_id, host=environment.hostname, started=time.time())
         job = int(environment.raw_job_id)
         rank, address, port = str(environment.node), environment.hostnames[0], str(20000 + job % 20000)
-        command = torchrun(self.stage.arguments, self.site.processes, self.site.nodes, rank, address, port)
+        command = torchrun(self.stage.arguments, self.cluster.processes, self.cluster.nodes, rank, address, port)
         cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        torch = spawn(command, self.stage.log, OMP_NUM_THREADS=str(max(1, cpus // self.site.processes)))
+        torch = spawn(command, self.stage.log, OMP_NUM_THREADS=str(max(1, cpus // self.cluster.processes)))
         while torch.poll() is None:
-            if asked and not told:
+            if received and not passed_on:
                 torch.send_signal(STOP)
-                told = True
+                passed_on = True
             time.sleep(0.2)
         if torch.returncode == 0 or self.stage.finished:
             return
         if not first:  # the first node may have the job queued again, and Slurm then ends this task with SIGTERM
-            deadline = time.monotonic() + SETTLE_SECONDS
-            while signal.SIGTERM not in asked and time.monotonic() < deadline:
+            deadline = time.monotonic() + LEAVE_SECONDS
+            while signal.SIGTERM not in received and time.monotonic() < deadline:
                 time.sleep(0.2)
-        elif signal.SIGUSR2 in asked or (asked and _state(job) == "RUNNING"):
+        elif signal.SIGUSR2 in received or (received and _state(job) == "RUNNING"):
             submitits(signal.SIGUSR2, None)  # has the job queued again; does not return, unless with an error
-        elif asked:
-            sys.exit(128 + asked[0])  # cancelled, or queued again by Slurm
+        elif received:
+            sys.exit(128 + received[0])  # cancelled, or queued again by Slurm
         why = self.stage.why(f"torchrun ended with {torch.returncode}")
         if first:
             self.stage.note(**self.stage.noted(), failed=why)
@@ -188,7 +188,7 @@ def queue(ids: Iterable[str]) -> dict[str, Queued]:
         return {}
     listed = ",".join(sorted({job.partition("_")[0] for job in ids}))
     try:
-        asked = subprocess.run(
+        squeue = subprocess.run(
             ["squeue", "--noheader", "--array", "--jobs", listed, "--format", "%i|%T|%r|%N"],
             capture_output=True,
             text=True,
@@ -196,18 +196,18 @@ def queue(ids: Iterable[str]) -> dict[str, Queued]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SlurmError(f"squeue does not answer: {error}") from None
-    if asked.returncode:
-        if "Invalid job id" in asked.stderr:  # a single job, and it is long gone
+    if squeue.returncode:
+        if "Invalid job id" in squeue.stderr:  # a single job, and it is long gone
             return {}
-        raise SlurmError(f"squeue does not answer: {(asked.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-    rows = [line.strip().split("|") for line in asked.stdout.splitlines() if line.count("|") == 3]
+        raise SlurmError(f"squeue does not answer: {(squeue.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    rows = [line.strip().split("|") for line in squeue.stdout.splitlines() if line.count("|") == 3]
     return {row[0]: Queued(*row[1:]) for row in rows if row[0] in ids}
 
 
 def live(stages: Iterable[Stage]) -> dict[str, str]:
     """The job of each stage that has one in the queue, by the stage's name; waits for those that are just ending."""
     jobs = {stage.name: stage.noted()["job"] for stage in stages if "job" in stage.noted()}
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + LEAVE_SECONDS
     queued = queue(jobs.values())
     while any(job.state == "COMPLETING" for job in queued.values()) and time.monotonic() < deadline:
         time.sleep(1)
@@ -230,45 +230,45 @@ def submit_all(stages: list[Stage], jobs: dict[str, str], submit: Submit) -> dic
     missing = [stage for stage in stages if stage.name in names and stage.name not in jobs]
     for arm in dict.fromkeys(stage.arm for stage in stages):  # a plan has teachers before their students
         seeds = [stage for stage in missing if stage.arm == arm]
-        held = [stage for stage in seeds if stage.teacher in names]
-        free = [stage for stage in seeds if stage not in held]
+        dependent = [stage for stage in seeds if stage.teacher in names]
+        free = [stage for stage in seeds if stage not in dependent]
         groups: list[tuple[list[Stage], str | None]] = [(free, None)] if free else []
-        waits_for = [jobs[stage.teacher] for stage in held]
-        array = waits_for[0].rpartition("_")[0] if held else ""
-        if len(held) > 1 and waits_for == [f"{array}_{k}" for k in range(len(held))]:
-            groups.append((held, f"aftercorr:{array}"))
+        waits_for = [jobs[stage.teacher] for stage in dependent]
+        array = waits_for[0].rpartition("_")[0] if dependent else ""
+        if len(dependent) > 1 and waits_for == [f"{array}_{k}" for k in range(len(dependent))]:
+            groups.append((dependent, f"aftercorr:{array}"))
         else:
-            groups += [([stage], f"afterok:{job}") for stage, job in zip(held, waits_for, strict=True)]
+            groups += [([stage], f"afterok:{job}") for stage, job in zip(dependent, waits_for, strict=True)]
         for group, dependency in groups:
             for stage, job in zip(group, submit(group, dependency), strict=True):
                 jobs[stage.name] = new[stage.name] = job
     return new
 
 
-def parameters(stage: Stage, site: Site, dependency: str | None) -> dict[str, Any]:
+def parameters(stage: Stage, cluster: Cluster, dependency: str | None) -> dict[str, Any]:
     """Of submitit's SlurmExecutor, for one arm."""
     path = f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"
     # srun does not take over sbatch's --cpus-per-task since Slurm 22.05.
-    srun = ["--kill-on-bad-exit=1", *([f"--cpus-per-task={site.cpus}"] if site.cpus else [])]
+    srun = ["--kill-on-bad-exit=1", *([f"--cpus-per-task={cluster.cpus}"] if cluster.cpus else [])]
     return {
         "job_name": f"{stage.scale}-{stage.arm}",
-        "partition": site.partition,
-        "account": site.account,
-        "qos": site.qos,
-        "constraint": site.constraint,
-        "nodes": site.nodes,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "nodes": cluster.nodes,
         "ntasks_per_node": 1,
-        "gpus_per_node": site.gpus_per_node or None,
-        "cpus_per_task": site.cpus,
-        "mem": None if site.mem_gb is None else f"{round(site.mem_gb * 1024)}M",
-        "time": site.minutes,
+        "gpus_per_node": cluster.gpus_per_node or None,
+        "cpus_per_task": cluster.cpus,
+        "mem": None if cluster.mem_gb is None else f"{round(cluster.mem_gb * 1024)}M",
+        "time": cluster.minutes,
         "signal_delay_s": SAVE_SECONDS,
         "dependency": dependency,
-        "setup": [*site.setup, path],
+        "setup": [*cluster.setup, path],
         "srun_args": srun,
         "stderr_to_stdout": True,
         "wckey": None,
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **site.sbatch},
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch},
     }
 
 
@@ -286,25 +286,25 @@ def _executor(folder: Path) -> Any:
     return Executor(folder, max_num_timeout=REQUEUES)
 
 
-def sbatch_text(stages: list[Stage], site: Site, dependency: str | None, folder: Path) -> str:
+def sbatch_text(stages: list[Stage], cluster: Cluster, dependency: str | None, folder: Path) -> str:
     """The file that is submitted for these seeds of one arm."""
     executor = _executor(folder)
-    executor.update_parameters(**parameters(stages[0], site, dependency))
+    executor.update_parameters(**parameters(stages[0], cluster, dependency))
     if len(stages) > 1:
         executor.parameters["map_count"] = len(stages)
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def launch(stages: list[Stage], site: Site, folder: Path, say: Callable[[str], None]) -> None:
+def launch(stages: list[Stage], cluster: Cluster, folder: Path, say: Callable[[str], None]) -> None:
     """Submit what is missing; a second call at the same time waits for the first."""
     executor = _executor(folder)
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     def submit(group: list[Stage], dependency: str | None) -> list[str]:
         executor.parameters.clear()
-        executor.update_parameters(**parameters(group[0], site, dependency))
+        executor.update_parameters(**parameters(group[0], cluster, dependency))
         try:
-            jobs = executor.submit_array([Job(stage, site) for stage in group])
+            jobs = executor.submit_array([Job(stage, cluster) for stage in group])
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
             raise SlurmError(f"sbatch refuses {group[0].scale}/{group[0].arm}: {reason}") from None
@@ -335,14 +335,14 @@ def _names(stages: list[Stage]) -> list[str]:
     return [stage.name for stage in stages]
 
 
-def describe(stages: list[Stage], site: Site, folder: Path) -> str:
+def describe(stages: list[Stage], cluster: Cluster, folder: Path) -> str:
     """The torchrun line of each stage and the sbatch file of each submission, for reading and pasting."""
     parts = []
     shell = {"rank": "$SLURM_NODEID", "address": "$MASTER", "port": "$((20000 + SLURM_JOB_ID % 20000))"}
     for stage in stages:
-        command = torchrun(stage.arguments, site.processes, site.nodes, **shell)
+        command = torchrun(stage.arguments, cluster.processes, cluster.nodes, **shell)
         words = [word if "$" in word else shlex.quote(word) for word in command]
-        first = ['MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'] if site.nodes > 1 else []
+        first = ['MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'] if cluster.nodes > 1 else []
         parts.append("\n".join([f"# {stage.name}", *first, f"cd {shlex.quote(os.getcwd())} && {' '.join(words)}"]))
 
     def submit(group: list[Stage], dependency: str | None) -> list[str]:
@@ -351,7 +351,7 @@ def describe(stages: list[Stage], site: Site, folder: Path) -> str:
             ids = [f"<job of {group[0].name}>"]
         else:
             ids = [f"{arm}_{k}" for k in range(len(group))]
-        text = sbatch_text(group, site, dependency, folder)
+        text = sbatch_text(group, cluster, dependency, folder)
         parts.append(f"# sbatch file of {', '.join(_names(group))}\n{text.strip()}")
         return ids
 

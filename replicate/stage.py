@@ -147,7 +147,7 @@ class Stage:
     @property
     def locked(self) -> bool:
         """Whether a process is training in the folder now."""
-        return held(self.folder)
+        return locked(self.folder)
 
     def seconds(self) -> float | None:
         """What committed runs of this arm with this network took, by the number of steps: the least disturbed one."""
@@ -161,7 +161,7 @@ class Stage:
         return min(each) * self.steps if each else None
 
 
-def held(folder: Path) -> bool:
+def locked(folder: Path) -> bool:
     """Whether a process is training in the folder: one of this machine, or one elsewhere that beats in its lock."""
     lock = folder / "lock"
     try:

@@ -45,7 +45,7 @@ def states(stages: list[Stage], queue: dict[str, Queued] | None) -> dict[str, St
     return found
 
 
-def _state(stage: Stage, queued: Queued | None, asked: bool, teacher: State | None) -> State:
+def _state(stage: Stage, queued: Queued | None, answered: bool, teacher: State | None) -> State:
     manifest, noted = stage.manifest(), stage.noted()
     if stage.damaged:
         return State("failed", stage.damaged)
@@ -60,12 +60,12 @@ def _state(stage: Stage, queued: Queued | None, asked: bool, teacher: State | No
         behind = f"for {stage.teacher}, " if teacher and teacher.word != "done" else ""
         step = f", goes on at step {stage.step}" if stage.step else ""
         return State("waiting", f"{behind}job {job} {queued.state.lower()} ({queued.reason}){step}")
-    if stage.locked or queued or ((not job or not asked) and _sign_of_life(stage, noted)):
+    if stage.locked or queued or ((not job or not answered) and _sign_of_life(stage, noted)):
         where = f"job {job} on {queued.nodes}" if queued else f"on {noted.get('host', 'this machine')}"
         return State("running", f"{_progress(stage, noted)}, {where}")
     if why := noted.get("failed") or (manifest.get("status") == "failed" and manifest.get("error")):
         return State("failed", f"{why} (log: {stage.log})")
-    if job and not asked:
+    if job and not answered:
         return State("unknown", f"job {job}, and Slurm could not be asked; step {stage.step} of {stage.steps}")
     gone = f"; its job {job} has left the queue: cancelled or killed, or its teacher failed" if job else ""
     if stage.step or manifest.get("status") == "running":

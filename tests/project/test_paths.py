@@ -55,14 +55,14 @@ def test_commands_go_where_a_variable_points(tmp_path, monkeypatch, capsys):
     for arm in ("teacher_narrow", "standard", "wider", "random_pad"):
         add(tmp_path / "place" / "runs" / "smoke", arm, 0, [60, 80])
     (tmp_path / "place" / "runs" / "smoke" / "wider" / "seed7").mkdir()
-    (tmp_path / "site.yaml").write_text("partition: here\ngpus_per_node: 1\nminutes: 60\n")
+    (tmp_path / "cluster.yaml").write_text("partition: here\ngpus_per_node: 1\nminutes: 60\n")
     (tmp_path / "place" / "configs" / "imagenet").mkdir(parents=True)
     plan = ["--smoke", "--dry-run", "--runs", "$PLACE/runs"]
     calls = {
         "check": lambda: imagenet.main(["check", "~/place/images", "--own", "--fast", "--list=$PLACE/list"]),
         "resize": lambda: resize.main(["$PLACE/images", "~/small", "--short-side=20", "--workers=0"]),
         "plan": lambda: launch.main("", (), plan),
-        "site": lambda: launch.main("", (), [*plan[:1], *plan[2:], "--launcher=print", "--site=~/site.yaml"]),
+        "cluster": lambda: launch.main("", (), [*plan[:1], *plan[2:], "--launcher=print", "--site=~/cluster.yaml"]),
         "status": lambda: status.main(["--scale=smoke", "--runs=~/place/runs"]),
         "clean": lambda: clean.main(["--runs=~/place/runs", "--yes"]),
         "record": lambda: record.main(["smoke", "--runs=~/place/runs", "--results=$PLACE/results"]),
@@ -78,7 +78,7 @@ def test_commands_go_where_a_variable_points(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "place" / "list").exists()
     assert (tmp_path / "small" / "resize.json").exists()
     assert "wider/seed7" in said["status"]
-    assert "partition=here" in said["site"]
+    assert "partition=here" in said["cluster"]
     assert not (tmp_path / "place" / "runs" / "smoke" / "wider" / "seed7").exists()
     assert (tmp_path / "place" / "results" / "smoke" / "wider" / "seed0" / "run.json").exists()
     assert (tmp_path / "drawn" / "fig4.pdf").exists()

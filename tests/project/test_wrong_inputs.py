@@ -141,11 +141,11 @@ def training_of_wrong_words(folder, rng):
     return lambda: train.main(words)
 
 
-def jobs_of_a_damaged_site(folder, rng):
-    site = folder / "site.yaml"
-    site.write_bytes((ROOT / "replicate" / "site.example.yaml").read_bytes())
-    misplaced(site, rng)
-    words = ["--smoke", "--runs", str(folder / "runs"), "--launcher", "print", "--site", str(site)]
+def jobs_of_a_damaged_cluster(folder, rng):
+    cluster = folder / "cluster.yaml"
+    cluster.write_bytes((ROOT / "replicate" / "cluster.example.yaml").read_bytes())
+    misplaced(cluster, rng)
+    words = ["--smoke", "--runs", str(folder / "runs"), "--launcher", "print", "--cluster", str(cluster)]
     return lambda: launch.main("", ("fig4",), words)
 
 
@@ -560,7 +560,7 @@ KINDS = {
     status_of_damaged_configs: 20,
     training_of_damaged_configs: 20,
     training_of_wrong_words: 40,
-    jobs_of_a_damaged_site: 40,
+    jobs_of_a_damaged_cluster: 40,
     claims_of_a_damaged_file: 20,
     a_damaged_table_of_experiments: 40,
     status_of_damaged_runs: 30,

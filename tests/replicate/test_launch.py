@@ -1,4 +1,4 @@
-"""Launching: what Slurm would be given and in which order, what a site file may say, prices, and the status."""
+"""Launching: what Slurm would be given and in which order, what a cluster file may say, prices, and the status."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import experiments
-from replicate import launch, price, slurm, status
+from replicate import cost, launch, slurm, status
 from replicate.runner import STOP, Runner, spawn, torchrun
-from replicate.slurm import Queued, SlurmError, load_site, submit_all
+from replicate.slurm import Queued, SlurmError, load_cluster, submit_all
 from replicate.stage import ROOT, plan
 from training.config import flatten, load
 
-SITE = ["--gpus", "1", "--minutes", "30", "--partition", "p1"]
+SLURM = ["--gpus", "1", "--minutes", "30", "--partition", "p1"]
 
 
 def stages_of(tmp_path, arms=("teacher_narrow", "wider"), seeds=(0, 1, 2)):
@@ -134,7 +134,7 @@ def fake_slurm(tmp_path, monkeypatch):
 
 
 def test_what_is_submitted_is_not_submitted_again(fake_slurm, tmp_path, capsys):
-    command = ["--smoke", "--runs", str(tmp_path / "runs"), "--seeds", "0", "1", "--launcher", "slurm", *SITE]
+    command = ["--smoke", "--runs", str(tmp_path / "runs"), "--seeds", "0", "1", "--launcher", "slurm", *SLURM]
     assert launch.main("", ("fig4",), command) == 0
     assert "8 were submitted" in capsys.readouterr().out
     texts = [path.read_text() for path in sorted(fake_slurm.glob("*.sh"))]
@@ -161,14 +161,14 @@ def test_what_is_submitted_is_not_submitted_again(fake_slurm, tmp_path, capsys):
 
 def test_a_refusal_of_sbatch_is_passed_on_in_a_sentence(fake_slurm, tmp_path, capsys):
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: p1' >&2\nexit 1\n")
-    command = ["--smoke", "--runs", str(tmp_path / "runs"), "--launcher", "slurm", *SITE]
+    command = ["--smoke", "--runs", str(tmp_path / "runs"), "--launcher", "slurm", *SLURM]
     assert launch.main("", ("fig4",), command) == 2
     refusal = "sbatch refuses smoke/teacher_narrow: sbatch: error: invalid partition: p1\n"
     assert capsys.readouterr().err.endswith(refusal)  # after what sbatch itself said
 
 
 def test_without_an_answer_of_squeue_nothing_is_submitted(fake_slurm, tmp_path, capsys):
-    command = ["--smoke", "--runs", str(tmp_path / "runs"), "--launcher", "slurm", *SITE]
+    command = ["--smoke", "--runs", str(tmp_path / "runs"), "--launcher", "slurm", *SLURM]
     assert launch.main("", ("fig4",), command) == 0
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact' >&2\nexit 1\n")
     before = len(list(fake_slurm.iterdir()))
@@ -183,7 +183,7 @@ def test_without_an_answer_of_squeue_nothing_is_submitted(fake_slurm, tmp_path, 
 def test_print_shows_what_would_run_and_runs_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
     runs = tmp_path / "runs"
-    assert launch.main("", ("fig4",), ["--smoke", "--runs", str(runs), "--launcher", "print", *SITE]) == 0
+    assert launch.main("", ("fig4",), ["--smoke", "--runs", str(runs), "--launcher", "print", *SLURM]) == 0
     out = capsys.readouterr().out
     assert not runs.exists()
     for arm in experiments.arms("fig4"):
@@ -200,20 +200,20 @@ def test_print_shows_what_would_run_and_runs_nothing(tmp_path, capsys, monkeypat
 
 
 def test_on_several_nodes_the_ranks_meet_on_the_first(tmp_path):
-    site = slurm.Site(gpus_per_node=4, nodes=2, minutes=60, cpus_per_gpu=3, mem_gb=1.5, setup=["module load x"])
-    text = slurm.describe(stages_of(tmp_path, seeds=(0,)), site, tmp_path / ".slurm")
+    cluster = slurm.Cluster(gpus_per_node=4, nodes=2, minutes=60, cpus_per_gpu=3, mem_gb=1.5, setup=["module load x"])
+    text = slurm.describe(stages_of(tmp_path, seeds=(0,)), cluster, tmp_path / ".slurm")
     assert "--nnodes=2 --node-rank=$SLURM_NODEID --master-addr=$MASTER" in text
     for line in ("#SBATCH --cpus-per-task=12", "#SBATCH --nodes=2", "#SBATCH --mem=1536M", "module load x"):
         assert f"\n{line}\n" in text
     assert "--cpus-per-task=12 " in text.partition("srun")[2]
 
 
-# The site file
+# The cluster file
 
 
-def test_the_example_is_a_site():
-    site = load_site(ROOT / "replicate" / "site.example.yaml", {})
-    assert (site.processes, site.cpus) == (8, 128)
+def test_the_example_is_a_cluster():
+    cluster = load_cluster(ROOT / "replicate" / "cluster.example.yaml", {})
+    assert (cluster.processes, cluster.cpus) == (8, 128)
 
 
 def test_the_status_for_other_programs_and_for_a_pipe_that_closes(tmp_path):
@@ -228,40 +228,40 @@ def test_the_status_for_other_programs_and_for_a_pipe_that_closes(tmp_path):
 
 
 def test_flags_go_before_the_site_file(tmp_path):
-    file = tmp_path / "site.yaml"
+    file = tmp_path / "cluster.yaml"
     file.write_text("partition: a\ngpus_per_node: 8\nminutes: 60\n")
-    site = load_site(file, {"partition": "b", "minutes": None, "gpus_per_node": 2})
-    assert (site.partition, site.minutes, site.processes) == ("b", 60, 2)
+    cluster = load_cluster(file, {"partition": "b", "minutes": None, "gpus_per_node": 2})
+    assert (cluster.partition, cluster.minutes, cluster.processes) == ("b", 60, 2)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("gpus_per_node: 8\nminutes: 10\npartiton: x", "site.yaml: unknown key 'partiton'; valid keys: partition, "),
-        ("gpus_per_node: 8", "minutes is missing: give it in the site file, or with --minutes"),
+        ("gpus_per_node: 8\nminutes: 10\npartiton: x", "cluster.yaml: unknown key 'partiton'; valid keys: partition, "),
+        ("gpus_per_node: 8", "minutes is missing: give it in the cluster file, or with --minutes"),
         ("gpus_per_node: 1\nminutes: 24:00:00", "minutes: expected an integer, got '24:00:00' (str)"),
         ("gpus_per_node: 1\nminutes: 1", "minutes: expected greater than or equal to 5, got 1"),
         ("gpus_per_node: 1\nminutes: 60\nsbatch: {time: 5}", "sbatch: time cannot be given here"),
-        ("minutes: 8", "gpus_per_node is missing: give it in the site file, or with --gpus"),
-        ("gpus_per_node: '8'\nminutes: 10", "site.yaml: gpus_per_node: expected an integer, got '8' (str)"),
+        ("minutes: 8", "gpus_per_node is missing: give it in the cluster file, or with --gpus"),
+        ("gpus_per_node: '8'\nminutes: 10", "cluster.yaml: gpus_per_node: expected an integer, got '8' (str)"),
         ("gpus_per_node: -1\nminutes: 10", "greater than or equal to 0, got -1 (int)"),
-        ("gpus_per_node: [", "site.yaml: not valid YAML: "),
-        ("- 1", "site.yaml: expected keys and values, got list"),
+        ("gpus_per_node: [", "cluster.yaml: not valid YAML: "),
+        ("- 1", "cluster.yaml: expected keys and values, got list"),
         ("gpus_per_node: 1\nminutes: 10\ncpus_per_gpu: 1\ncpus_per_node: 1", "say the same thing twice"),
     ],
 )
 def test_a_wrong_site_file_is_refused_in_a_sentence(tmp_path, capsys, text, words):
-    file = tmp_path / "site.yaml"
+    file = tmp_path / "cluster.yaml"
     file.write_text(text)
-    assert launch.main("", ("fig4",), ["--smoke", "--launcher", "print", "--site", str(file)]) == 2
+    assert launch.main("", ("fig4",), ["--smoke", "--launcher", "print", "--cluster", str(file)]) == 2
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.err.count("\n") == 1
 
 
 def test_a_site_file_that_is_not_there(tmp_path):
-    with pytest.raises(SlurmError, match="cannot read this site file: No such file"):
-        load_site(tmp_path / "none.yaml", {})
+    with pytest.raises(SlurmError, match="cannot read this cluster file: No such file"):
+        load_cluster(tmp_path / "none.yaml", {})
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_prices_come_from_the_measured_rows_of_one_gpu(tmp_path):
         "gpu-a,2,inception_bn_28,0.5477,0,28,32,float32,end_to_end,net2net,10.0",
         "gpu-a,2,inception_bn_28,1.0,4,28,32,float32,end_to_end,net2net,20",
     )
-    found = price.prices(stages, rows)
+    found = cost.costs(stages, rows)
     # 6 steps of 32 images, and 4 evaluations (before the first step and after every second) of 200 at a third
     assert found[teacher.name].hours == pytest.approx((6 * 32 + 4 * 200 / 3) / 10 / 3600)
     assert found[teacher.name].source == "measured, 10 images/s, gpu-a"
@@ -465,13 +465,13 @@ def test_prices_come_from_the_measured_rows_of_one_gpu(tmp_path):
 
 def test_an_estimate_is_of_the_work_or_of_the_launches_whichever_is_more(tmp_path):
     (stage,) = plan("smoke", ("standard",), (0,), tmp_path)
-    found = price.prices([stage], tmp_path / "nothing")[stage.name]
-    flops, layers = price.forward_cost(stage.config)
+    found = cost.costs([stage], tmp_path / "nothing")[stage.name]
+    flops, layers = cost.forward_cost(stage.config)
     assert layers == 3 + 11 * 9  # the stem's, and each module's: 2, 3 and 4 on its paths
     assert found.hours == pytest.approx((6 * 32 + 4 * 200 / 3) * layers * 600e-6 / 32 / 3600)
     large = load(ROOT / "configs" / "imagenet" / "wider_sqrt2.yaml")
-    flops, layers = price.forward_cost(large)
-    assert price.assumed_rate(large) == (pytest.approx(60e12 / (3 * flops)), "60 TFLOP/s")
+    flops, layers = cost.forward_cost(large)
+    assert cost.assumed_rate(large) == (pytest.approx(60e12 / (3 * flops)), "60 TFLOP/s")
 
 
 def test_the_assumptions_are_what_public_figures_come_to():
@@ -487,7 +487,7 @@ def test_the_assumptions_are_what_public_figures_come_to():
         resnet, image = torchvision.models.resnet50(), torch.empty(2, 3, 224, 224)
     with FlopCounterMode(display=False) as counter:
         resnet(image).sum().backward()
-    assert pytest.approx(2600 * counter.get_total_flops() / 2, rel=0.1) == price.ASSUMED
+    assert pytest.approx(2600 * counter.get_total_flops() / 2, rel=0.1) == cost.ASSUMED
 
     class Count(TorchDispatchMode):
         views = ("view", "detach", "t", "alias", "expand", "as_strided", "permute")
@@ -500,21 +500,21 @@ def test_the_assumptions_are_what_public_figures_come_to():
     layer, x = ConvBNReLU(8, 8, (3, 3)), torch.randn(2, 8, 6, 6, requires_grad=True)
     with Count() as count:
         layer(x).sum().backward()
-    assert pytest.approx(count.n * 60e-6, rel=0.5) == price.LAUNCH
+    assert pytest.approx(count.n * 60e-6, rel=0.5) == cost.LAUNCH
 
 
 def test_a_large_pass_costs_fewer_launches():
     config = load(ROOT / "configs" / "imagenet" / "standard.yaml")
-    assert price.images_in_a_pass(config) == 256
+    assert cost.images_in_a_pass(config) == 256
     small = load(
         ROOT / "configs" / "imagenet" / "standard.yaml", ["training.bn_batch_size=16", "training.images_per_pass=16"]
     )
-    assert price.images_in_a_pass(small) == 16
-    layers = price.forward_cost(config)[1]
-    assert price.assumed_rate(config) == (pytest.approx(256 / (layers * 600e-6)), "600 us a layer")
+    assert cost.images_in_a_pass(small) == 16
+    layers = cost.forward_cost(config)[1]
+    assert cost.assumed_rate(config) == (pytest.approx(256 / (layers * 600e-6)), "600 us a layer")
     wide = load(ROOT / "configs" / "imagenet" / "wider_sqrt2.yaml")
-    assert price.assumed_rate(wide) == (pytest.approx(60e12 / (3 * price.forward_cost(wide)[0])), "60 TFLOP/s")
-    assert price.assumed_rate(small) == (pytest.approx(16 / (layers * 600e-6)), "600 us a layer")
+    assert cost.assumed_rate(wide) == (pytest.approx(60e12 / (3 * cost.forward_cost(wide)[0])), "60 TFLOP/s")
+    assert cost.assumed_rate(small) == (pytest.approx(16 / (layers * 600e-6)), "600 us a layer")
 
 
 def test_flops_are_two_for_each_multiply_add():
@@ -534,7 +534,7 @@ def test_flops_are_two_for_each_multiply_add():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             counted += 2 * module.weight.numel() * size.get(name, 1)
     (stage,) = plan("smoke", ("standard",), (0,), Path("nowhere"))
-    assert price.forward_cost(stage.config)[0] == counted
+    assert cost.forward_cost(stage.config)[0] == counted
 
 
 def test_where_the_data_is_can_be_said_for_all_stages_and_what_is_trained_cannot(tmp_path, capsys):
@@ -545,7 +545,7 @@ def test_where_the_data_is_can_be_said_for_all_stages_and_what_is_trained_cannot
         in capsys.readouterr().err
     )
     found = ["--set", f"data.root={tmp_path}"]
-    assert launch.main("", ("fig4",), [*scale, *SITE, *found, "--launcher", "print"]) == 0
+    assert launch.main("", ("fig4",), [*scale, *SLURM, *found, "--launcher", "print"]) == 0
     captured = capsys.readouterr()
     assert captured.out.count(f"--set data.root={tmp_path} --seed 0") == 4
     assert captured.err == ""
@@ -555,7 +555,7 @@ def test_where_the_data_is_can_be_said_for_all_stages_and_what_is_trained_cannot
 
 def test_data_on_the_nodes_alone_is_no_matter_of_the_node_that_submits(fake_slurm, tmp_path, capsys):
     """Neither its folder nor the variable in its path is there; the job has both, and train.py checks them in it."""
-    scale = ["--scale", "imagenet", "--runs", str(tmp_path / "runs"), *SITE, "--launcher", "slurm"]
+    scale = ["--scale", "imagenet", "--runs", str(tmp_path / "runs"), *SLURM, "--launcher", "slurm"]
     for root, words in (
         ("/nowhere/imagenet", "there is no folder"),
         ("$NODE_DISK/imagenet", "$NODE_DISK is not set here"),
@@ -578,11 +578,11 @@ def test_a_figure_names_the_price_of_all_three(tmp_path, capsys):
 
 def test_the_price_is_per_arm_in_total_and_what_is_left(tmp_path, monkeypatch):
     rows = measured(tmp_path / "bench", "gpu-a,2,inception_bn_28,1.0,0,28,32,float32,end_to_end,net2net,0.01")
-    monkeypatch.setattr(price.prices, "__defaults__", (rows,))
+    monkeypatch.setattr(cost.costs, "__defaults__", (rows,))
     stages = plan("smoke", ("standard",), (0, 1), tmp_path / "runs")
     finish(stages[0])
     one = (6 * 32 + 4 * 200 / 3) / 0.01 / 3600  # 12.7 hours
-    lines = price.table(stages, 2).splitlines()
+    lines = cost.table(stages, 2).splitlines()
     assert lines[1].split()[:3] == ["standard", "2", f"{2 * one:.1f}"]
     assert lines[2].split() == ["total", "2", f"{2 * one:.1f}"]
     assert lines[3] == f"{one:.1f} GPU-hours are left to run; with all of 2 GPUs busy about {one / 2:.1f} hours"

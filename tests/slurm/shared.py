@@ -37,8 +37,8 @@ def scale(name, text):
 def node_local():
     """The images have a name on the nodes that nobody knows where the job is submitted."""
     images = make_folders(folder / "node" / "images")
-    site = folder / "site.yaml"
-    site.write_text(f"gpus_per_node: 0\nminutes: 30\nsetup:\n  - export NODE_DATA={images}\n")
+    cluster = folder / "cluster.yaml"
+    cluster.write_text(f"gpus_per_node: 0\nminutes: 30\nsetup:\n  - export NODE_DATA={images}\n")
     text = "extends: ../imagenet/base.yaml\n" + "".join(
         f"{line}\n"
         for line in (
@@ -50,7 +50,7 @@ def node_local():
     )
     there = Replication(folder / "node-local", scale("photos", text), "photos")
     there.arms(
-        "teacher_narrow", arguments=("--launcher", "slurm", "--site", str(site), "--set", "data.root=$NODE_DATA")
+        "teacher_narrow", arguments=("--launcher", "slurm", "--cluster", str(cluster), "--set", "data.root=$NODE_DATA")
     )
     done = there.runs / "teacher_narrow" / "seed0"
     wait(lambda: there.json("teacher_narrow/seed0", "run.json").get("status") in ("finished", "failed"), "it has ended")

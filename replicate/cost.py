@@ -21,7 +21,7 @@ ASSUMED, LAUNCH = 60e12, 600e-6
 FORWARD = 1 / 3  # cost of evaluating an image, in images trained: forward without backward
 
 
-class Price(NamedTuple):
+class Cost(NamedTuple):
     hours: float  # of one GPU, from the first step to the last
     source: str
 
@@ -33,8 +33,8 @@ def images(config: Config) -> float:
     return training.steps * training.batch_size + evaluations * (config.data.val_images or 0) * FORWARD
 
 
-def prices(stages: Iterable[Stage], measured: Path = MEASURED) -> dict[str, Price]:
-    """The price of each stage by its name; all measurements are taken from the hardware that has most of them."""
+def costs(stages: Iterable[Stage], measured: Path = MEASURED) -> dict[str, Cost]:
+    """The cost of each stage by its name; all measurements are taken from the hardware that has most of them."""
     stages, rows = list(stages), _rows(measured)
     found = {stage.name: _matching(stage.config, rows) for stage in stages}
     has = Counter(hardware for matching in found.values() for hardware in {row["hardware"] for row in matching})
@@ -52,7 +52,7 @@ def prices(stages: Iterable[Stage], measured: Path = MEASURED) -> dict[str, Pric
         else:
             rate, why = assumed_rate(stage.config)
             source = f"estimate, not measured: {why}, {rate:.0f} images/s"
-        result[stage.name] = Price(images(stage.config) / rate / 3600, source)
+        result[stage.name] = Cost(images(stage.config) / rate / 3600, source)
     return result
 
 
@@ -130,14 +130,14 @@ def _forward_cost(name: str, size: int, **options: Any) -> tuple[int, int]:
 
 def table(stages: list[Stage], gpus: int | None = None) -> str:
     """GPU-hours per arm and in total; `gpus`: how many there are, to say how long that is."""
-    priced = prices(stages)
-    total = sum(price.hours for price in priced.values())
-    left = sum(priced[stage.name].hours * (1 - stage.step / stage.steps) for stage in stages)
+    found = costs(stages)
+    total = sum(cost.hours for cost in found.values())
+    left = sum(found[stage.name].hours * (1 - stage.step / stage.steps) for stage in stages)
     rows = [("arm", "runs", "GPU-hours", "from")]
     for arm in dict.fromkeys(stage.arm for stage in stages):
-        mine = [priced[stage.name] for stage in stages if stage.arm == arm]
-        rows.append((arm, str(len(mine)), hours(sum(price.hours for price in mine)), mine[0].source))
-    estimate = any(price.source.startswith("estimate") for price in priced.values())
+        mine = [found[stage.name] for stage in stages if stage.arm == arm]
+        rows.append((arm, str(len(mine)), hours(sum(cost.hours for cost in mine)), mine[0].source))
+    estimate = any(cost.source.startswith("estimate") for cost in found.values())
     rows.append(("total", str(len(stages)), hours(total), "partly or all an estimate" if estimate else ""))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip() for row in rows]
