@@ -20,7 +20,7 @@ from net2net.names import owner
 from net2net.recording import Recording, cloned, local, on_meta, rebuilt
 from net2net.seeds import generator_for
 from net2net.spaces import Axis, resolve
-from net2net.tensors import empty_like
+from net2net.tensors import check_memory, empty_like
 from net2net.trace import Trace
 from net2net.widths import note_widths, set_number
 
@@ -97,6 +97,10 @@ def replaced(model: nn.Module, heads: Mapping[str, Mapping[str, int]], seed: int
         data = tensor.detach()
         return empty_like(data, (rows[name], *data.shape[1:])) if name in rows else data.clone()
 
+    for name, head in heads.items():
+        weight = model.get_submodule(name).weight
+        size = head["to"] * weight[0].numel() * weight.element_size()
+        check_memory(weight.device, size, f"{name!r} would make {head['to']} outputs")
     student = rebuilt(model, make)
     for name, head in heads.items():
         layer = student.get_submodule(name)

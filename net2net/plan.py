@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
-from math import ceil, inf, isclose, lcm
+from itertools import chain, zip_longest
+from math import ceil, inf, isclose, lcm, prod
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from net2net.names import children, inside, owner
 from net2net.recording import SIZED, Call, Recording, local, place
 from net2net.seeds import generator_for
 from net2net.spaces import Axis, Space, fix, length, resolve
+from net2net.tensors import check_memory
 from net2net.trace import Trace
 
 Maps = dict[Space, torch.Tensor]
@@ -46,6 +47,7 @@ def plan_growth(
         scale = None if factor is None else Scale(trace, factor, multiple_of)
         targets = _named_targets(trace, widths) if _by_name(factor, widths, modules) else _targets(scale, modules)
         producers = trace.producers()
+        _check_memory(trace, targets, producers)
         maps = {
             space: _evenly(space.width, width)
             if space in trace.uniform
@@ -389,6 +391,20 @@ def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, i
             + (f", {why}" if why else "")
         )
     return grown
+
+
+def _check_memory(trace: Trace, targets: Mapping[Space, int], producers: Mapping[Space, list[str]]) -> None:
+    """Refuse a student that no memory of this machine holds, before a map is drawn: a system can kill what tries."""
+    needed = {torch.device("cpu"): 8 * sum(targets.values())}
+    for name, tensor in chain(trace.model.named_parameters(), trace.model.named_buffers()):
+        axes = zip(tensor.shape, trace.axes.get(name, [None] * tensor.ndim), strict=True)
+        numbers = prod(n if axis is None else _size(axis, targets) for n, axis in axes)
+        needed[tensor.device] = needed.get(tensor.device, 0) + numbers * tensor.element_size()
+    widest = max(targets, key=lambda space: targets[space] / space.width, default=None)
+    for device, size in needed.items():
+        if widest is not None:
+            layer = owner(producers[widest][0]) if widest in producers else "a layer"
+            check_memory(device, size, f"{layer!r} would grow {targets[widest] / widest.width:.4g} times")
 
 
 def _kind(reason: str) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from math import inf
 
 import torch
 from torch import nn
+
+from net2net.errors import GrowthError
 
 
 def empty_like(tensor: torch.Tensor, shape: Sequence[int], device: torch.device | str | None = None) -> torch.Tensor:
@@ -36,6 +40,20 @@ def get_tensor(model: nn.Module, name: str) -> torch.Tensor:
     """A parameter or buffer by name."""
     module, _, key = name.rpartition(".")
     return getattr(model.get_submodule(module), key)
+
+
+def check_memory(device: torch.device, size: int, why: str) -> None:
+    """Refuse a student of so many bytes that the device could not hold it even alone: a system can kill what tries."""
+    memory = inf
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    elif device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise GrowthError(
+            f"the student would need {size / 1e9:.4g} GB on {str(device)!r}, which has {memory / 1e9:.4g}: {why}; ask "
+            "for less"
+        )
 
 
 BLOCK = 2**18  # numbers: what is made beside a large tensor is made for so many of them at a time

@@ -381,6 +381,13 @@ GROWS = {
         lambda m, h: h.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(1, 2) * torch.cat([h.sin(), h], 1), 16
     )),
     "maxout": (2, lambda: between(lambda m, h: torch.cat([h.view(h.shape[0], 2, -1, *h.shape[2:]).amax(1)] * 2, 1))),
+    "maxout of neighbours": (2, lambda: between(
+        lambda m, h: torch.cat([h.view(len(h), -1, 2, *h.shape[2:]).amax(2)] * 2, 1)
+    )),
+    "mean of neighbours": (2, lambda: between(
+        lambda m, h: h.unflatten(1, (-1, 2)).mean(2).repeat_interleave(2, 1)
+    )),
+    "copied into another": (1, lambda: between(lambda m, h: torch.zeros_like(h).copy_(h.sin()))),
     "half added in place": (2, lambda: between(add_half_in_place)),
     "shifted half added in place": (2, lambda: between(add_shifted_half_in_place)),
 }  # fmt: skip

@@ -122,7 +122,7 @@ add sub subtract mul multiply div divide true_divide __radd__ __rsub__ __rmul__ 
 minimum pow __pow__ __rpow__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
 addcmul addcdiv lerp gt lt ge le eq ne logical_and logical_or logical_xor
 atan2 fmod remainder floor_divide hypot xlogy copysign fmax fmin logaddexp __mod__ __floordiv__ __rfloordiv__
-complex polar __and__ __rand__ __or__ __ror__ __xor__ bitwise_and bitwise_or bitwise_xor masked_fill
+copy complex polar __and__ __rand__ __or__ __ror__ __xor__ bitwise_and bitwise_or bitwise_xor masked_fill
 """
 COPIES = """
 zeros_like ones_like full_like empty_like

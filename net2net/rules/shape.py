@@ -54,12 +54,13 @@ def _merge(call: Call, dims: list[tuple[int, Axis | None]]) -> Axis | None:
     return tuple((space, repeat * inner) for space, repeat in axis) * outer
 
 
-def _separate(trace: Trace, call: Call, axis: Axis, sizes: list[int]) -> list[Axis | None]:
+def _separate(trace: Trace, call: Call, axis: Axis, sizes: list[int], unsaid: int | None = None) -> list[Axis | None]:
     """One dimension that holds channels, in several of the given sizes: one of them goes on holding the channels.
 
     It is the first after which nothing but repeats of the channels lies: [C * HW] -> [C, HW] undoes a flattening;
-    [C] -> [G, C / G] makes G groups, which then share one map. In a module that says how many heads it has, these are
-    the channels, each as a whole; so it is elsewhere if nothing else can grow (`Trace.choices`).
+    [C] -> [G, C / G] makes G groups, which then share one map. Where the code leaves one size to PyTorch (`unsaid`, its
+    -1), as in [C] -> [-1, 2], it is that one. In a module that says how many heads it has, these are the channels, each
+    as a whole; so it is elsewhere if nothing else can grow (`Trace.choices`).
     """
     repeats = [repeat for _, repeat in resolve(axis)]
     inner = [prod(sizes[at + 1 :]) for at in range(len(sizes))]
@@ -69,6 +70,8 @@ def _separate(trace: Trace, call: Call, axis: Axis, sizes: list[int]) -> list[Ax
     if said:  # the last that could be meant, but for the last dimension where there is another: that is a head's width
         *others, at = said
         default = others[-1] if others and at == len(sizes) - 1 else at
+    elif unsaid in options:
+        default = unsaid
     elif undone:
         default = undone[0]
     else:
@@ -99,12 +102,14 @@ def _separate(trace: Trace, call: Call, axis: Axis, sizes: list[int]) -> list[Ax
 
 def _heads(trace: Trace, call: Call, axis: Axis, heads: int, width: int, outer: int) -> Axis:
     """[outer * heads * width] -> […, heads, …]: these grow, each as a whole."""
-    reason = f"{call.where} makes attention heads of them"
+    kept = _numbers_of_heads(trace, call)
+    made = "attention heads" if heads in kept.values() else "groups"
+    reason = f"{call.where} makes {made} of them"
     head: Axis = ((Space(heads), 1),)
     for part in cut(axis, [heads * width] * outer, reason):
         tie(part, tuple((space, repeat * width) for space, repeat in resolve(head)), reason)
-    trace.in_steps(head, f"{call.where} makes attention heads of {width} of them")
-    for key, number in _numbers_of_heads(trace, call).items():
+    trace.in_steps(head, f"{call.where} makes {made} of {width} of them")
+    for key, number in kept.items():
         if number == heads:
             trace.keeps(call.module, key, head)
     # What else the module may keep is the length of all heads together; whether it does shows when the student runs.
@@ -162,7 +167,8 @@ def reshape(trace: Trace, call: Call) -> list[Axis | None]:
         if len(sizes) == 1:
             out.append(_merge(call, group))
         elif len(group) == 1 and group[0][1] is not None:
-            out += _separate(trace, call, group[0][1], sizes)
+            unsaid = _unsaid(call)
+            out += _separate(trace, call, group[0][1], sizes, None if unsaid is None else unsaid - (j - len(sizes)))
         else:
             for _, axis in group:
                 fix(axis, f"{call.where} takes them apart")
@@ -170,6 +176,17 @@ def reshape(trace: Trace, call: Call) -> list[Axis | None]:
     for _, axis in old[i:]:
         fix(axis, f"{call.where} drops the dimension of their single channel")
     return out
+
+
+def _unsaid(call: Call) -> int | None:
+    """Which dimension of a result has the size that the code leaves to PyTorch, by -1."""
+    first = 2 if call.name == "unflatten" else 1
+    sizes = call.kwargs.get("sizes", call.kwargs.get("shape", call.args[first:]))
+    sizes = list(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes)
+    if -1 not in [size for size in sizes if isinstance(size, int)]:
+        return None
+    before = call.get(1, "dim") % call.inputs[0].tensor.ndim if first == 2 else 0
+    return before + sizes.index(-1)
 
 
 def flatten(trace: Trace, call: Call) -> list[Axis | None]:

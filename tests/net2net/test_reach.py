@@ -48,6 +48,20 @@ def test_attention_heads_are_copied_whole(fused, factor, randomise):
     learns(student, x)
 
 
+@pytest.mark.parametrize("factor", [1.5, 2])
+@pytest.mark.parametrize(
+    ("norm", "grouping"), [("B0", {}), ("B2", {}), ("S0", {"groups": 4}), ("S0a", {"group_size": 2}), ("S1", {})]
+)
+def test_an_evolved_norm_takes_as_many_channels_as_are_asked_for(norm, grouping, factor, randomise):
+    """Those of groups divide by a deviation of each group, the others keep a running variance that they copy into."""
+    layer = getattr(timm.layers.evo_norm, f"EvoNorm2d{norm}")(32, **grouping)
+    teacher = randomise(between(lambda m, h: m.norm(h), make=conv(3, 32, 1), read=conv(32, 5, 1), norm=layer)).double()
+    x = images(3, 4, 4)
+    student = widen(teacher, x, factor, verify=False)
+    assert student.make.out_channels == 32 * factor
+    certify(teacher, student, x)
+
+
 def by_var_mean(w):
     var, mean = torch.var_mean(w, dim=[1, 2, 3], keepdim=True, unbiased=False)
     return (w - mean) / torch.sqrt(var + 1e-10)
