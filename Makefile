@@ -14,7 +14,7 @@ setup: .venv/.installed ## install the pinned packages into .venv (PYTHON=... to
 	@PYTHON="$(PYTHON)" sh tools/setup.sh
 
 data: .venv/.installed ## download Fashion-MNIST into data/
-	$(PY) -m training.fashion_mnist --root data
+	$(PY) -m training.data fetch --root data
 
 figures: .venv/.installed ## train the laptop scale into runs/ and draw its figures (ARGS=... for python -m replicate)
 	$(PY) -m replicate --scale laptop $(ARGS)

@@ -12,7 +12,7 @@ from experiments.paths import PathError, expanded
 from figures import claims
 from figures.command import main as draw
 from replicate import clean, launch, new_scale, record, status, study
-from training import imagenet, resize
+from training.data.__main__ import main as prepare
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def test_what_stands_for_no_path_is_an_error(text):
 def test_every_option_of_a_path_is_read_by_it():
     files = [
         ROOT / "train.py",
-        *(f for part in ("training", "replicate", "figures") for f in (ROOT / part).glob("*.py")),
+        *(f for part in ("training", "replicate", "figures") for f in (ROOT / part).rglob("*.py")),
     ]
-    found = {file.name: re.findall(r"type=(Path|to_path)\b", file.read_text()) for file in files}
+    found = {file: re.findall(r"type=(Path|to_path)\b", file.read_text()) for file in files}
     assert sum(types.count("to_path") for types in found.values()) >= 20
     assert not [name for name, types in found.items() if "Path" in types]
 
@@ -59,8 +59,8 @@ def test_commands_go_where_a_variable_points(tmp_path, monkeypatch, capsys):
     (tmp_path / "place" / "configs" / "imagenet").mkdir(parents=True)
     plan = ["--smoke", "--dry-run", "--runs", "$PLACE/runs"]
     calls = {
-        "check": lambda: imagenet.main(["check", "~/place/images", "--own", "--fast", "--list=$PLACE/list"]),
-        "resize": lambda: resize.main(["$PLACE/images", "~/small", "--short-side=20", "--workers=0"]),
+        "check": lambda: prepare(["check", "~/place/images", "--own", "--fast", "--list=$PLACE/list"]),
+        "resize": lambda: prepare(["resize", "$PLACE/images", "~/small", "--short-side=20", "--workers=0"]),
         "plan": lambda: launch.main("", (), plan),
         "cluster": lambda: launch.main("", (), [*plan[:1], *plan[2:], "--launcher=print", "--site=~/cluster.yaml"]),
         "status": lambda: status.main(["--scale=smoke", "--runs=~/place/runs"]),
@@ -95,8 +95,8 @@ def test_commands_go_where_a_variable_points(tmp_path, monkeypatch, capsys):
         (claims.main, ["--out", "$NOWHERE_AT_ALL"]),
         (clean.main, ["--runs", "$NOWHERE_AT_ALL"]),
         (new_scale.main, ["mine", "--data", "x", "--configs", "$NOWHERE_AT_ALL"]),
-        (imagenet.main, ["check", ""]),
-        (resize.main, ["", "x"]),
+        (prepare, ["check", ""]),
+        (prepare, ["resize", "", "x"]),
     ],
 )
 def test_a_path_of_an_empty_variable_is_no_path(call, words, capsys):

@@ -35,8 +35,8 @@ from figures import claims
 from figures.command import main as draw
 from net2net import __main__ as library
 from replicate import clean, launch, new_scale, record, status, study
-from training import imagenet, resize
 from training.config import _keys
+from training.data.__main__ import main as prepare
 
 BUDGET = int(os.environ.get("NET2NET_FUZZ", 0))
 FIRST = int(os.environ.get("NET2NET_FUZZ_FROM", random.randrange(10**9) if BUDGET else 0))
@@ -239,10 +239,10 @@ def commands_of_wrong_words(folder, rng):
         lambda: clean.main(["--runs", wrong]),
         lambda: record.main([wrong, "--runs", runs, "--results", str(folder / "results")]),
         lambda: new_scale.main([wrong, "--data", wrong, "--configs", str(folder)]),
-        lambda: imagenet.main(["check", wrong, "--fast", "--own"]),
-        lambda: imagenet.main(["sort-val", wrong]),
-        lambda: resize.main([wrong, str(folder / "small"), "--workers", "0"]),
-        lambda: resize.main([str(folder), wrong, "--workers", "0"]),
+        lambda: prepare(["check", wrong, "--fast", "--own"]),
+        lambda: prepare(["sort-val", wrong]),
+        lambda: prepare(["resize", wrong, str(folder / "small"), "--workers", "0"]),
+        lambda: prepare(["resize", str(folder), wrong, "--workers", "0"]),
     ]
     return rng.choice(ways)
 
@@ -277,7 +277,7 @@ def folders_of_damaged_images(folder, rng):
         else:
             file.rename(file.with_suffix(rng.choice([".txt", "", ".webp", ".TIFF", ".jpeg~"])))
     words = ["check", str(root), "--own", "--workers=0", *rng.choice([[], ["--fast"]])]
-    return lambda: imagenet.main(words)
+    return lambda: prepare(words)
 
 
 def shards_of_damaged_images(folder, rng):
@@ -304,14 +304,14 @@ def shards_of_damaged_images(folder, rng):
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     words = ["check", str(root), "--own", "--workers=0", *rng.choice([[], ["--fast"]])]
-    return lambda: imagenet.main(words)
+    return lambda: prepare(words)
 
 
 def resizing_of_damaged_images(folder, rng):
     root = make_folders(folder / "images")
     misplaced(rng.choice(sorted(path for path in root.rglob("*") if path.is_file())), rng)
-    words = [str(root), str(folder / "small"), "--short-side", "32", "--workers", "0"]
-    return lambda: resize.main(words)
+    words = ["resize", str(root), str(folder / "small"), "--short-side", "32", "--workers", "0"]
+    return lambda: prepare(words)
 
 
 def net():
@@ -436,7 +436,7 @@ def planning(folder):
 
 def checking(folder):
     workers = os.environ.get("TMPDIR") or resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 100
-    return imagenet.main(["check", str(folder / "images"), "--own", f"--workers={int(bool(workers))}"])
+    return prepare(["check", str(folder / "images"), "--own", f"--workers={int(bool(workers))}"])
 
 
 # What begins no process and no training: the rest of the entry points, each on what lies in `things`.
@@ -476,7 +476,7 @@ def making_a_scale(folder):
 
 
 def resizing(folder):
-    return resize.main([str(folder / "images"), str(folder / "small"), "--short-side", "32", "--workers", "0"])
+    return prepare(["resize", str(folder / "images"), str(folder / "small"), "--short-side", "32", "--workers", "0"])
 
 
 def growing(folder):

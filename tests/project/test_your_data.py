@@ -16,8 +16,8 @@ from PIL import Image
 from places import ROOT
 
 from training.config import ConfigError, load
+from training.data.__main__ import main
 from training.data.imagenet.check import check
-from training.imagenet import main
 
 PAGE = ROOT / "docs" / "your-data.md"
 CLASSES = [f"{word}s" for word in ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibex", "jay"]]

@@ -4,7 +4,6 @@ import functools
 import gzip
 import hashlib
 import struct
-import sys
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,8 +14,8 @@ import torch
 from places import ROOT
 from torchvision.datasets import FashionMNIST
 
-from training import fashion_mnist as command
 from training.data import fashion_mnist
+from training.data.__main__ import main
 from training.data.fashion_mnist import ensure, load
 from training.errors import DataError
 
@@ -315,8 +314,8 @@ def test_load_refuses_damaged_files(damage, message, root, raw, upstream):
 
 
 def test_command_line(root, raw, debian, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["fashion_mnist", "--root", str(root)])
-    assert command.main() == 2
+    command = ["fetch", "--root", str(root)]
+    assert main(command) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("Fashion-MNIST could not be fetched.")
@@ -324,7 +323,7 @@ def test_command_line(root, raw, debian, monkeypatch, capsys):
 
     monkeypatch.setattr(fashion_mnist, "SYSTEM", debian)
     for how in ("Debian's package, installed", "already there"):
-        assert command.main() == 0
+        assert main(command) == 0
         out, err = capsys.readouterr()
         assert out == f"Fashion-MNIST: four files, checksums right, in {raw} ({how})\n"
         assert err == ""

@@ -25,6 +25,7 @@ from images import (
 from PIL import Image
 
 from training.data import workers
+from training.data.__main__ import main
 from training.data.imagenet import readers as reading
 from training.data.imagenet import tars
 from training.data.imagenet.check import check
@@ -32,7 +33,6 @@ from training.data.imagenet.layouts import readers
 from training.data.imagenet.readers import TarReader, fingerprint
 from training.data.workers import cgroup_quota, cpus
 from training.errors import DataError
-from training.imagenet import main
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

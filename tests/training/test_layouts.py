@@ -10,12 +10,11 @@ from images import add, contents
 from PIL import Image
 
 from experiments.output import script
+from training.data.__main__ import main
 from training.data.augment import Preparation
 from training.data.decode import decode
 from training.data.imagenet.check import check
 from training.data.imagenet.layouts import readers
-from training.imagenet import main as imagenet
-from training.resize import main as resize
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -114,7 +113,7 @@ def test_a_name_that_the_terminal_cannot_show_is_shown_all_the_same(tmp_path, mo
     stream = io.TextIOWrapper(io.BytesIO(), encoding)
     monkeypatch.setattr("sys.stderr", stream)
     with pytest.raises(SystemExit, match="2"):
-        script(imagenet, ["check", str(tmp_path / "é"), "--own", "--workers=0"])
+        script(main, ["check", str(tmp_path / "é"), "--own", "--workers=0"])
     stream.flush()
     said = stream.buffer.getvalue()
     assert b"1 image of 9 cannot be read" in said
@@ -192,7 +191,7 @@ def test_a_shard_whose_name_has_both_parts_is_of_none(tmp_path):
 
 def test_images_of_one_name_are_not_written_over_each_other(tmp_path, capsys):
     shards(tmp_path / "shards", *samples(0, 0, 1, image="{}/a.jpg", label="{}/a.cls"))
-    assert resize([str(tmp_path / "shards"), str(tmp_path / "small"), "--workers=0"]) == 2
+    assert main(["resize", str(tmp_path / "shards"), str(tmp_path / "small"), "--workers=0"]) == 2
     assert "two images of train would both be 0000/a.jpg in the copy" in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
 

@@ -438,7 +438,7 @@ def test_a_truncated_validation_image_is_a_wrong_answer(folders, load):
 def test_when_nothing_can_be_decoded_training_ends(folders, load):
     for path in (folders / "train").rglob("*.JPEG"):
         path.write_text("404")
-    with pytest.raises(DataError, match=r"11 images in a row cannot be decoded.*training.imagenet check"):
+    with pytest.raises(DataError, match=r"11 images in a row cannot be decoded.*training.data check"):
         take(load(folders), 1)
 
 

@@ -9,6 +9,7 @@ import pytest
 from images import COUNTS, copy, make_archive, truncate
 from PIL import Image
 
+from training.data.__main__ import main
 from training.data.decode import decode
 from training.data.imagenet import resize as module
 from training.data.imagenet.check import check
@@ -16,7 +17,6 @@ from training.data.imagenet.layouts import readers
 from training.data.imagenet.readers import fingerprint
 from training.data.imagenet.resize import resize
 from training.errors import DataError
-from training.resize import main
 
 SIDE = 48
 
@@ -137,7 +137,7 @@ def test_damaged_images_are_listed_and_copied(images, target, tmp_path, capsys):
     damaged = [sorted((source / split).rglob("*.JPEG"))[5] for split in ("train", "val")]
     for path in damaged:
         truncate(path)
-    arguments = [str(source), str(target), f"--short-side={SIDE}", "--workers=0"]
+    arguments = ["resize", str(source), str(target), f"--short-side={SIDE}", "--workers=0"]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert "24 + 12 images" in out
@@ -158,7 +158,7 @@ def test_a_full_disk(images, target, monkeypatch, capsys):
         replace(source, path)
 
     monkeypatch.setattr(os, "replace", full)
-    assert main([str(images), str(target), "--workers=0"]) == 2
+    assert main(["resize", str(images), str(target), "--workers=0"]) == 2
     text = capsys.readouterr().err
     assert f"The disk of {target} is full: make room" in text
     assert "same command goes on where this one stopped" in text

@@ -80,7 +80,7 @@ class ChunkDataset(Dataset):
                 faults.append((reader.filename(i), str(error)))
         raise DataError(
             f"{REPLACEMENTS + 1} images in a row cannot be decoded, the last one {faults[-1][0]} ({faults[-1][1]}): "
-            f"`python -m training.imagenet check {self.root}` finds all of them; fetch them again."
+            f"`python -m training.data check {self.root}` finds all of them; fetch them again."
         )
 
     def _val(self, index: int, pixels: np.ndarray, labels: torch.Tensor, place: int, faults: Faults) -> None:

@@ -113,7 +113,7 @@ class FolderReader(Reader):
         if loose and split == "val":
             raise DataError(
                 f"{self.folder} holds {counted(loose, 'image')} outside of class folders, as they come out of the "
-                f"archive: run `python -m training.imagenet sort-val {root}`, which moves them where they belong."
+                f"archive: run `python -m training.data sort-val {root}`, which moves them where they belong."
             )
         if loose:
             raise DataError(
@@ -225,7 +225,7 @@ class TarReader(Reader):
 def fingerprint(reader: Reader) -> str:
     """sha256 of which images there are, by label and name without extension: not of their contents.
 
-    So it is the same wherever the data is mounted, in any layout, and after `training.resize`.
+    So it is the same wherever the data is mounted, in any layout, and after `training.data resize`.
     """
     digest = hashlib.sha256()
     for label, file in zip(reader.labels.tolist(), reader.files, strict=True):

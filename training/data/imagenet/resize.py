@@ -1,4 +1,4 @@
-"""A copy of the images at a smaller size, made in a way that can be stopped at any time (training/resize.py)."""
+"""A copy of the images at a smaller size, made in a way that can be stopped at any time."""
 
 from __future__ import annotations
 
@@ -36,6 +36,19 @@ class Done(NamedTuple):
 
 def resize(source: Path, target: Path, short_side: int = 256, quality: int = 95, workers: int | None = None) -> dict:
     """Make or complete `target`; returns its record. `DataError` says what is wrong and what to do."""
+    try:
+        return _resize(source, target, short_side, quality, workers)
+    except OSError as error:
+        if error.errno in FULL:
+            raise DataError(
+                f"The disk of {target} is full: make room, or give a folder on another disk (ImageNet at 256 pixels "
+                "takes about 60 GB). The same command goes on where this one stopped."
+            ) from None
+        why = f"{error.filename or target}: {error.strerror or error}"
+        raise DataError(f"{why}. Once that is put right, the same command goes on.") from None
+
+
+def _resize(source: Path, target: Path, short_side: int, quality: int, workers: int | None) -> dict:
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise DataError(f"{target} lies in {source}: give a folder outside of the original.")
     originals = readers(source)
@@ -55,29 +68,26 @@ def resize(source: Path, target: Path, short_side: int = 256, quality: int = 95,
     }
     record = _begin(target, settings)
     counts = {"already": 0, "written": 0, "copied": 0}
-    try:
-        for split in SPLITS:
-            reader = originals[split]
-            for name in reader.classes:
-                (target / split / name).mkdir(parents=True, exist_ok=True)
-            blocks = [range(start, min(start + BLOCK, len(reader))) for start in range(0, len(reader), BLOCK)]
-            work = partial(_convert, reader, target / split, short_side, quality)
-            for done in parallel(work, blocks, cpus() if workers is None else workers, f"{split}, {BLOCK} at a time"):
-                for key in counts:
-                    counts[key] += getattr(done, key)
-                if done.unreadable:
-                    # Recorded first, written then: once a file is there it is not looked at again.
-                    record["unreadable"] += [f"{reader.filename(i)}: {reason}" for i, reason in done.unreadable]
-                    _write(target, record)
-                    for i, _ in done.unreadable:
-                        write_atomic(target / split / reader.name(i), reader.read(i))
-        for split in SPLITS:
-            _verify(originals[split], target)
-        images = {split: len(originals[split]) for split in SPLITS}
-        record |= {"complete": True, "images": images, "unreadable": sorted(set(record["unreadable"]))}
-        _write(target, record)
-    except OSError as error:
-        raise explained(error, target) from None
+    for split in SPLITS:
+        reader = originals[split]
+        for name in reader.classes:
+            (target / split / name).mkdir(parents=True, exist_ok=True)
+        blocks = [range(start, min(start + BLOCK, len(reader))) for start in range(0, len(reader), BLOCK)]
+        work = partial(_convert, reader, target / split, short_side, quality)
+        for done in parallel(work, blocks, cpus() if workers is None else workers, f"{split}, {BLOCK} at a time"):
+            for key in counts:
+                counts[key] += getattr(done, key)
+            if done.unreadable:
+                # Recorded first, written then: once a file is there it is not looked at again.
+                record["unreadable"] += [f"{reader.filename(i)}: {reason}" for i, reason in done.unreadable]
+                _write(target, record)
+                for i, _ in done.unreadable:
+                    write_atomic(target / split / reader.name(i), reader.read(i))
+    for split in SPLITS:
+        _verify(originals[split], target)
+    images = {split: len(originals[split]) for split in SPLITS}
+    record |= {"complete": True, "images": images, "unreadable": sorted(set(record["unreadable"]))}
+    _write(target, record)
     return record | {"now": counts}
 
 
@@ -101,26 +111,13 @@ def _begin(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
     made_with = f"Pillow {PIL.__version__}, libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
     if made_with not in record["made_with"]:
         record["made_with"].append(made_with)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        _write(target, record)
-    except OSError as error:
-        raise explained(error, target) from None
+    target.mkdir(parents=True, exist_ok=True)
+    _write(target, record)
     return record
 
 
 def _write(target: Path, record: dict[str, Any]) -> None:
     write_atomic(target / RECORD, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def explained(error: OSError, target: Path) -> DataError:
-    if error.errno in FULL:
-        return DataError(
-            f"The disk of {target} is full: make room, or give a folder on another disk (ImageNet at 256 pixels takes "
-            "about 60 GB). The same command goes on where this one stopped."
-        )
-    what = error.filename or target
-    return DataError(f"{what}: {error.strerror or error}. Once that is put right, the same command goes on.")
 
 
 def _convert(reader: Reader, folder: Path, short_side: int, quality: int, block: range) -> Done:
