@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import random
 import sys
 import warnings
@@ -17,6 +18,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.optim.swa_utils import AveragedModel
@@ -286,32 +288,110 @@ POINTWISE = frozenset(POINTWISE.split())
 ARITHMETIC = ("add", "sub", "mul", "div")
 
 
-def _shortcut(name: str, func: Callable, args: tuple, kwargs: dict) -> torch.Tensor | None:
+def _shortcut(name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
     """The result of frequent operations without calling them, where nothing is unusual about their arguments."""
     x = args[0] if args else kwargs.get("input")
     if name == "cat":
         return _concatenated(*args, **kwargs) if len(args) < 3 and kwargs.keys() <= {"dim"} else None
-    if not isinstance(x, torch.Tensor) or not (x.is_meta and x.is_contiguous() and x.is_floating_point()):
+    if not isinstance(x, torch.Tensor) or not (x.is_meta and x.is_floating_point()):
         return None
+    if name == "linear" and not kwargs and len(args) == 3:  # these two lay out their results anew
+        return _summed(*args)
+    if name == "layer_norm":
+        return _normalised(*args, **kwargs)
+    in_place = func.__name__.endswith("_")
+    if name in ARITHMETIC and len(args) == 2 and not kwargs and isinstance(args[1], torch.Tensor):
+        return _combined(x, args[1], in_place)
+    if name in POINTWISE and not in_place and _is_dense(x):
+        if any(value is True for value in args):
+            return None
+        return x if kwargs.get("inplace") else torch.empty_like(x)
+    if not x.is_contiguous():
+        return None
+    if name in ("softmax", "log_softmax", "roll"):
+        other = any(isinstance(value, torch.dtype) for value in (*args, kwargs.get("dtype")))
+        return None if other else x.new_empty(x.shape)
     if name == "conv2d" and len(args) == 7 and not kwargs:
         return _convolved(*args)
     if name == "batch_norm":
         others = [t for t in (*args[1:5], *kwargs.values()) if isinstance(t, torch.Tensor) and t is not x]
-        fit = x.ndim > 1 and all(t.is_meta and t.shape == x.shape[1:2] for t in others)
-        return x.new_empty(x.shape) if fit else None
-    if func.__name__.endswith("_"):
-        return None
-    if name in POINTWISE:
-        if any(value is True for value in args):
-            return None
-        return x if kwargs.get("inplace") else x.new_empty(x.shape)
-    if name in ARITHMETIC and len(args) == 2 and not kwargs:
-        y = args[1]
-        if isinstance(y, torch.Tensor) and (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device):
-            if not y.is_contiguous():
-                return None
-            return x.new_empty(x.shape)
+        return x.new_empty(x.shape) if x.ndim > 1 and _alike(x, x.shape[1:2], *others) else None
+    if name == "adaptive_avg_pool2d" and not kwargs and x.ndim == 4:
+        size = args[1] if isinstance(args[1], (tuple, list)) else (args[1], args[1])
+        fit = len(size) == 2 and all(type(n) is int and n > 0 for n in size)
+        return x.new_empty((*x.shape[:2], *size)) if fit else None
+    if name == "multi_head_attention_forward":
+        return _attended(*args, **kwargs)
     return None
+
+
+def _is_dense(x: torch.Tensor) -> bool:
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _combined(x: torch.Tensor, y: torch.Tensor, in_place: bool) -> torch.Tensor | None:
+    """What arithmetic returns where the result has the shape of one; None where it might raise an error."""
+    full, other = (x, y) if x.numel() >= y.numel() else (y, x)
+    spread = [1] * (full.ndim - other.ndim) + [*other.shape]
+    if (y.dtype, y.device) != (x.dtype, x.device) or not (_is_dense(x) and _is_dense(y)):
+        return None
+    if len(spread) > full.ndim or any(n not in (1, m) for n, m in zip(spread, full.shape, strict=True)):
+        return None
+    if full is y and not (x.is_contiguous() and y.is_contiguous()) and sum(n > 1 for n in spread) > 1:
+        return None  # the first of two orders in memory wins
+    if other.shape == full.shape and x.stride() != y.stride():
+        return None
+    if not in_place:
+        return torch.empty_like(full)
+    # What it does to a parameter is counted.
+    return x if full is x and not isinstance(x, nn.Parameter) and not x._is_view() else None
+
+
+def _alike(x: torch.Tensor, shape: Iterable[int], *others: torch.Tensor) -> bool:
+    """Whether tensors have one shape, and the type and device of another."""
+    return all((t.shape, t.dtype, t.device) == (shape, x.dtype, x.device) for t in others)
+
+
+def _summed(x: torch.Tensor, weight: Any, bias: Any) -> torch.Tensor | None:
+    """What linear returns for [..., I]; None where it might raise an error."""
+    if x.ndim < 1 or weight.ndim != 2 or not _alike(x, (weight.shape[0], x.shape[-1]), weight):
+        return None
+    if bias is not None and not _alike(x, weight.shape[:1], bias):
+        return None
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _normalised(
+    input: torch.Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, *rest: Any, **others: Any
+) -> torch.Tensor | None:
+    """What layer_norm returns; None where it might raise an error."""
+    shape = tuple(normalized_shape)
+    given = [t for t in (weight, bias) if t is not None]
+    fit = shape and input.shape[-len(shape) :] == shape and _alike(input, shape, *given)
+    return input.new_empty(input.shape) if fit else None
+
+
+def _attended(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """What multi_head_attention_forward returns for one sequence [L, N, E], without masks and the like; None where it
+    might raise an error."""
+    given = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs).arguments
+    x, heads, width = given["query"], given["num_heads"], given["embed_dim_to_check"]
+    unusual = ("bias_k", "bias_v", "key_padding_mask", "attn_mask", "static_k", "static_v")
+    if any(given.get(key) is not None for key in unusual) or given.get("use_separate_proj_weight"):
+        return None
+    if x is not given["key"] or x is not given["value"] or x.ndim != 3 or x.shape[2] != width or width % heads:
+        return None
+    shapes = {"in_proj_weight": (3 * width, width), "in_proj_bias": (3 * width,), "out_proj_weight": (width, width)}
+    shapes["out_proj_bias"] = (width,)
+    for key, shape in shapes.items():
+        if given[key] is not None and not _alike(x, shape, given[key]):
+            return None
+    if given.get("add_zero_attn") or given.get("is_causal"):
+        return None
+    if not given.get("need_weights", True):
+        return x.new_empty(x.shape), None
+    several = () if given.get("average_attn_weights", True) else (heads,)
+    return x.new_empty(x.shape), x.new_empty((x.shape[1], *several, x.shape[0], x.shape[0]))
 
 
 def _convolved(x: Any, weight: Any, bias: Any, *sizes: Any) -> torch.Tensor | None:
