@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from math import ceil, inf, isclose, lcm, prod
 from numbers import Real
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from net2net.errors import GrowthError, whole
 from net2net.growth import Along, Channels, Growth
 from net2net.kept import Kept, Size, integers
 from net2net.names import children, inside, owner
-from net2net.recording import SIZED, Call, Recording, local, place
+from net2net.recording import SIZED, Call, Recording, local, place, tensors
 from net2net.seeds import generator_for
 from net2net.spaces import Axis, Space, fix, length, resolve
 from net2net.tensors import check_memory
@@ -247,7 +247,7 @@ def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any)
         student = local(growth.copied(trace.model))
     else:
         student = growth.emptied(trace.model)
-    recording = Recording(student, trace.real)
+    recording = Recording(student, trace.real, trace.outside)
     widths = {space: len(g) for space, g in maps.items()}
     for training, theirs in ((False, trace.calls), (True, trace.training_calls)):
         if theirs is None or (training and theirs is trace.calls):
@@ -396,7 +396,7 @@ def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, i
 def _check_memory(trace: Trace, targets: Mapping[Space, int], producers: Mapping[Space, list[str]]) -> None:
     """Refuse a student that no memory of this machine holds, before a map is drawn: a system can kill what tries."""
     needed = {torch.device("cpu"): 8 * sum(targets.values())}
-    for name, tensor in chain(trace.model.named_parameters(), trace.model.named_buffers()):
+    for name, tensor in tensors(trace.model):
         axes = zip(tensor.shape, trace.axes.get(name, [None] * tensor.ndim), strict=True)
         numbers = prod(n if axis is None else _size(axis, targets) for n, axis in axes)
         needed[tensor.device] = needed.get(tensor.device, 0) + numbers * tensor.element_size()

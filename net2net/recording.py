@@ -92,7 +92,7 @@ class Recording(TorchFunctionMode):
     After `run`, `calls` ends with a call named "return", whose arguments are the model's outputs.
     """
 
-    def __init__(self, skeleton: nn.Module, real: bool = False):
+    def __init__(self, skeleton: nn.Module, real: bool = False, outside: Outside | None = None):
         super().__init__()
         self.skeleton = skeleton
         self.real = real
@@ -102,7 +102,7 @@ class Recording(TorchFunctionMode):
             self.names.setdefault(id(tensor), name)
         self.modules = {id(module): name for name, module in submodules(skeleton)}
         self.calls: list[Call] = []
-        self._outside = Outside(skeleton)
+        self.outside = outside or Outside(skeleton)  # the same for a copy, which has the same code
         self._sources: dict[int, Any] = {}
         self._stack: list[str] = []
         self._inputs: list[Any] = []  # keeps them alive: tensors are known by their id
@@ -144,7 +144,7 @@ class Recording(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
-            self._outside.restore()
+            self.outside.restore()
         return self.calls
 
     def _own(self, example_inputs: Any) -> Any:
@@ -510,6 +510,11 @@ def followed_functions() -> Iterator[None]:
 # Layers that use `training` for statistics of the batch or for dropout, and do nothing else with it.
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _BY_MODE = {kind.forward for kind in (nn.BatchNorm2d, nn.InstanceNorm2d, *_DROPOUTS)}
+# Stochastic depth multiplies by one number for each image. Known by name: neither package is needed here.
+_BY_MODE_ELSEWHERE = {
+    ("torchvision.ops.stochastic_depth", "StochasticDepth.forward"),
+    ("timm.layers.drop", "DropPath.forward"),
+}
 
 
 class Modes:
@@ -517,12 +522,14 @@ class Modes:
     of a forward pass other ones. Normalisation and dropout ask, and do the same operations in both."""
 
     def __init__(self, model: nn.Module):
-        kinds = {type(module) for module in model.modules()}
+        kinds = {type(module) for _, module in submodules(model)}
         self.matter = any(kind.train is not nn.Module.train or hasattr(kind, "training") for kind in kinds)
 
     def __enter__(self) -> Modes:
         def mode(module: nn.Module) -> bool:
-            self.matter |= type(module).forward not in _BY_MODE
+            code = type(module).forward
+            known = code in _BY_MODE or (code.__module__, getattr(code, "__qualname__", "")) in _BY_MODE_ELSEWHERE
+            self.matter = self.matter or not known
             try:
                 return vars(module)["training"]
             except KeyError:
@@ -693,7 +700,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         raise GrowthError(f"expected a torch.nn.Module, got a {type(model).__name__}")
     while "_orig_mod" in model._modules or isinstance(model, WRAPPERS):
         model = model._modules.get("_orig_mod") or model._modules["module"]
-    for name, module in model.named_modules():
+    for name, module in submodules(model):
         what = name and f" (in {place(name)})"
         if isinstance(module, torch.jit.ScriptModule):
             raise GrowthError(f"TorchScript{what} has its shapes compiled in: grow the model before torch.jit does it")
@@ -724,7 +731,7 @@ class _LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 def local(model: nn.Module) -> nn.Module:
     """The model with its synchronised batch norms made local, in place: on one process they compute the same."""
-    for module in model.modules():
+    for _, module in submodules(model):
         if type(module) is nn.SyncBatchNorm:
             module.__class__ = _LocalBatchNorm
     return model

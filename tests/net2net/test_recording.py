@@ -4,10 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import Net, conv, images
+from timm.layers import DropPath
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from net2net import GrowthError
 from net2net.recording import Recording, on_meta
+from net2net.trace import Trace
 
 PARTS = {
     "conv": conv(4, 6),
@@ -85,3 +88,17 @@ def test_what_fails_for_real_fails_without_numbers(name):
         net(x)
     with pytest.raises(GrowthError, match="the forward pass on the meta device failed"):
         Recording(on_meta(net)).run(x)
+
+
+@pytest.mark.parametrize("layer", [StochasticDepth(0.3, "row"), DropPath(0.3), nn.Dropout(0.3)])
+def test_layers_that_drop_at_random_do_not_make_training_another_pass(layer):
+    def forward(m, x):
+        return m.fc(F.relu(x + m.drop(m.conv(x))).mean((2, 3)))
+
+    def by_hand(m, x):
+        return forward(m, x) if m.training else forward(m, x.sin())
+
+    parts = {"conv": conv(3, 3), "drop": layer, "fc": nn.Linear(3, 2)}
+    for run, one in ((forward, True), (by_hand, False)):
+        trace = Trace(Net(run, **parts), images(3, 4, 4, dtype=torch.float32))
+        assert (trace.training_calls is trace.calls) == one
