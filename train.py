@@ -23,7 +23,7 @@ from experiments.output import unbreakable_output
 from experiments.paths import to_path
 from training.config import Config, load
 from training.data.source import open_data, with_counts
-from training.device import float32_as_asked
+from training.device import float32_precision
 from training.errors import FailedOnAnotherRank, Stopped, UserError
 from training.progress import Progress
 from training.runfolder import RunFolder
@@ -71,7 +71,7 @@ def run_to_the_end(config: Config, folder: Path, stop: Callable[[], bool]) -> No
     teacher = teacher_of(config, folder)
     with (
         Session(config.training.device, stop) as session,
-        float32_as_asked(config.training.precision),
+        float32_precision(config.training.precision),
         RunFolder(folder, config, session) as run,
     ):
         if not run.finished:

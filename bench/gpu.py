@@ -109,7 +109,7 @@ from training.compilation import compiled  # noqa: E402
 from training.config import Config, load  # noqa: E402
 from training.data.order import Order  # noqa: E402
 from training.data.source import open_data  # noqa: E402
-from training.device import float32_as_asked  # noqa: E402
+from training.device import float32_precision  # noqa: E402
 from training.graphs import WARM_UP  # noqa: E402
 from training.network import build  # noqa: E402
 from training.optim import make_optimizer  # noqa: E402
@@ -236,7 +236,7 @@ def check_compiled_equals_eager(day: Day) -> dict[str, Any]:
         model = group_batch_norms(day.network(modules=3).to(day.device, memory_format=torch.channels_last), 4)
         x = day.images(12).contiguous(memory_format=torch.channels_last)
         eager, exact = copy.deepcopy(model), copy.deepcopy(model).double()
-        with _without_code_generation(day), float32_as_asked("float32"):
+        with _without_code_generation(day), float32_precision("float32"):
             start = time.perf_counter()
             ours = _gradients(model, compiled(model, how), x)
             day.wait()

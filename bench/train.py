@@ -57,7 +57,7 @@ from training.data.decode import decode_jpeg, torchcodec
 from training.data.loader import MEAN, STD, ImageData
 from training.data.order import Batch, Order
 from training.data.workers import beside_training
-from training.device import float32_as_asked
+from training.device import float32_precision
 from training.errors import DataError
 from training.network import build
 from training.session import Session
@@ -175,7 +175,7 @@ class Ours:
 
     @contextmanager
     def backends(self) -> Iterator[None]:
-        with float32_as_asked(self.config.training.precision):
+        with float32_precision(self.config.training.precision):
             yield
 
 

@@ -89,7 +89,7 @@ def read_there(plot: Plot, root: Path) -> dict[str, list[Run]]:
     return {arm: runs for arm, runs in there.items() if runs}
 
 
-def final(runs: list[Run], panel: str) -> float:
+def mean_last(runs: list[Run], panel: str) -> float:
     """The last accuracy, mean over the finished seeds; over what there is where none is finished."""
     ended = [run for run in runs if run.finished] or runs
     return sum(run.rows[panel].iloc[-1] for run in ended) / len(ended)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments import Figure as Plot
 from experiments import looks
-from figures.curves import Run, final
+from figures.curves import Run, mean_last
 
 PANELS = {"train": "training accuracy (%)", "val": "validation accuracy (%)"}
 ZOOM = 5.0  # points
@@ -67,7 +67,7 @@ def draw(
             for arm in plot.drawn(beside[1]) if beside else []:
                 mean = _seeds(beside[1][arm], panel).mean(axis=1)
                 axes.plot(mean.index, mean, color=looks()[arm].colour, lw=0.6, alpha=0.7, zorder=1.6)
-            teacher = final(arms[plot.teacher], panel)
+            teacher = mean_last(arms[plot.teacher], panel)
             handles.append(
                 axes.axhline(teacher, color=looks()[plot.teacher].colour, lw=0.8, ls=(0, (1, 3)), zorder=1.5)
             )

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from experiments import Figure as Plot
-from figures.curves import Run, final
+from figures.curves import Run, mean_last
 
 
 def levels(plot: Plot, arms: dict[str, list[Run]]) -> list[float]:
@@ -18,7 +18,7 @@ def levels(plot: Plot, arms: dict[str, list[Run]]) -> list[float]:
     """
     best = min(run.rows.val.max() for run in arms[plot.scratch])
     top = max(0.5, math.floor(2 * best) / 2)
-    low = max(0.5, min(top, final(arms[plot.teacher], "val")) - 4)
+    low = max(0.5, min(top, mean_last(arms[plot.teacher], "val")) - 4)
     counts = {spacing: math.floor((top - low) / spacing) + 1 for spacing in (0.5, 1, 2, 5, 10, 20)}
     spacing, count = next((spacing, count) for spacing, count in counts.items() if count <= 8)
     return [top - spacing * k for k in reversed(range(count))]
@@ -69,7 +69,7 @@ def final_table(arms: dict[str, list[Run]]) -> pd.DataFrame:
                 "val_best": sum(run.rows.val.max() for run in runs) / len(runs),
                 "val_final": last.mean(),
                 "val_final_std": last.std(),  # of the sample; empty for one seed
-                "train_final": final(runs, "train"),
+                "train_final": mean_last(runs, "train"),
             }
         )
     return pd.DataFrame(records).round(3)

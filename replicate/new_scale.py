@@ -28,7 +28,7 @@ import experiments
 from experiments.paths import to_path
 from experiments.reading import YamlError, read
 from replicate.stage import CONFIGS
-from training.config import SCALE, Config, ImageNetData, expanded, load
+from training.config import SCALE, Config, ImageNetDataConfig, expanded, load
 from training.errors import ConfigError, DataError
 
 STEPS = ("training.steps", "training.eval_every", "schedule.decay_steps", "schedule.warmup_steps")
@@ -74,7 +74,7 @@ def create(folder: Path, source: str, root: str, epochs: float | None, overrides
     if any(override.partition("=")[0].strip() == "data.name" for override in overrides):
         raise ConfigError("--set data.name: it is folder, whatever the layout: leave it out")
     before, wanted = (load(base.parent / "standard.yaml", some) for some in ((), overrides))
-    if not isinstance(before.data, ImageNetData) or before.data.train_images is None:
+    if not isinstance(before.data, ImageNetDataConfig) or before.data.train_images is None:
         raise ConfigError(f"--from {source}: expected a scale whose data.train_images says its number, as imagenet's")
     report = check(expanded(root, "--data"), None, None, None, fast=True)
     if report.problems:

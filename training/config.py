@@ -34,7 +34,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Model(Section):
+class ModelConfig(Section):
     name: Literal["inception_bn", "inception_bn_28", "inception_bn_28_full", "inception_bn_2015"]
     width: float = Field(gt=0)  # scales the channels inside the Inception modules only
     extra_pairs: int = Field(ge=0)  # vertical-horizontal pairs added after every pair
@@ -43,7 +43,7 @@ class Model(Section):
     bn_momentum: float = Field(gt=0, le=1)
 
 
-class Growth(Section):
+class GrowthConfig(Section):
     teacher: str  # an arm of the same scale and seed, or the path of a checkpoint
     method: Literal["net2wider", "random_pad", "net2deeper", "continue"]  # continue: the teacher itself, as a control
     noise: float = Field(ge=0)  # net2wider: of each filter's standard deviation, on copies only
@@ -53,7 +53,7 @@ class Growth(Section):
     new_head: bool = False  # a classifier of random weights, for another number of classes than the teacher's
 
 
-class TeacherPrediction(Section):
+class TeacherPredictionConfig(Section):
     """Sec 2.1: layers of the student that are to predict its teacher's, by one more term of the loss."""
 
     teacher: str  # as in `growth`
@@ -61,7 +61,7 @@ class TeacherPrediction(Section):
     weight: float = Field(gt=0)  # of the mean error, as a fraction of what there is to predict, in the loss
 
 
-class MemoryData(Section):
+class MemoryDataConfig(Section):
     """Small grey images that are held in memory, on the device."""
 
     name: Literal["fashion_mnist", "generated"]
@@ -79,7 +79,7 @@ class MemoryData(Section):
     image_size: ClassVar[int] = 28
 
 
-class ImageNetData(Section):
+class ImageNetDataConfig(Section):
     """JPEG files, read and augmented by worker processes (training/data/loader.py)."""
 
     name: Literal["imagenet", "folder"]  # folder: one's own images, in any of the same layouts
@@ -109,10 +109,10 @@ class ImageNetData(Section):
 
 COUNTS = ("classes", "train_images", "val_images")  # what a folder of one's own leaves open
 
-Data = Annotated[MemoryData | ImageNetData, Field(discriminator="name")]
+DataConfig = Annotated[MemoryDataConfig | ImageNetDataConfig, Field(discriminator="name")]
 
 
-class Optimizer(Section):
+class OptimizerConfig(Section):
     lr: float = Field(gt=0)  # initial rate of training from scratch
     lr_scale: float = Field(gt=0)  # a student's initial rate as a fraction of it (appendix A)
     decay: float = Field(ge=0, lt=1)  # of RMSProp's mean square
@@ -122,14 +122,14 @@ class Optimizer(Section):
     clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
 
 
-class Schedule(Section):
+class ScheduleConfig(Section):
     name: Literal["cosine", "exponential"]
     warmup_steps: int = Field(ge=0)
     decay_rate: float = Field(gt=0, le=1)  # exponential: the rate is multiplied by this ...
     decay_steps: int = Field(gt=0)  # ... every so many steps, smoothly
 
 
-class Training(Section):
+class TrainingConfig(Section):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=1)  # global, whatever the number of processes
     # Images that batch norm takes its statistics over, a chunk; null: the whole mini-batch. The mini-batch is so many
@@ -159,21 +159,21 @@ class Training(Section):
         return self.bn_batch_size or self.batch_size
 
 
-class Wandb(Section):
+class WandbConfig(Section):
     mode: Literal["disabled", "offline", "online"]
     project: str
 
 
 class Config(Section):
     seed: int = Field(ge=0, lt=2**32)  # all that is random is drawn from numbers made of it, which have 64 bits
-    model: Model
-    growth: Growth | None
-    teacher_prediction: TeacherPrediction | None
-    data: Data
-    optimizer: Optimizer
-    schedule: Schedule
-    training: Training
-    wandb: Wandb
+    model: ModelConfig
+    growth: GrowthConfig | None
+    teacher_prediction: TeacherPredictionConfig | None
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    training: TrainingConfig
+    wandb: WandbConfig
 
     @property
     def teacher(self) -> str | None:

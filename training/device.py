@@ -36,10 +36,10 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
         return torch.device("cuda", local_rank)
     granted = granted_by()
     if wanted == "cuda" or granted:
-        asked = "training.device is cuda" if wanted == "cuda" else f"the scheduler granted a GPU ({granted})"
+        reason = "training.device is cuda" if wanted == "cuda" else f"the scheduler granted a GPU ({granted})"
         why = str(said[0].message).splitlines()[0] if said else "PyTorch sees none"
         raise RunError(
-            f"{asked}, but no GPU is usable: {why.rstrip('.')}. This PyTorch ({torch.__version__}) is built for "
+            f"{reason}, but no GPU is usable: {why.rstrip('.')}. This PyTorch ({torch.__version__}) is built for "
             f"{'CUDA ' + torch.version.cuda if torch.version.cuda else 'the CPU alone'}, the NVIDIA driver is "
             f"{driver() or 'not loaded'}: install the PyTorch that fits the driver, or train on the CPU with "
             "--set training.device=cpu"
@@ -50,7 +50,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def float32_as_asked(precision: str) -> Iterator[None]:
+def float32_precision(precision: str) -> Iterator[None]:
     """For `training.precision`: within it, float32 is computed as such where that is what a run asks for.
 
     PyTorch lets cuDNN's convolutions round it to TF32, 10 bits of 23, and programs let matrix products do the same.

@@ -7,13 +7,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from net2net.inception_bn import InceptionBN, inception_bn, init_weights
-from training.config import Config, ImageNetData, MemoryData, Model
+from training.config import Config, DataConfig, ModelConfig
 from training.prediction import Prediction
 
 INITIALISATIONS = {"he": init_weights, "pytorch": None}  # None: each module's own
 
 
-def build(model: Model, data: MemoryData | ImageNetData, classes: int | None = None) -> InceptionBN:
+def build(model: ModelConfig, data: DataConfig, classes: int | None = None) -> InceptionBN:
     """`classes`: where they are not the data's."""
     return inception_bn(
         model.name,

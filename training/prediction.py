@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.config import TeacherPrediction
+from training.config import TeacherPredictionConfig
 from training.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ class Prediction(nn.Module):
     """What is trained: the student, and on each of its named layers a convolution that predicts its teacher's layer."""
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, options: TeacherPrediction, images: torch.Tensor, seed: int
+        self, student: nn.Module, teacher: nn.Module, options: TeacherPredictionConfig, images: torch.Tensor, seed: int
     ):
         """`images` [B, C, H, W]: to see what the layers return."""
         super().__init__()

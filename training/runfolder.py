@@ -120,7 +120,7 @@ class RunFolder:
             listed = ", ".join(f"{k} ({theirs.get(k)!r} there, {mine.get(k)!r} now)" for k in changed)
             raise RunError(
                 f"{self.folder} holds a run of another config: {listed}. Nothing was touched; use the old config "
-                f"(fingerprint {config_id(theirs)}, this one's is {config_id(mine)}), "
+                f"(hash {config_hash(theirs)}, this one's is {config_hash(mine)}), "
                 "choose another folder with --out, or move that one away"
             )
         if manifest.get("status") == "finished" and not (self.folder / "metrics.csv").is_file():
@@ -135,14 +135,14 @@ class RunFolder:
         return self.manifest.get("status") == "finished"
 
     @on_main
-    def start(self, data_id: str, facts: dict[str, Any]) -> None:
+    def start(self, fingerprint: str, facts: dict[str, Any]) -> None:
         """Note that the run begins or goes on, on these data; refuse other data than it began with."""
-        data = {"fingerprint": data_id, **facts}
+        data = {"fingerprint": fingerprint, **facts}
         before = self.manifest.get("data", data)
-        if before["fingerprint"] != data_id:
+        if before["fingerprint"] != fingerprint:
             raise RunError(
                 f"{self.folder} was begun on other data: fingerprint {before['fingerprint'][:16]} there, "
-                f"{data_id[:16]} now ({_counts(before)}, now {_counts(data)}). Nothing was touched; "
+                f"{fingerprint[:16]} now ({_counts(before)}, now {_counts(data)}). Nothing was touched; "
                 "give it the old data (--set data.root=…), or choose another folder with --out"
             )
         # All that earlier calls noted stays, but for how the last one ended and what this one says anew.
@@ -345,7 +345,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def config_id(config: dict[str, Any]) -> str:
+def config_hash(config: dict[str, Any]) -> str:
     """A short name for a flat config, but for the keys that may change between two calls of one run."""
     kept = {key: value for key, value in effective(config).items() if key not in OPERATIONAL}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

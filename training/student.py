@@ -12,8 +12,7 @@ from torch import nn
 
 import net2net
 from net2net.inception_bn import InceptionBN
-from training.config import Config, ImageNetData, MemoryData, expanded
-from training.config import Model as ModelConfig
+from training.config import Config, DataConfig, ModelConfig, expanded
 from training.data.source import Data
 from training.errors import CheckpointError, ConfigError
 from training.lease import dead, describe, owner
@@ -42,7 +41,7 @@ def teacher_of(config: Config, folder: Path) -> Path | None:
     return path
 
 
-def load_teacher(checkpoint: Path, data: MemoryData | ImageNetData) -> tuple[InceptionBN, ModelConfig, dict[str, Any]]:
+def load_teacher(checkpoint: Path, data: DataConfig) -> tuple[InceptionBN, ModelConfig, dict[str, Any]]:
     """The finished teacher in a checkpoint, by its averaged weights; its architecture; and all that is in there.
 
     It has the classes that it was trained on, whatever those of `data` are.
@@ -99,7 +98,6 @@ def grow(
             "growth.new_head=true gives the student a classifier of random weights"
         )
     batch = data.first_images(growth.calibration_images).cpu()
-    carry = growth.optimizer == "carried"
 
     def student(noise: float) -> nn.Module:
         if growth.method == "continue":
@@ -130,7 +128,7 @@ def grow(
             trained = net2net.replay({"op": "new_head", "seed": config.seed, "heads": heads}, grown)
         _same_architecture(trained, reference)
         carried = {}
-        if carry:
+        if growth.optimizer == "carried":
             with contents_of(checkpoint, "teacher"):
                 optimizer = make_optimizer(config, teacher)
                 optimizer.load_state_dict(saved["optimizer"])

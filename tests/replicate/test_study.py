@@ -12,7 +12,7 @@ from figures.rules import read
 from replicate import launch, study
 from replicate.study import Part, stages
 from training.config import flatten
-from training.runfolder import config_id
+from training.runfolder import config_hash
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_every_run_of_a_part_has_its_teacher_in_it(planned):
 def test_every_run_is_of_the_config_that_it_was_of(planned):
     """By the ids that runs refuse another config with; begun ones go on."""
     recorded = json.loads((ROOT / "tests" / "golden" / "study.json").read_text())
-    now = {f"{name}: {s.name}": config_id(flatten(s.config)) for name, part in planned.items() for s in part}
+    now = {f"{name}: {s.name}": config_hash(flatten(s.config)) for name, part in planned.items() for s in part}
     assert {name: now.get(name) for name in recorded} == recorded
 
 

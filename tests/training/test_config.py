@@ -9,8 +9,8 @@ from places import ROOT
 
 import experiments
 from net2net.inception_bn import TABLES
-from training.config import ConfigError, Model, _keys, differences, flatten, load
-from training.runfolder import config_id
+from training.config import ConfigError, ModelConfig, _keys, differences, flatten, load
+from training.runfolder import config_hash
 
 pytestmark = pytest.mark.quick
 
@@ -128,7 +128,7 @@ def test_what_the_method_of_growth_does_not_read_is_no_part_of_the_record(method
     assert now["growth.exact"] is None
     recorded = {**now, "growth.noise": 0.02, "growth.exact": False}
     assert differences(now, recorded) == []
-    assert config_id(now) == config_id(recorded)
+    assert config_hash(now) == config_hash(recorded)
     widened = laptop("wider")
     assert widened["growth.noise"] == 0.02
     assert differences(widened, {**widened, "growth.noise": 0.0}) == ["growth.noise"]
@@ -139,7 +139,7 @@ def test_a_key_that_an_older_record_lacks_stands_for_how_it_was_then():
     now = laptop("standard")
     older = {key: value for key, value in now.items() if key not in ("model.multiple_of", "model.init")}
     assert differences(now, older) == []
-    assert config_id(now) == config_id(older)
+    assert config_hash(now) == config_hash(older)
     assert differences(laptop("standard", "model.multiple_of=8"), older) == ["model.multiple_of"]
     assert differences(laptop("standard", "model.init=pytorch"), older) == ["model.init"]
 
@@ -174,7 +174,7 @@ def test_the_paper_s_numbers():
 
 
 def test_the_config_knows_the_networks_there_are():
-    assert set(Model.model_fields["name"].annotation.__args__) == set(TABLES)
+    assert set(ModelConfig.model_fields["name"].annotation.__args__) == set(TABLES)
 
 
 def test_every_key_is_read_by_something():

@@ -20,7 +20,7 @@ import train as script
 from net2net.certificate import ROUNDING, confirm
 from net2net.inception_bn import TABLES, InceptionBN
 from training.config import load
-from training.device import float32_as_asked
+from training.device import float32_precision
 from training.evaluation import before_training, evaluate
 from training.optim import make_optimizer
 from training.session import Session
@@ -267,7 +267,7 @@ def test_float32_is_not_tf32_and_what_was_set_is_set_again(precision, tmp_path, 
     script.run_to_the_end(config, tmp_path / "run", lambda: False)
     assert seen == [(*[False] * 5, before[-1]) if precision == "float32" else before]
     assert flags() == before
-    with pytest.raises(ZeroDivisionError), float32_as_asked("float32"):
+    with pytest.raises(ZeroDivisionError), float32_precision("float32"):
         1 / 0  # noqa: B018
     assert flags() == before
 

@@ -20,7 +20,7 @@ from places import ROOT
 
 import net2net
 from training import runfolder
-from training.config import Model, load
+from training.config import ModelConfig, load
 from training.data.source import open_data
 from training.evaluation import evaluate
 from training.network import build, training_flops
@@ -142,7 +142,7 @@ def test_the_checkpoint_holds_the_record_that_rebuilds_the_student(runs):
     record = net2net.load_record(student / "checkpoint.pt")
     assert record == manifest(student)["growth"]["history"]
     config = state(teacher)["config"]
-    was = Model(**{k.removeprefix("model."): v for k, v in config.items() if k.startswith("model.")})
+    was = ModelConfig(**{k.removeprefix("model."): v for k, v in config.items() if k.startswith("model.")})
     rebuilt = net2net.replay(record, build(was, load(config_file("wider")).data))
     rebuilt.load_state_dict(net2net.load_weights(student / "checkpoint.pt", key="model"), strict=True)
     assert net2net.history(rebuilt) == record
@@ -173,7 +173,7 @@ def test_a_carried_optimizer_begins_with_what_the_teachers_remembers(runs, arm):
     student = build(config.model, config.data)
     optimizer = make_optimizer(config, student)
     optimizer.load_state_dict(first["optimizer"])
-    was = Model(**{k.removeprefix("model."): v for k, v in teacher["config"].items() if k.startswith("model.")})
+    was = ModelConfig(**{k.removeprefix("model."): v for k, v in teacher["config"].items() if k.startswith("model.")})
     old = build(was, config.data)
     before = make_optimizer(config, old)
     before.load_state_dict(teacher["optimizer"])
@@ -598,8 +598,8 @@ def test_the_folder_holds_a_run_of_another_config(runs, capsys):
     assert f"{folder} holds a run of another config" in error
     assert "training.steps (6 there, 7 now)" in error
     assert "optimizer.lr (0.01 there, 0.5 now)" in error
-    theirs, mine = re.search(r"fingerprint (\w{16}), this one's is (\w{16})", error).groups()
-    assert theirs == runfolder.config_id(manifest(folder)["config"]) != mine
+    theirs, mine = re.search(r"hash (\w{16}), this one's is (\w{16})", error).groups()
+    assert theirs == runfolder.config_hash(manifest(folder)["config"]) != mine
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
 
 

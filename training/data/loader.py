@@ -125,7 +125,7 @@ class ImageData:
         local_world: int = 1,
         report: DataReport | None = None,
     ):
-        """`data` is a config's section `ImageNetData`; `local_world` processes share this machine's cores.
+        """`data` is a config's section `ImageNetDataConfig`; `local_world` processes share this machine's cores.
 
         `report` is what `check` found of the data, where somebody has looked already: it lists two thousand folders.
         """

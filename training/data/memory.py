@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from training.config import Config, MemoryData
+from training.config import Config, MemoryDataConfig
 from training.data import fashion_mnist
 from training.data.order import Batch, Order
 from training.errors import ConfigError
@@ -22,7 +22,7 @@ class MemoryImages:
     """Small grey images [B, 1, 28, 28], all of them in the device's memory."""
 
     def __init__(self, config: Config, device: torch.device, rank: int = 0, world: int = 1):
-        data: MemoryData = config.data
+        data: MemoryDataConfig = config.data
         if data.name == "generated":
             train, test = _generated(12_000, seed=1), _generated(2_000, seed=2)
         else:
@@ -55,7 +55,7 @@ class MemoryImages:
     def _take(self, epoch: int, index: torch.Tensor) -> Batch:
         """The images at `index`, on the host; nothing here waits for the device."""
         if epoch != self._epoch:
-            flipped = torch.rand(self.order.n, generator=self._whole.begin(epoch)) < 0.5
+            flipped = torch.rand(self.order.n, generator=self._whole.shuffle(epoch)) < 0.5
             self._flipped, self._epoch = sent(flipped, self.device), epoch
         index = sent(index, self.device)
         images, labels = _normalise(self.images[index]), self.labels[index]
@@ -94,8 +94,8 @@ def _normalise(images: torch.Tensor) -> torch.Tensor:
 
 def _generated(n: int, seed: int) -> Batch:
     """Images that need no download, for tests and smoke runs: one random pattern per class, shifted, under noise."""
-    patterns = torch.rand(MemoryData.classes, 28, 28, generator=torch.Generator().manual_seed(0))
+    patterns = torch.rand(MemoryDataConfig.classes, 28, 28, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(MemoryData.classes, (n,), generator=generator)
+    labels = torch.randint(MemoryDataConfig.classes, (n,), generator=generator)
     images = 0.4 * patterns[labels] + 0.6 * torch.rand(n, 28, 28, generator=generator)
     return (images[:, None] * 255).to(torch.uint8), labels

@@ -36,7 +36,7 @@ class Order:
         self.mine = range(rank, self.chunks_per_batch, world)
         self._epoch = -1
 
-    def begin(self, epoch: int) -> torch.Generator:
+    def shuffle(self, epoch: int) -> torch.Generator:
         """Shuffle for an epoch; returns the generator, for what else is to be drawn once an epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         self._order, self._epoch = torch.randperm(self.n, generator=generator), epoch
@@ -46,6 +46,6 @@ class Order:
         """The epoch of mini-batch `step`, counted from 0, and this process's chunks of it: indices [chunk] each."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self.begin(epoch)
+            self.shuffle(epoch)
         chunks = self._order[place * self.batch_size :][: self.batch_size].split(self.chunk)
         return epoch, [chunks[i] for i in self.mine]

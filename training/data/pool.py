@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.data.workers import begin_worker, context
+from training.data.workers import context, init_worker
 from training.errors import DataError
 
 PREFETCH = 2  # tasks for each worker
@@ -117,12 +117,12 @@ class Pool:
         self._processes = set()
 
     def _next(self) -> tuple[int, Any]:
-        asked = time.monotonic()
+        began = time.monotonic()
         while True:
             try:
                 return next(self._results)
             except (RuntimeError, OSError, EOFError) as error:
-                self._look_after(error, time.monotonic() - asked)
+                self._look_after(error, time.monotonic() - began)
 
     def _look_after(self, error: Exception, waited: float) -> None:
         """Raise what `error`, in place of a result, means; return if it only means that none has come yet."""
@@ -186,10 +186,6 @@ class Numbered(Dataset):
     def __getitem__(self, numbered: tuple[int, Any]) -> tuple[int, Any]:
         number, task = numbered
         return number, self.work[task]
-
-
-def init_worker(number: int) -> None:
-    begin_worker()
 
 
 def identity(result: Any) -> Any:

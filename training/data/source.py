@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from training.config import COUNTS, Config, ImageNetData
+from training.config import COUNTS, Config, ImageNetDataConfig
 from training.data.imagenet.check import check
 from training.data.loader import ImageData
 from training.data.memory import MemoryImages
@@ -56,7 +56,7 @@ def open_data(
     What `on_main` is called with is to run on one of them, for all.
     """
     data = config.data
-    if isinstance(data, ImageNetData):
+    if isinstance(data, ImageNetDataConfig):
         report = on_main(lambda: check(data.folder, data.classes, data.train_images, data.val_images, fast=True))
         batch, chunk = config.training.batch_size, config.training.chunk
         share = {"rank": rank, "world": world, "local_world": local_world}

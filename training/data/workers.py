@@ -74,7 +74,7 @@ def _short_temporary_folder() -> None:
     atexit.register(shutil.rmtree, short, ignore_errors=True)
 
 
-def begin_worker() -> None:
+def init_worker(number: int = 0) -> None:
     """In a worker: signals are for the process that it works for, which goes first, and it ends when that one does."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
@@ -166,7 +166,7 @@ def parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int, what
 
 
 def _adopt(work: Callable[[Any], Any]) -> None:
-    begin_worker()
+    init_worker()
     global _work
     _work = work
 
