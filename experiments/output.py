@@ -41,6 +41,12 @@ def script(main: Callable[..., int], *arguments: Any) -> NoReturn:
         sys.exit(code)
 
 
+def columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """A line for each row, its cells below those of the other rows."""
+    widths = [max(map(len, cells)) for cells in list(zip(*rows, strict=True))[:-1]]
+    return ["  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in rows]
+
+
 class _Unbreakable:
     """A text stream that drops what it cannot write, and says so once."""
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import experiments
+from experiments.output import columns
 from experiments.paths import to_path
 from experiments.reading import YamlError
 from replicate import cost
-from replicate.runner import Runner, gpus_here
+from replicate.runner import Runner, fetch_data, gpus_here
 from replicate.slurm import SlurmError, describe, launch, load_cluster
 from replicate.stage import CONFIGS, Stage, plan
-from training.config import differences, flatten
+from replicate.status import states
 from training.errors import ConfigError
 
 LOCAL = ("jobs", "processes", "per_gpu")
@@ -159,23 +162,10 @@ def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> 
         in_gpu_hours = gpus or not _small(stages)
         print(_with_cost(arguments, stages, 0) if in_gpu_hours else with_seconds(stages, len(stages)))
         return 0
-    if not _fetch_data(stages):
+    if not fetch_data(stages, multiprocessing.get_context("forkserver")):
         return 2
     launch(stages, cluster, folder, lambda line: print(line, flush=True))
     return 0
-
-
-def _fetch_data(stages: list[Stage]) -> bool:
-    """Here and once: several jobs would do it at the same time, on nodes that may not reach the internet."""
-    for root in {s.config.data.folder for s in stages if s.config.data.name == "fashion_mnist" and not s.finished}:
-        from training.data import fashion_mnist  # imports torch, which takes seconds
-
-        try:
-            fashion_mnist.ensure(root)
-        except fashion_mnist.DataError as error:
-            print(error, file=sys.stderr)
-            return False
-    return True
 
 
 def _absent(stages: list[Stage]) -> str:
@@ -194,53 +184,29 @@ def _small(stages: list[Stage]) -> bool:
     return all(stage.config.data.name in SMALL for stage in stages)
 
 
-def _state(stage: Stage) -> str:
-    if stage.finished:
-        return "finished"
-    if stage.damaged:
-        return f"refused, {stage.damaged}"
-    manifest = stage.manifest()
-    if manifest.get("status") == "finished":
-        return f"refused, its folder holds a run of another config: {_other(manifest, stage)}"
-    if stage.locked:
-        return f"running, step {stage.step}"
-    failed = stage.noted().get("failed") or (manifest.get("status") == "failed" and manifest.get("error"))
-    again = f", failed before: {failed}" if failed else ""
-    if stage.step:
-        return f"to go on at step {stage.step}{again}"
-    return "to run" + (f" after {stage.teacher}" if stage.teacher else "") + again
-
-
-def _other(manifest: dict, stage: Stage) -> str:
-    return ", ".join(differences(manifest["config"], flatten(stage.config)))
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    return ["  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
+def _planned(stages: list[Stage], costs: Iterable[str]) -> list[str]:
+    """A line for each stage: its steps, what it costs, and where it is, in the words of `replicate status`."""
+    found = states(stages, None)
+    rows = zip(stages, costs, strict=True)
+    return columns([(s.name, f"{s.steps} steps", cost, ", ".join(filter(None, found[s.name]))) for s, cost in rows])
 
 
 def with_seconds(stages: list[Stage], jobs: int) -> str:
     """The plan, with what recorded runs took on one CPU core."""
-    rows, known, total = [], True, 0.0
-    for stage in stages:
-        seconds = stage.seconds()
-        left = None if seconds is None else seconds * (1 - stage.step / stage.steps)
-        known, total = known and left is not None, total + (left or 0)
-        rows.append((stage.name, f"{stage.steps} steps", "?" if left is None else f"{left:.0f} s", _state(stage)))
-    time_left = f"about {total / jobs / 60:.1f} min" if known else "time unknown: no recorded run to go by"
-    lines = [*_columns(rows), f"{len(stages)} runs, {jobs} side by side, {time_left} (as recorded in results/)"]
-    return "\n".join(lines)
+    whole = [stage.seconds() for stage in stages]
+    left = [s and s * (1 - stage.step / stage.steps) for stage, s in zip(stages, whole, strict=True)]
+    time_left = "time unknown: no recorded run to go by"
+    if None not in left:
+        time_left = f"about {sum(left) / jobs / 60:.1f} min"
+    lines = _planned(stages, ("?" if seconds is None else f"{seconds:.0f} s" for seconds in left))
+    return "\n".join([*lines, f"{len(stages)} runs, {jobs} side by side, {time_left} (as recorded in results/)"])
 
 
 def _with_cost(arguments: argparse.Namespace, stages: list[Stage], gpus: int) -> str:
     """The plan, with its cost in GPU-hours, and that of the whole replication where this is only a part."""
     costs = cost.costs(stages)
-    rows = [
-        (stage.name, f"{stage.steps} steps", f"{cost.hours(costs[stage.name].hours)} GPU-hours", _state(stage))
-        for stage in stages
-    ]
-    lines = [*_columns(rows), "", cost.table(stages, gpus)]
+    hours = (f"{cost.hours(costs[stage.name].hours)} GPU-hours" for stage in stages)
+    lines = [*_planned(stages, hours), "", cost.table(stages, gpus)]
     scale = stages[0].scale
     try:
         everything = experiments.arms(folder=arguments.configs / "arms")

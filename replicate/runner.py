@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -36,14 +39,23 @@ def _train(arguments: list[str], log: str, threads: int) -> None:
     sys.exit(train.main(arguments, orphaned=lambda: os.getppid() != parent))
 
 
-def _fetch_data(root: str) -> None:
-    from training.data import fashion_mnist
+def fetch_data(stages: Iterable[Stage], context: BaseContext) -> bool:
+    """Fashion-MNIST, here and once: several stages would fetch it at the same time, and nodes may have no network."""
+    for root in {s.config.data.folder for s in stages if s.config.data.name == "fashion_mnist" and not s.finished}:
+        process = context.Process(target=_fetch, args=(root,))
+        process.start()
+        process.join()
+        if process.exitcode != 0:
+            return False
+    return True
 
-    try:
-        fashion_mnist.ensure(Path(root))
-    except fashion_mnist.DataError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+
+def _fetch(root: Path) -> None:
+    """In a process of its own: this one does without torch, whose import takes seconds."""
+    from training.data.__main__ import main
+
+    with contextlib.redirect_stdout(None):
+        sys.exit(main(["fetch", "--root", str(root)]))
 
 
 def torchrun(
@@ -130,7 +142,7 @@ class Runner:
         self.stopping = False
         # Forked from a server that has imported torch and timm once: that alone takes ten seconds.
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["train", "training.data.fashion_mnist"])
+        self.context.set_forkserver_preload(["train"])
         self.bar = tqdm(total=sum(s.steps for s in stages), unit="step", disable=None, smoothing=0.05)
         self.reported = time.monotonic()
 
@@ -138,7 +150,7 @@ class Runner:
         handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.bar.set_description_str("preparing")
-            if not self._data():
+            if not fetch_data(self.waiting, self.context):
                 return 2
             self._show()
             while self.running or self._startable():
@@ -154,16 +166,6 @@ class Runner:
                 signal.signal(number, handler)
             self.bar.close()
         return self._verdict()
-
-    def _data(self) -> bool:
-        """Get the data once, before several stages look for it at the same time."""
-        for root in {str(s.config.data.folder) for s in self.waiting if s.config.data.name == "fashion_mnist"}:
-            process = self.context.Process(target=_fetch_data, args=(root,))
-            process.start()
-            process.join()
-            if process.exitcode != 0:
-                return False
-        return True
 
     def _wait(self) -> None:
         """A second, or until a process has ended: the folders may be on a file system that many share."""

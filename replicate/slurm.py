@@ -31,18 +31,8 @@ class SlurmError(Exception):
 # Options of sbatch that are not the cluster file's to give.
 OURS = {
     *("time", "signal", "requeue", "no-requeue", "dependency", "array", "kill-on-invalid-dep", "job-name", "output"),
-    *(
-        "open-mode",
-        "nodes",
-        "ntasks-per-node",
-        "ntasks",
-        "gpus-per-node",
-        "cpus-per-task",
-        "mem",
-        "partition",
-        "account",
-    ),
-    *("qos", "constraint"),
+    *("open-mode", "nodes", "ntasks-per-node", "ntasks", "gpus-per-node", "cpus-per-task", "mem", "partition"),
+    *("account", "qos", "constraint"),
 }
 
 
@@ -325,14 +315,11 @@ def launch(stages: list[Stage], cluster: Cluster, folder: Path, say: Callable[[s
         busy = {stage.name for stage in elsewhere}
         left = [stage for stage in stages if stage.name in busy or (stage.teacher in busy and not stage.finished)]
         if left:
-            say(f"left out, a process of this machine is training them or their teachers: {', '.join(_names(left))}")
+            names = ", ".join(stage.name for stage in left)
+            say(f"left out, a process of this machine is training them or their teachers: {names}")
         new = submit_all([stage for stage in stages if stage not in left], jobs, submit)
     done = sum(stage.finished for stage in stages)
     say(f"{done} of {len(stages)} runs are finished, {len(jobs)} were in the queue, {len(new)} were submitted")
-
-
-def _names(stages: list[Stage]) -> list[str]:
-    return [stage.name for stage in stages]
 
 
 def describe(stages: list[Stage], cluster: Cluster, folder: Path) -> str:
@@ -352,7 +339,7 @@ def describe(stages: list[Stage], cluster: Cluster, folder: Path) -> str:
         else:
             ids = [f"{arm}_{k}" for k in range(len(group))]
         text = sbatch_text(group, cluster, dependency, folder)
-        parts.append(f"# sbatch file of {', '.join(_names(group))}\n{text.strip()}")
+        parts.append(f"# sbatch file of {', '.join(stage.name for stage in group)}\n{text.strip()}")
         return ids
 
     submit_all(stages, {}, submit)

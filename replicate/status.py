@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import experiments
+from experiments.output import columns
 from experiments.paths import to_path
 from experiments.reading import YamlError
 from replicate.slurm import Queued, SlurmError, queue
@@ -121,10 +122,9 @@ def figures_of(stage: Stage) -> str:
 def table(stages: list[Stage], found: dict[str, State]) -> str:
     rows = [("figure", "run", "state", "")]
     rows += [(figures_of(stage), stage.name, *found[stage.name]) for stage in stages]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join([row[i].ljust(widths[i]) for i in range(3)] + [row[3]]).rstrip() for row in rows]
     counts = Counter(state.word for state in found.values())
-    return "\n".join([*lines, f"{len(stages)} runs: " + ", ".join(f"{n} {word}" for word, n in counts.most_common())])
+    total = ", ".join(f"{n} {word}" for word, n in counts.most_common())
+    return "\n".join([*columns(rows), f"{len(stages)} runs: {total}"])
 
 
 def as_json(stages: list[Stage], found: dict[str, State]) -> str:

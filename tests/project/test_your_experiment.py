@@ -41,11 +41,11 @@ def test_the_page_from_its_first_command_to_its_last(tmp_path):
             told[line] = done.stdout
     assert len(told) == 8
     plan_, _, status, drawn, _, part, _, recorded = told.values()
-    assert re.search(r"wider_noisy/seed0 .* to run after teacher_narrow/seed0", plan_)
+    assert re.search(r"wider_noisy/seed0 .* waiting, for teacher_narrow/seed0", plan_)
     assert re.search(r"4 +wider_noisy/seed0 +done", status)
     assert "wider_noisy" in drawn
     assert (tmp_path / "figures" / "mine" / "fig4.png").exists()
-    assert re.search(r"wider_noise_5/seed1 .* to run after teacher_narrow/seed1", part)
+    assert re.search(r"wider_noise_5/seed1 .* waiting, for teacher_narrow/seed1", part)
     assert "wider_rate_0.3/seed1" in recorded
     kept = json.loads((tmp_path / "results" / "my-noise" / "wider_noise_5" / "seed1" / "run.json").read_text())
     assert kept["config"]["growth.noise"] == 0.05

