@@ -41,9 +41,10 @@ smoke: .venv/.installed ## every experiment for a few steps, with its figures
 	$(PY) -m figures runs/smoke
 
 # One thread per worker: two workers with two thread pools each would fight over the cores. A file's tests go to one of
-# them, so that the runs which they share are trained once.
+# them, so that the runs which they share are trained once. Where Python is told to keep no bytecode, as in many images of
+# containers, each process that a test starts would compile torch, torchvision and timm anew: ten seconds.
 test: .venv/.installed ## run the tests (ARGS=... for pytest)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slurm: .venv/.installed ## Figure 4's smoke scale through a Slurm of its own, installed and started for it (needs root)
 	PYTHON=$(PY) sh tools/test_slurm.sh
