@@ -52,7 +52,7 @@ def arms(runs: Path, names: list[str]) -> str:
         )
         accuracies = [_spread(pd.Series(column)) for column in columns]
         size = f"{seeds[0].info['parameters'] / 1e6:.2f} M"
-        cells = (f"`{name}`", f"{_steps(seeds)}", *accuracies, f"{len(seeds)}", size)
+        cells = (f"`{name}`", f"{seeds[0].rows.step.iloc[-1]:.0f}", *accuracies, f"{len(seeds)}", size)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -142,14 +142,8 @@ def sweeps(text: str, results: Path) -> str:
 
 def documents(root: Path) -> dict[Path, Callable[[str], str]]:
     """What fills in each file's numbers."""
-    results = root / "results"
-    return {
-        root / "README.md": lambda text: readme(text, results),
-        root / "docs" / "claims.md": lambda text: claims(text, results),
-        root / "docs" / "replication.md": lambda text: replication(text, results),
-        root / "docs" / "study.md": lambda text: study(text, results),
-        root / "docs" / "sweeps.md": lambda text: sweeps(text, results),
-    }
+    filled = {"README.md": readme} | {f"docs/{f.__name__}.md": f for f in (claims, replication, study, sweeps)}
+    return {root / file: functools.partial(fill, results=root / "results") for file, fill in filled.items()}
 
 
 def _seeds(arm: Path) -> list[Run]:
@@ -157,10 +151,6 @@ def _seeds(arm: Path) -> list[Run]:
     if not seeds:
         raise Problem(f"{arm} has no finished run: record it first (make record).")
     return seeds
-
-
-def _steps(seeds: list[Run]) -> int:
-    return int(seeds[0].rows.step.iloc[-1])
 
 
 def _between(text: str, name: str, fill: Callable[[str], str]) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -39,7 +38,6 @@ def forest(rows: pd.DataFrame) -> Figure:
     panels = {title: rows[rows.kind.isin(kinds)] for title, kinds in PANELS.items()}
     heights = [max(1, len(part)) for part in panels.values()]
     figure = Figure(figsize=(7.2, 1.4 + 0.21 * sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
     for ax, (title, part) in zip(figure.subplots(3, 1, height_ratios=heights), panels.items(), strict=True):
         for y, row in enumerate(part.itertuples()):
             colour = STATES[row.test]
@@ -75,7 +73,6 @@ def cost(results: Results, runs: str, of: Iterable[int]) -> Figure | None:
     Of the seeds `of`, which all arms are to have: a mean over other teachers is another one.
     """
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     drawn: dict[str, object] = {}
     for ax, (title, arms) in zip(figure.subplots(1, 2), COSTS.items(), strict=True):
         ends = []

@@ -8,7 +8,6 @@ from pathlib import Path
 import matplotlib.style
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -58,7 +57,6 @@ def draw(
         matplotlib.style.use(style)
     there = plot.drawn(arms)
     figure = Figure(figsize=(7.2, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(2, 2, sharex=True, height_ratios=(1, 1.2))
     letters = iter("abcd")
     for row, zoomed in zip(grid, (False, True), strict=True):

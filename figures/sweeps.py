@@ -10,16 +10,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments import looks
 from figures import metrics
 from figures.curves import Problem, Results, Run
-from figures.metrics import ENOUGH, estimate
+from figures.metrics import ENOUGH, Estimate, estimate
 from figures.style import in_style, save
 
 SHORT, LONG = "laptop-1000-held-out", "laptop-long-held-out"
@@ -55,11 +55,8 @@ def rate(results: Results, axes: list[Axes]) -> None:
             if len(grid) < 2:
                 continue
             found = [estimate([_gain(run, results) for run in runs.values()]) for runs in grid.values()]
-            y = [one.mean for one in found]
-            spread = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
             _, colour, line, marker = looks()[arm]
-            look = {"color": colour, "ls": line, "marker": marker, "label": NAMES[arm], "capsize": 2}
-            ax.errorbar(list(grid), y, spread, **look)
+            _bars(ax, list(grid), found, color=colour, ls=line, marker=marker, label=NAMES[arm], capsize=2)
             drawn = True
         ax.set(xscale="log", xlabel="initial rate, fraction of the teacher's")
         ax.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1"])
@@ -76,6 +73,12 @@ def rate(results: Results, axes: list[Axes]) -> None:
         ax.axhline(0, color="0.4", lw=0.8)
     if not drawn:
         raise Missing("rate")
+
+
+def _bars(ax: Axes, x: list[float], found: list[Estimate], **look: Any) -> None:
+    """Means with their intervals."""
+    spread = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
+    ax.errorbar(x, [one.mean for one in found], spread, **look)
 
 
 def _gain(run: Run, results: Results) -> float:
@@ -103,11 +106,8 @@ def noise(results: Results, axes: list[Axes]) -> None:
     for ax, of, title in zip(axes, (metrics.start, metrics.final), ("(a) at step 0", "(b) at the end"), strict=True):
         for x, (arm, seeds) in enumerate(shared.items()):
             found = [of(results.arm(LONG, arm)[seed]) - of(base[seed]) for seed in seeds]
-            one = estimate(found)
             ax.plot([x] * len(found), found, "o", color="0.65", ms=3)
-            ax.errorbar(
-                x, one.mean, [[one.mean - one.low], [one.high - one.mean]], fmt="D", color=looks()["wider"].colour
-            )
+            _bars(ax, [x], [estimate(found)], fmt="D", color=looks()["wider"].colour)
         ax.axhline(0, color="0.4", lw=0.8)
         ax.set(title=title, ylabel="held-out accuracy, points above no noise")
         ax.set_xticks(range(len(shared)), [NOISE[arm] for arm in shared])
@@ -227,7 +227,6 @@ def table(results: Results) -> pd.DataFrame:
 def draw(name: str, results: Results) -> Figure:
     sweep, panels = SWEEPS[name]
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-    FigureCanvasAgg(figure)
     sweep(results, list(figure.subplots(1, panels, squeeze=False)[0]))
     return figure
 
