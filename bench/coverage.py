@@ -28,6 +28,7 @@ import random
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,50 +127,63 @@ def randomise(model: Any, x: Any) -> None:
         model.eval()
 
 
-def measure(name: str, pipe: Any, max_params: float) -> None:
-    """Send one row per factor."""
-    import torch
+def reason(error: Exception, most: int = 300) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
 
-    from net2net.recording import on_meta
+
+def send_rows(measure: Callable[..., Iterator[dict[str, Any]]], name: str, pipe: Any, max_params: float) -> None:
+    """What a model's process does: `measure` notes in `row` what the model is, and yields what it finds, by factor."""
+    import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     row: dict[str, Any] = {"model": name}
     rows = []
     try:
-        try:
-            model = build(name, "meta")
-        except NotImplementedError:  # it computes its own widths with tensors
-            model = on_meta(build(name, "cpu"))
-        size = sum(p.numel() for p in model.parameters()) / 1e6
-        numbers = size <= max_params
-        if numbers:
-            model = build(name, "cpu")
-        kinds = {type(m).__name__ for m in model.modules()}
-        other = any(word in kind for kind in kinds for word in NORMALISED_OTHERWISE)
-        batch_norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
-        row["kind"] = "batch-norm convolutional" if batch_norm and not other else "other"
-        row["family"] = type(model).__module__.rpartition(".")[2]
-        row["params_m"] = f"{size:.2f}"
-        for shape in inputs(model, name):
-            x = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(1))
-            x = x if numbers else x.to("meta")
-            try:
-                with torch.no_grad():
-                    for training in (True, False):
-                        model.train(training)(x)
-                break
-            except Exception:  # too small for this architecture: the full size is next
-                continue
-        row["input"] = "x".join(map(str, shape))
-        if numbers:
-            randomise(model, x)
-        rows += [{**row, "factor": factor, **grow(model, x, factor, numbers)} for factor in FACTORS]
-        for each in rows:
-            each.pop("student", None)
+        rows.extend({**row, **found} for found in measure(name, row, max_params))
     except Exception as error:  # the model itself fails: that too is a row
-        rows.append({**row, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+        rows.append({**row, "reason": reason(error)})
     pipe.send(rows)
+
+
+def size_of(model: Any) -> float:
+    """Million parameters."""
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+def measure(name: str, row: dict[str, Any], max_params: float) -> Iterator[dict[str, Any]]:
+    """How a model of timm or torchvision grows."""
+    import torch
+
+    from net2net.recording import on_meta
+
+    try:
+        model = build(name, "meta")
+    except NotImplementedError:  # it computes its own widths with tensors
+        model = on_meta(build(name, "cpu"))
+    numbers = size_of(model) <= max_params
+    if numbers:
+        model = build(name, "cpu")
+    kinds = {type(m).__name__ for m in model.modules()}
+    other = any(word in kind for kind in kinds for word in NORMALISED_OTHERWISE)
+    batch_norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    row["kind"] = "batch-norm convolutional" if batch_norm and not other else "other"
+    row["family"] = type(model).__module__.rpartition(".")[2]
+    row["params_m"] = f"{size_of(model):.2f}"
+    for shape in inputs(model, name):
+        x = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(1))
+        x = x if numbers else x.to("meta")
+        with contextlib.suppress(Exception), torch.no_grad():  # too small for this architecture: the full size is next
+            for training in (True, False):
+                model.train(training)(x)
+            break
+    row["input"] = "x".join(map(str, shape))
+    if numbers:
+        randomise(model, x)
+    for factor in FACTORS:
+        found = grow(model, x, factor, numbers)
+        found.pop("student", None)
+        yield {"factor": factor, **found}
 
 
 def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
@@ -191,7 +205,7 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
         "grew": len(record["spaces"]),
         "held": sum(held.values()),
         "reason": "; ".join(f"{n}: {reason}" for n, reason in why)[:300],
-        "params_after_m": f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f}",
+        "params_after_m": f"{size_of(student):.2f}",
         "seconds": f"{time.monotonic() - start:.2f}",
     }
     if not numbers:
@@ -214,8 +228,8 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
     }
 
 
-def measure_other(name: str, pipe: Any, max_params: float) -> None:
-    """Send one row per factor of a network of another package, measured in float64."""
+def measure_other(name: str, row: dict[str, Any], max_params: float) -> Iterator[dict[str, Any]]:
+    """How a network of another package grows, measured in float64."""
     import torch
     from others import NETS
     from torch.utils import _pytree as pytree
@@ -224,47 +238,39 @@ def measure_other(name: str, pipe: Any, max_params: float) -> None:
     from net2net.errors import DoesNotRun
     from net2net.recording import as_arguments
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    row: dict[str, Any] = {"model": name}
-    rows = []
+    model, x = NETS[name]()
+    model.eval()
+    if not name.startswith("torchvision:"):  # saturated scores of detection nets are ties, which rounding breaks
+        randomise(model.float(), x)
+    dtype = torch.float64
+    x = pytree.tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, x)
     try:
-        model, x = NETS[name]()
-        model.eval()
-        if not name.startswith("torchvision:"):  # saturated scores of detection nets are ties, which rounding breaks
-            randomise(model.float(), x)
-        dtype = torch.float64
-        x = pytree.tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, x)
-        try:
-            with torch.no_grad():
-                args, kwargs = as_arguments(x)
-                model.double()(*args, **kwargs)
-        except RuntimeError:  # its code converts to float32
-            dtype, x = torch.float32, NETS[name]()[1]
-            model.float()
-        size = sum(p.numel() for p in model.parameters())
-        row["params_m"] = f"{size / 1e6:.3f}"
-        for factor in FACTORS:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                found = grow(model, x, factor, False)
-                student = found.pop("student", None)
-            found["real"] = int(any("was run on the example inputs" in str(w.message) for w in caught))
-            if student is not None:
-                after = sum(p.numel() for p in student.parameters())
-                found |= {"params_after_m": f"{after / 1e6:.3f}", "more": f"{after / size - 1:.1%}"}
-                found["dtype"] = str(dtype).removeprefix("torch.")
-                for mode in ("eval", "train"):
-                    try:
-                        certificate = net2net.verify(model, student, x, train=mode == "train", dtype=dtype)
-                        found[f"error_{mode}"] = f"{certificate.relative:.1e}"
-                        found["max_abs"] = f"{max(certificate.max_abs, float(found.get('max_abs', 0))):.1e}"
-                    except DoesNotRun as refusal:
-                        found["reason"] += f"; {mode}: {' '.join(str(refusal).split())[:120]}"
-            rows.append({**row, "factor": factor, **found})
-    except Exception as error:
-        rows.append({**row, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
-    pipe.send([{key: value for key, value in each.items() if key in OTHERS} for each in rows])
+        with torch.no_grad():
+            args, kwargs = as_arguments(x)
+            model.double()(*args, **kwargs)
+    except RuntimeError:  # its code converts to float32
+        dtype, x = torch.float32, NETS[name]()[1]
+        model.float()
+    before = size_of(model)
+    row["params_m"] = f"{before:.3f}"
+    for factor in FACTORS:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = grow(model, x, factor, False)
+            student = found.pop("student", None)
+        found["real"] = int(any("was run on the example inputs" in str(w.message) for w in caught))
+        if student is not None:
+            after = size_of(student)
+            found |= {"params_after_m": f"{after:.3f}", "more": f"{after / before - 1:.1%}"}
+            found["dtype"] = str(dtype).removeprefix("torch.")
+            for mode in ("eval", "train"):
+                try:
+                    certificate = net2net.verify(model, student, x, train=mode == "train", dtype=dtype)
+                    found[f"error_{mode}"] = f"{certificate.relative:.1e}"
+                    found["max_abs"] = f"{max(certificate.max_abs, float(found.get('max_abs', 0))):.1e}"
+                except DoesNotRun as refusal:
+                    found["reason"] += f"; {mode}: {' '.join(str(refusal).split())[:120]}"
+        yield {"factor": factor, **found}
 
 
 def _tensor(found: Any) -> Any:
@@ -311,47 +317,37 @@ def tried(check: str, model: Any, x: Any) -> str:
     try:
         found, expected = HEADS[check](copy.deepcopy(model), x)
     except Exception as error:  # whatever a model's own code raises is the finding
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return reason(error, 120)
     return "yes" if found == expected else f"{found} for {expected}"
 
 
-def measure_heads(name: str, pipe: Any, max_params: float) -> None:
-    """Send one row per factor: what works on a student, of what works on its teacher (else the cell is empty)."""
+def measure_heads(name: str, row: dict[str, Any], max_params: float) -> Iterator[dict[str, Any]]:
+    """What works on a student, of what works on its teacher (else the cell is empty)."""
     import torch
 
     import net2net
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    row: dict[str, Any] = {"model": name}
-    rows = []
-    try:
-        model = build(name, "cpu").eval()
-        row["family"] = type(model).__module__.rpartition(".")[2]
-        before = sum(p.numel() for p in model.parameters())
-        row["params_m"] = f"{before / 1e6:.2f}"
-        for shape in inputs(model, name):
-            x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
-            with contextlib.suppress(Exception), torch.no_grad():  # too small for this architecture
-                model(x)
-                break
-        row["input"] = "x".join(map(str, shape))
-        randomise(model, x)
-        promised = [check for check in HEADS if tried(check, model, x) == "yes"]
-        for factor in FACTORS:
-            start = time.monotonic()
-            try:
-                student = net2net.widen(model, x, factor)
-            except net2net.GrowthError as error:
-                rows.append({**row, "factor": factor, "reason": f"refused: {' '.join(str(error).split())[:200]}"})
-                continue
-            after = f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f}"
-            found = {check: tried(check, student, x) for check in promised}
-            seconds = f"{time.monotonic() - start:.2f}"
-            rows.append({**row, "factor": factor, "params_after_m": after, **found, "seconds": seconds})
-    except Exception as error:
-        rows.append({**row, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
-    pipe.send(rows)
+    model = build(name, "cpu").eval()
+    row["family"] = type(model).__module__.rpartition(".")[2]
+    row["params_m"] = f"{size_of(model):.2f}"
+    for shape in inputs(model, name):
+        x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+        with contextlib.suppress(Exception), torch.no_grad():  # too small for this architecture
+            model(x)
+            break
+    row["input"] = "x".join(map(str, shape))
+    randomise(model, x)
+    promised = [check for check in HEADS if tried(check, model, x) == "yes"]
+    for factor in FACTORS:
+        start = time.monotonic()
+        try:
+            student = net2net.widen(model, x, factor)
+        except net2net.GrowthError as error:
+            yield {"factor": factor, "reason": f"refused: {' '.join(str(error).split())[:200]}"}
+            continue
+        found = {"factor": factor, "params_after_m": f"{size_of(student):.2f}"}
+        found |= {check: tried(check, student, x) for check in promised}
+        yield {**found, "seconds": f"{time.monotonic() - start:.2f}"}
 
 
 def head_names() -> list[str]:
@@ -366,11 +362,7 @@ def head_names() -> list[str]:
 
 def heads_summary(path: Path) -> str:
     """The table of docs/coverage.md: of how many families' students each of timm's methods works."""
-    rows = table(path)
-    families: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        if row["params_after_m"]:
-            families.setdefault(row["family"], []).append(row)
+    families = grouped((row for row in table(path) if row["params_after_m"]), "family")
     lines = ["| | families | works on their students |", "|---|---|---|"]
     for check in HEADS:
         its = [rows for rows in families.values() if any(row[check] for row in rows)]
@@ -386,15 +378,19 @@ def table(path: Path) -> list[dict[str, str]]:
     return [rows[key] for key in sorted(rows)]
 
 
+def grouped(rows: Iterable[dict[str, str]], key: str) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(row)
+    return found
+
+
 def summary(path: Path) -> str:
     """The totals of a table, for docs/coverage.md."""
     rows = table(path)
     lines = ["| models | tried | grow | of these measured | function preserved |", "|---|---|---|---|---|"]
     for kind in ("batch-norm convolutional", "other"):
-        models: dict[str, list[dict[str, str]]] = {}
-        for row in rows:
-            if row["kind"] == kind:
-                models.setdefault(row["model"], []).append(row)
+        models = grouped((row for row in rows if row["kind"] == kind), "model")
         grown = {m: [r for r in its if r["grew"] not in ("", "0")] for m, its in models.items()}
         grown = {m: its for m, its in grown.items() if its}
         measured = {m: its for m, its in grown.items() if all(r["dtype"] for r in its)}
@@ -412,13 +408,10 @@ ENOUGH = 10  # per cent of more parameters
 
 def others_summary(path: Path) -> str:
     """The table of docs/coverage.md: by package, how many networks grow, and how far their outputs are off at most."""
-    models: dict[str, list[dict[str, str]]] = {}
-    for row in table(path):
-        models.setdefault(row["model"], []).append(row)
     lines = ["| package | networks | grow by more than 10 % | largest relative error |", "|---|---|---|---|"]
     totals = [0, 0, 0.0]
     packages: dict[str, list[list[dict[str, str]]]] = {}
-    for model, rows in models.items():
+    for model, rows in grouped(table(path), "model").items():
         packages.setdefault(model.partition(":")[0], []).append(rows)
     for package, its in sorted(packages.items()):
         grown = sum(any(float(row["more"].rstrip("%") or 0) > ENOUGH for row in rows) for rows in its)
@@ -460,7 +453,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--heads", action="store_true", help="timm's own methods on students, one model per family")
     arguments = parser.parse_args(argv)
     kind = "others" if arguments.others else "heads" if arguments.heads else "coverage"
-    columns, work, every, total = TABLES[kind]
+    columns, measure, every, total = TABLES[kind]
     arguments.out = arguments.out or Path("results", f"{kind}.csv")
     if arguments.summary:
         print(total(arguments.out))
@@ -495,7 +488,7 @@ def main(argv: list[str] | None = None) -> int:
             while todo and len(running) < arguments.jobs:
                 name = todo.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=work, args=(name, theirs, arguments.max_params))
+                process = context.Process(target=send_rows, args=(measure, name, theirs, arguments.max_params))
                 process.start()
                 theirs.close()
                 running.append((name, process, ours, time.monotonic()))

@@ -22,28 +22,28 @@ class Sent(list):
 
 def test_coverage_measures_a_model_and_says_why_another_was_not_tried(monkeypatch):
     coverage, rows = script("coverage"), Sent()
-    coverage.measure("torchvision:shufflenet_v2_x0_5", rows, max_params=100)
+    coverage.send_rows(coverage.measure, "torchvision:shufflenet_v2_x0_5", rows, max_params=100)
     assert [row["factor"] for row in rows] == [1.5, 2.0]
     for row in rows:
         assert row["kind"] == "batch-norm convolutional"
         assert row["grew"] > 10
         assert coverage.preserved(row)
     larger = Sent()
-    coverage.measure("torchvision:shufflenet_v2_x0_5", larger, max_params=1)
+    coverage.send_rows(coverage.measure, "torchvision:shufflenet_v2_x0_5", larger, max_params=1)
     assert all(row["grew"] > 10 and "dtype" not in row for row in larger)
     broken = Sent()
-    coverage.measure("torchvision:no_such_model", broken, max_params=100)
+    coverage.send_rows(coverage.measure, "torchvision:no_such_model", broken, max_params=100)
     assert "no_such_model" in broken[0]["reason"]
 
 
 def test_coverage_tries_what_users_of_timm_do_next(monkeypatch):
     coverage, rows = script("coverage"), Sent()
-    coverage.measure_heads("timm:test_byobnet", rows, max_params=100)
+    coverage.send_rows(coverage.measure_heads, "timm:test_byobnet", rows, max_params=100)
     assert [row["factor"] for row in rows] == [1.5, 2.0]
     assert all(row[check] == "yes" for row in rows for check in coverage.HEADS)
     monkeypatch.setattr("net2net.growth.Growth.noting", lambda growth, numbers, unclear: growth)  # nothing follows
     broken = Sent()
-    coverage.measure_heads("timm:test_byobnet", broken, max_params=100)
+    coverage.send_rows(coverage.measure_heads, "timm:test_byobnet", broken, max_params=100)
     assert all(broken[0][check] != "yes" for check in ("num_features", "forward_intermediates", "reset_classifier"))
     assert "num_features: False for True" in coverage._said(broken[0])
 
