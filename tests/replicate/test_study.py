@@ -79,7 +79,7 @@ def test_a_variant_is_trained_as_itself_and_once(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "few" / "half" / "seed3" / "metrics.csv").stat().st_mtime_ns == written
     capsys.readouterr()
     assert study.main(["--runs", str(tmp_path), "--dry-run"]) == 0
-    assert capsys.readouterr().out.count("finished") == 2
+    assert capsys.readouterr().out.count("done, ") == 2
 
 
 def test_a_run_that_fails_does_not_keep_the_next_part_from_running(tmp_path, monkeypatch, capsys):
