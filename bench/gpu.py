@@ -126,7 +126,7 @@ def _bench() -> Any:
 
 
 class Day:
-    """What is asked for, where results go, and when to stop."""
+    """The options, where results go, and when to stop."""
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.tiny = options, options.tiny
@@ -146,7 +146,7 @@ class Day:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, call: Callable[[], Any], times: int = 1) -> float:
-        """Of one call, by the device's work too."""
+        """Seconds of one call, the device's work included."""
         self.wait()
         start = time.perf_counter()
         for _ in range(times):
@@ -250,7 +250,7 @@ def check_compiled_equals_eager(day: Day) -> dict[str, Any]:
 
 
 def _distance(ours: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
-    """Of all gradients as one vector, relative."""
+    """The relative distance of all gradients, taken as one vector."""
     a, b = (torch.cat([t.double().flatten() for t in each]) for each in (ours, wanted))
     return float((a - b).norm() / b.norm())
 

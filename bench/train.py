@@ -65,7 +65,7 @@ from training.step import TrainStep
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "imagenet" / "standard.yaml"
-WIDTHS, PAIRS = (0.5477, 1.0, 1.4142), (0, 2, 4)  # those of the arms: sqrt(0.3), 1, sqrt(2)
+WIDTHS, PAIRS = (0.5477, 1.0, 1.4142), (0, 2, 4)  # the arms': sqrt(0.3), 1, sqrt(2)
 TRAIN_IMAGES, CONTENTS = 1024, 128  # files, and different ones among them
 FOLDERS = 4  # classes of the generated JPEGs; the networks have 1,000
 QUALITY, SIZE = 85, (500, 375)  # about 100 kB a file, ImageNet's mean
@@ -111,7 +111,7 @@ class Setup:
     def clock(self) -> float:
         """Seconds, after the device has done what it was given.
 
-        On the CPU, if this process does everything in one thread, seconds of the process: not those of other programs.
+        On the CPU, if this process does everything in one thread, the process's own seconds, without other programs'.
         """
         if self.session.cuda:
             torch.cuda.synchronize(self.device)
@@ -316,7 +316,7 @@ def step_flops(model: nn.Module, image_size: int, channels: int = 3) -> float:
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG whose content falls off with 1/frequency, as that of photographs does."""
+    """A JPEG whose spectrum falls off with 1/frequency, as a photograph's does."""
     width, height = SIZE
     frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width) * width)
     frequency[0, 0] = 1
@@ -342,7 +342,7 @@ def write_images(root: Path, train: int, val: int) -> list[Path]:
 
 
 def subjects(case: Case, setup: Setup) -> list[Subject]:
-    """What is timed for a case, in the order of its turns."""
+    """The subjects that are timed for a case, in the order of their turns."""
     config, device = setup.config(case), setup.device
     torch.manual_seed(1)
     images = torch.randn(case.batch, config.data.channels, case.image_size, case.image_size, device=device)

@@ -6,7 +6,7 @@
 All in one process, taking turns; milliseconds, the fastest of `--repeat`. `widen` is the whole transformation
 (tracing, checking that the student repeats its teacher's forward pass, copying) without the numerical verification.
 Torch-Pruning's `build_dependency` is its analysis alone (a forward pass on the CPU, and its graph); listing the groups
-of channels comes on top. The copy is that of the finished student. `ms_per_operation` should stay the same from the
+of channels comes on top. The finished student is what is copied. `ms_per_operation` should stay the same from the
 small to the large networks of a family: the cost is linear in the number of operations.
 
 Memory is measured in processes of their own: how far the peak rises while a net is widened to a student of 1 GB, over

@@ -1,4 +1,4 @@
-"""What is run and what is drawn: data in YAML files, read here, without torch. Every other package reads these.
+"""The experiments as data: YAML files that say what is run and drawn, read here, without torch, for all packages.
 
 figures.yaml
     arms:                            # how each arm looks, in every figure and in the study's
@@ -49,7 +49,7 @@ from experiments.reading import YamlError, read
 HERE = Path(__file__).parent
 ARMS = HERE.parent / "configs" / "arms"
 OWN = ("figures", "look")  # keys of an arm's file that are read here and say nothing of what is trained
-# Of arms that name none: Paul Tol's muted scheme, none of which stands in figures.yaml.
+# For arms that name no colour: Paul Tol's muted scheme. figures.yaml has none of them.
 SPARE = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#117733", "#DDCC77", "#661100")
 
 # Keys of a config that may differ between two calls that train the same run, and so between two seeds of one arm.
@@ -94,7 +94,7 @@ class Figure:
         return tuple(arm for arm in dict.fromkeys(needed) if arm not in self.also)
 
     def drawn(self, there: Iterable[str]) -> list[str]:
-        """The curves of those arms of which there are runs, in the order of the legend."""
+        """The arms that have runs, in the order of the legend."""
         return [arm for arm in self.curves if arm in there]
 
 
@@ -112,7 +112,7 @@ class Part:
 
 @cache
 def looks(file: Path = HERE / "figures.yaml", folder: Path = ARMS) -> dict[str, Look]:
-    """How each arm is drawn, those of one's own too."""
+    """How each arm is drawn, one's own arms too."""
     found = {name: _look(file, f"arms: {name}", look) for name, look in _section(file, "arms").items()}
     for place, (arm, said) in enumerate(own_arms(folder).items()):
         path = folder / f"{arm}.yaml"
@@ -209,7 +209,7 @@ def arms(*names: str, folder: Path = ARMS) -> tuple[str, ...]:
 
 
 def seed_of(folder: Path) -> int | None:
-    """Of a run's folder, seed<k>; None of any other, seed00 and seed1.bak among them."""
+    """The seed of a run's folder, seed<k>; None for any other name, such as seed00 or seed1.bak."""
     match = re.fullmatch("seed(0|[1-9][0-9]{0,9})", folder.name)
     return int(match[1]) if match and int(match[1]) < 2**32 else None
 

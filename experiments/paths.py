@@ -29,7 +29,7 @@ def expanded(text: str | Path) -> Path:
 
 
 def to_path(text: str) -> Path:
-    """The same, as a type for argparse: the shell leaves `--out=~/x` as it is."""
+    """`expanded` as a type for argparse: the shell leaves `--out=~/x` as it is."""
     try:
         return expanded(text)
     except PathError as error:

@@ -95,7 +95,7 @@ def markdown(rows: pd.DataFrame) -> str:
 
 
 def verdicts(rows: pd.DataFrame) -> str:
-    """A line per claim, for the README: the number is that of the first test that the verdict hangs on."""
+    """A line per claim, for the README: its number is from the first test that decides the verdict."""
     lines = []
     for name, tests in rows.groupby("claim", sort=False):
         first = tests.iloc[0]

@@ -16,7 +16,7 @@ from figures.tables import as_text, final_table, steps_table
 
 
 def main(*names: str, argv: list[str] | None = None) -> int:
-    """Draws those of these figures, or of all, that it has the runs for; 2, after a sentence, if one was not drawn."""
+    """Draws these figures, or all, if their runs are there; returns 2, after a sentence, if one was not drawn."""
     parser = argparse.ArgumentParser(description=f"Draw {', '.join(names) or 'all figures'} from CSV files.")
     parser.add_argument("root", nargs="?", type=to_path, default=Path("runs/laptop"), help="default: %(default)s")
     parser.add_argument("--out", type=to_path, default=Path("figures/out"), help="default: %(default)s")

@@ -50,12 +50,12 @@ class Run:
         return self.info["status"] == "finished"
 
     def frozen(self) -> Run:
-        """The run as if it had stayed, on the validation images, as good as it was at step 0."""
+        """The run with the validation accuracy of step 0 in every row: nothing was learned."""
         return replace(self, rows=self.rows.assign(val=self.rows.val.iloc[0]))
 
     @property
     def config(self) -> dict[str, Any]:
-        """As dotted keys."""
+        """The run's config, as dotted keys."""
         config = self.info.get("config")
         return config if isinstance(config, dict) else {}
 
@@ -67,9 +67,9 @@ class Run:
 def read_arms(plot: Plot, root: Path, partial: bool = False) -> dict[str, list[Run]]:
     """The runs of the figure's arms; refuses whatever would draw a curve that nobody trained.
 
-    Those of the seeds that all arms have: a student is as good as the teacher of its seed, and a mean over other
-    teachers would make one arm look better than another. `partial`: all of them; what is not finished is drawn as far
-    as it is, with a warning, where it is refused else.
+    Only seeds that all arms have: a student is as good as the teacher of its seed, and a mean over other teachers would
+    make one arm look better than another. `partial`: all seeds. An unfinished run is refused; with `partial` it is
+    drawn as far as it is, with a warning.
     """
     wanted = [arm for arm in plot.curves if arm not in plot.optional or read_seeds(root / arm)]
     arms = {arm: _read_arm(plot, root, arm, partial) for arm in dict.fromkeys([*wanted, plot.teacher])}
@@ -82,7 +82,7 @@ def read_arms(plot: Plot, root: Path, partial: bool = False) -> dict[str, list[R
 
 
 def read_there(plot: Plot, root: Path) -> dict[str, list[Run]]:
-    """The runs of those of the figure's arms that were run there, finished or not."""
+    """The runs that are there of the figure's arms, finished or not."""
     there = {arm: list(read_seeds(root / arm).values()) for arm in plot.curves}
     if not any(there.values()):
         raise Problem(f"There are no runs of {plot.name} in {root}.")

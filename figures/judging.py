@@ -86,7 +86,7 @@ class Arms:
         return Arm(f"{teacher}, trained on at rate {arm.rate:g}", {})
 
     def level(self, test: Rule, arm: Arm) -> Callable[[int], float | None]:
-        """The level of a speedup for a seed, if what it is measured by is there."""
+        """The level of a speedup by seed; None if a run that sets it is missing."""
         scratch = self.find(test.of).runs if test.of else {}
         name = next(iter(arm.runs.values())).config.get("growth.teacher") if arm.runs else None
         teachers = self.results.arm(self.of.runs, name) if name else {}
@@ -179,7 +179,7 @@ def _state(test: Rule, found: Estimate | None) -> tuple[str, str]:
 
 
 def verdict(outcomes: list[Outcome]) -> str:
-    """Of a claim: yes if all tests hold, no if one is refuted, in part if some hold."""
+    """The verdict on a claim: yes if all tests hold, no if one is refuted, in part if some hold."""
     states = [outcome.state for outcome in outcomes]
     if "refuted" in states:
         return "no"

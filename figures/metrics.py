@@ -57,7 +57,7 @@ def converged(run: Run) -> float:
 
 
 def final(run: Run) -> float:
-    """Accuracy after the last step on all validation images, of which the curve's evaluations see a part."""
+    """Accuracy after the last step on all validation images; the curve's evaluations see a part of them."""
     try:
         return 100 * float(run.info["result"]["all_val_top1"])
     except (KeyError, TypeError):
@@ -83,8 +83,8 @@ def arrival(run: Run, level: float, column: str = "step") -> float:
 
 
 def speedup(arm: Run, against: Run, level: float) -> float:
-    """Mini-batches of `against` over those of `arm` to `level`; one that never arrives counts as having taken all of
-    its own. `arrived` tells whether that was so."""
+    """Mini-batches to `level`: how many `against` takes for each of `arm`. A run that never arrives counts with all of
+    its mini-batches; `arrived` tells whether it did."""
     mine, theirs = (min(arrival(run, level), float(run.rows.step.iloc[-1])) for run in (arm, against))
     return theirs / mine
 

@@ -45,8 +45,8 @@ class Missing(Exception):
 
 
 def rate(results: Results, axes: list[Axes]) -> None:
-    """Final accuracy against the initial rate, as a fraction of the one that training from scratch begins with; of
-    students less that of their teacher, of the same seed."""
+    """Final accuracy by initial rate, as a fraction of the rate from scratch. From a student's accuracy its teacher's,
+    of the same seed, is subtracted."""
     panels = (("wider", "random_pad"), ("deeper",), ("standard", "deeper_random_init"))
     drawn = False
     for ax, arms in zip(axes, panels, strict=True):
@@ -82,13 +82,13 @@ def _bars(ax: Axes, x: list[float], found: list[Estimate], **look: Any) -> None:
 
 
 def _gain(run: Run, results: Results) -> float:
-    """Over its teacher; of a net from scratch, its accuracy."""
+    """A student's final accuracy minus its teacher's; a net from scratch has no teacher to subtract."""
     teacher = run.config.get("growth.teacher")
     return metrics.final(run) - (metrics.final(_teacher(run, teacher, results)) if teacher else 0)
 
 
 def _teacher(run: Run, teacher: str, results: Results) -> Run:
-    """Of the same seed, from the same folder."""
+    """A run's teacher: of the same seed, from the same folder."""
     folder, seed = run.folder.parents[1], int(run.folder.name.removeprefix("seed"))
     try:
         return results.arm(folder.name, teacher)[seed]
@@ -97,7 +97,7 @@ def _teacher(run: Run, teacher: str, results: Results) -> Run:
 
 
 def noise(results: Results, axes: list[Axes]) -> None:
-    """Final accuracy of a wider student for each amount of noise, less that of the same seed without."""
+    """A wider student's final accuracy for each amount of noise, minus the same seed's without noise."""
     base = results.arm(LONG, "wider_noise_0")
     if len(base) < ENOUGH:
         raise Missing("noise")
@@ -114,7 +114,7 @@ def noise(results: Results, axes: list[Axes]) -> None:
 
 
 def optimizer(results: Results, axes: list[Axes]) -> None:
-    """What is gained since step 0 with the teacher's optimizer state carried over, and with a fresh one."""
+    """Accuracy gained since step 0, with the teacher's optimizer state carried over and with a fresh one."""
     variants = {"": ("fresh, 0.1", "-"), "_rate_0.3": ("fresh, 0.3", ":"), "_carried": ("carried, 0.1", "--"),
                 "_carried_rate_0.3": ("carried, 0.3", "-.")}  # fmt: skip
     drawn = False
@@ -136,7 +136,7 @@ def optimizer(results: Results, axes: list[Axes]) -> None:
 SCRATCH = ("standard", None, "standard net from scratch", "standard", (0, (5, 2)))
 NARROW = ("teacher_narrow", None, "narrow teacher", "teacher_narrow", "-")
 BLUE, RED, GREEN = "wider", "deeper", "deeper_4pairs"
-TIMELINES = (  # arm, its teacher, what it is, the arm whose colour it has, line
+TIMELINES = (  # arm, its teacher, label, the arm whose colour it has, line
     (
         SHORT,
         "(a) laptop: after 400 or 1,000 mini-batches",
@@ -185,7 +185,7 @@ SWEEPS: dict[str, tuple[Callable[[Results, list[Axes]], None], int]] = {
 
 
 def _since_start(run: Run) -> Run:
-    """Seeds differ by their teachers' accuracy, of which no student is to be judged."""
+    """What was gained: seeds differ in their teachers' accuracy, which is not the student's doing."""
     return replace(run, rows=run.rows.assign(val=run.rows.val - metrics.start(run)))
 
 

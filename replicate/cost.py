@@ -94,7 +94,7 @@ def assumed_rate(config: Config) -> tuple[float, str]:
 
 
 def images_in_a_pass(config: Config) -> int:
-    """Of one GPU that has a whole mini-batch to itself."""
+    """Images in a forward pass of one GPU that has a whole mini-batch to itself."""
     from training.batchnorm import IMAGES_PER_PASS, passes
 
     options = config.training

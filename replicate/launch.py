@@ -123,7 +123,7 @@ def _local(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stage
     # Nets of this kind use one core each best: two runs of one thread see more images than one run of two threads.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     widest = max(processes.values())
-    side_by_side = len(gpus) if gpus else max(1, cores // widest)  # with GPUs, those that are free decide
+    side_by_side = len(gpus) if gpus else max(1, cores // widest)  # with GPUs the free ones decide
     jobs = arguments.jobs or min(side_by_side, len(stages))
     if arguments.dry_run:
         gpu = bool(gpus) or not _small(stages)
@@ -169,7 +169,7 @@ def _slurm(arguments: argparse.Namespace, stages: list[Stage], folder: Path) -> 
 
 
 def _absent(stages: list[Stage]) -> str:
-    """What is wrong here with a folder of images that nobody fetches for us; empty if nothing is."""
+    """Why a folder of images, which nobody fetches for us, cannot be read here; empty if it can."""
     roots = {s.config.data.root: s.config.data for s in stages if s.config.data.name not in SMALL and not s.finished}
     for root, data in sorted(roots.items()):
         try:
@@ -203,7 +203,7 @@ def with_seconds(stages: list[Stage], jobs: int) -> str:
 
 
 def _with_cost(arguments: argparse.Namespace, stages: list[Stage], gpus: int) -> str:
-    """The plan, with its cost in GPU-hours, and that of the whole replication where this is only a part."""
+    """The plan with its cost in GPU-hours; of a part, the cost of the whole replication too."""
     costs = cost.costs(stages)
     hours = (f"{cost.hours(costs[stage.name].hours)} GPU-hours" for stage in stages)
     lines = [*_planned(stages, hours), "", cost.table(stages, gpus)]

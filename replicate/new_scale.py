@@ -4,7 +4,7 @@
     python -m replicate new-scale mine --data data/mine --epochs 30 --set data.image_size=128
 
 Writes configs/mine/base.yaml, with which every arm is there: python train.py configs/mine/wider.yaml, python -m
-replicate --scale mine. The rules, of which --set overrides any:
+replicate --scale mine. The rules; --set overrides any of them:
 
     training.batch_size      halved until an epoch has a hundred mini-batches, at the least one training.bn_batch_size
     optimizer.lr             in proportion to the mini-batch
@@ -161,7 +161,7 @@ def chosen(wanted: Config, overrides: list[str]) -> dict[str, Any]:
 
 
 def _in_proportion(changes: dict[str, Any], ratio: float) -> dict[str, Any]:
-    """What a scale changes of an arm, its numbers of mini-batches to those of this scale."""
+    """What a scale changes of an arm, with numbers of mini-batches in proportion to this scale's."""
     return {k: max(1, round(v * ratio)) if k in STEPS and v else v for k, v in changes.items()}
 
 
@@ -171,5 +171,5 @@ def _section(name: str, values: dict[str, Any]) -> str:
 
 
 def _json(value: Any) -> str:
-    """As YAML, of which JSON is a part."""
+    """As YAML: all JSON is YAML."""
     return json.dumps(value, ensure_ascii=False)

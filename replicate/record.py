@@ -51,7 +51,7 @@ def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], dic
 
 
 def _of_another_config(config: dict[str, Any], target: Path) -> str:
-    """Why a run is not one more seed of those that are recorded of its arm."""
+    """Why a run is not another seed of the arm's recorded runs; empty if it is."""
     for there in sorted(target.parent.glob("seed*/run.json")):
         known = read_json(there).get("config")
         if there.parent == target or not isinstance(known, dict):

@@ -97,7 +97,7 @@ def spawn(command: list[str], log: Path, **environment: str) -> subprocess.Popen
 
 
 class Torchrun:
-    """A torchrun process with the interface of those of `multiprocessing`."""
+    """A torchrun process with the interface of a `multiprocessing` one."""
 
     def __init__(self, popen: subprocess.Popen):
         self.popen = popen
@@ -127,9 +127,8 @@ def gpus_here() -> list[str]:
 class Runner:
     """Keeps `jobs` stages running until none is left that can.
 
-    With GPUs each stage has `processes` of them to itself, and as many stages run side by side as there are GPUs for. A
-    GPU that `gpus` names several times is shared by so many stages, of one process each.
-    `threads` are those of one process.
+    With GPUs each stage has one for each of its `processes`; stages run side by side until no GPU is free. A GPU that
+    `gpus` names several times is shared by stages of one process. `threads` is per process.
     """
 
     def __init__(self, stages: list[Stage], jobs: int, threads: int, processes: dict[str, int], gpus: list[str]):

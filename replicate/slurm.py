@@ -236,7 +236,7 @@ def submit_all(stages: list[Stage], jobs: dict[str, str], submit: Submit) -> dic
 
 
 def parameters(stage: Stage, cluster: Cluster, dependency: str | None) -> dict[str, Any]:
-    """Of submitit's SlurmExecutor, for one arm."""
+    """The parameters of submitit's SlurmExecutor for one arm."""
     path = f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"
     # srun does not take over sbatch's --cpus-per-task since Slurm 22.05.
     srun = ["--kill-on-bad-exit=1", *([f"--cpus-per-task={cluster.cpus}"] if cluster.cpus else [])]

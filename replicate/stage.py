@@ -1,4 +1,4 @@
-"""What a stage is: one call of train.py; and which stages the figures consist of, teachers first.
+"""What a stage is, one call of train.py, and which stages a figure consists of, teachers first.
 
 A stage's result is not made again where it is there, and an unfinished stage goes on from its checkpoint: running a
 script again *is* the resume.
@@ -51,7 +51,7 @@ class Stage:
         base: str = "",
         configs: Path = CONFIGS,
     ) -> Stage:
-        """With its config read; its run is in `folder`, under its name."""
+        """A stage with its config read; its run is in `folder`, under its name."""
         config = load(configs / scale / f"{base or name}.yaml", [*overrides, f"seed={seed}"])
         return cls(scale, name, config, folder / name / f"seed{seed}", configs, overrides, base)
 
@@ -65,7 +65,7 @@ class Stage:
 
     @property
     def arguments(self) -> list[str]:
-        """Of train.py."""
+        """The arguments of train.py."""
         sets = [word for override in self.overrides for word in ("--set", override)]
         return [str(self.file), *sets, "--seed", str(self.config.seed), "--out", str(self.folder)]
 
@@ -181,7 +181,7 @@ def locked(folder: Path) -> bool:
 
 
 def _typed(noted: dict[str, Any]) -> dict[str, Any]:
-    """Of job.json or progress.json what is of the kind that is written there."""
+    """The entries of job.json or progress.json that have the type which is written there."""
     kinds = dict.fromkeys(("step", "images_per_s", "started"), is_number)
     kinds |= dict.fromkeys(("job", "host", "failed"), lambda value: isinstance(value, str))
     return {key: value for key, value in noted.items() if key not in kinds or kinds[key](value)}
@@ -223,7 +223,7 @@ def plan(
 
 
 def ordered(stages: Iterable[Stage]) -> list[Stage]:
-    """Each once, those on the longest way to the end first: a teacher is then ahead of its students."""
+    """Each stage once, in the order of the time that it and its students take: teachers come first."""
     named = {stage.name: stage for stage in stages}
     for stage in named.values():
         above, teacher = [stage.name], stage.teacher

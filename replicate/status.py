@@ -87,7 +87,7 @@ def _age(stage: Stage) -> float | None:
 
 
 def _sign_of_life(stage: Stage, noted: dict) -> bool:
-    """Of another machine that shares the folder, where its lock may not be seen."""
+    """Whether another machine, whose lock may not be seen here, still writes into the folder."""
     elsewhere = "failed" not in noted and noted.get("host", os.uname().nodename) != os.uname().nodename
     return elsewhere and (age := _age(stage)) is not None and age < ALIVE_SECONDS
 

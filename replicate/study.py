@@ -38,7 +38,7 @@ def stages(part: Part, runs: Path, seeds: tuple[int, ...] = ()) -> list[Stage]:
 
 
 def _text(value: object) -> str:
-    """Of a value after --set."""
+    """A value as it is written after --set."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

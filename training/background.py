@@ -1,4 +1,4 @@
-"""What is written while training goes on: a copy of it in pinned memory, by a thread."""
+"""Writing while training goes on: a thread writes a copy that was made in pinned memory."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class TrainingConfig(Section):
     # chunks on any number of processes: what a run computes does not depend on the machine.
     bn_batch_size: int | None = Field(gt=1)
     # Images that a forward pass takes at the most: several chunks of `bn_batch_size`, each normalised by itself. It is
-    # the machine's matter, not the experiment's; null: as many as fit 256 images where that
+    # the machine's matter, not the experiment's; null: chunks up to 256 images where that
     # saves launches (a GPU, compiled or without CUDA graphs), else one.
     images_per_pass: int | None = Field(None, gt=1)
     eval_every: int = Field(gt=0)
@@ -293,7 +293,7 @@ def _collect(path: Path, values: dict[str, Any], origin: dict[str, str], above: 
 def _arm(
     scale: Path, arm: str, values: dict[str, Any], origin: dict[str, str], above: tuple[Path, ...]
 ) -> dict[str, Path]:
-    """What an arm is at a scale; returns the files that say what the arm is, those that it extends before it."""
+    """Collects what an arm is at a scale; returns the arm's files, what it extends first."""
     file = scale / SCALE
     if file.resolve() in above:
         raise ConfigError(f"{file}: extends itself")
@@ -319,7 +319,7 @@ def _arm(
 
 
 def _lineage(arm: str, scales: list[Path], below: tuple[str, ...]) -> dict[str, Path]:
-    """The files of an arm and of those that it extends, out of arms/ beside the scales, ancestors first."""
+    """The files of an arm and of the arms that it extends, from arms/ beside the scales, ancestors first."""
     shelves = [scale.parent / "arms" for scale in scales]
     file = next((shelf / f"{arm}.yaml" for shelf in reversed(shelves) if (shelf / f"{arm}.yaml").is_file()), None)
     if file is None:
@@ -344,7 +344,7 @@ def _extends(content: dict[str, Any], path: Path) -> list[Path]:
 
 
 def _value(text: str, where: str) -> Any:
-    """Of an override: as in YAML, but for words that YAML would cut in two, as in data.root=/data/a: b."""
+    """An override's value: as in YAML, except words that YAML would cut in two, as in data.root=/data/a: b."""
     try:
         value = parse(text, where)
     except YamlError as error:

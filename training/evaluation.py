@@ -1,4 +1,4 @@
-"""Loss and accuracy without learning: of the validation set, and of the first training images at step 0."""
+"""Loss and accuracy without learning: on the validation set, and on the first training images at step 0."""
 
 from __future__ import annotations
 

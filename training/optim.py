@@ -23,7 +23,7 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Of mini-batch `step`; a student starts at a fraction of its teacher's initial rate (appendix A)."""
+    """The rate of mini-batch `step`; a student starts at a fraction of its teacher's initial rate (appendix A)."""
     schedule = config.schedule
     rate = config.optimizer.lr * config.optimizer.lr_scale
     if step < schedule.warmup_steps:

@@ -19,7 +19,7 @@ from training.errors import ConfigError
 
 
 class Prediction(nn.Module):
-    """What is trained: the student, and on each of its named layers a convolution that predicts its teacher's layer."""
+    """The student, and on each of its named layers a convolution that predicts the teacher's layer: what is trained."""
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module, options: TeacherPredictionConfig, images: torch.Tensor, seed: int

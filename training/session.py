@@ -71,7 +71,7 @@ class StopSignals:
 
 
 class Session:
-    """This rank among those of the run: its device, what the ranks tell each other, and whether to stop."""
+    """This rank of the run: its device, what the ranks tell each other, and whether to stop."""
 
     def __init__(self, device: str = "auto", stop: Callable[[], bool] = lambda: False) -> None:
         """`device` is `training.device` of the config; `stop` tells whether this rank has been asked to stop."""
@@ -212,7 +212,7 @@ class Session:
     # ---- failing
 
     def failure(self, error: Exception) -> Exception:
-        """What is to be raised for an error that ends this rank: where another one is gone, its reason if it left one.
+        """The error to raise where `error` ends this rank: if another rank is gone, the reason that it left, if any.
 
         An error of this rank's own is left in the store, for the main rank to find.
         """

@@ -126,7 +126,7 @@ class TrainStep:
         self.correct += (logits.detach().argmax(1) == labels).sum()
 
     def load_grown_state(self, state: dict[str, dict[str, Any]]) -> None:
-        """Begin with what the teacher's optimizer remembered, by name of the parameter."""
+        """Begin with the grown state of the teacher's optimizer, by name of the parameter."""
         for name, parameter in self.model.named_parameters():
             if name in state:
                 self.optimizer.state[parameter] = {

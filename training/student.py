@@ -44,7 +44,7 @@ def teacher_of(config: Config, folder: Path) -> Path | None:
 def load_teacher(checkpoint: Path, data: DataConfig) -> tuple[InceptionBN, ModelConfig, dict[str, Any]]:
     """The finished teacher in a checkpoint, by its averaged weights; its architecture; and all that is in there.
 
-    It has the classes that it was trained on, whatever those of `data` are.
+    It has the classes that it was trained on, whatever classes `data` has.
     """
     trainer = owner(checkpoint.with_name("lock"))
     busy = None if trainer is None or dead(trainer) else f"{describe(trainer)} is training it: run this one after it"
@@ -147,7 +147,7 @@ def grow(
 
 
 def _carried(optimizer: torch.optim.Optimizer, teacher: nn.Module, student: nn.Module) -> OptimizerState:
-    """What the teacher's optimizer remembers, for the student's parameters; nothing for those of new layers."""
+    """The teacher's optimizer state for the student's parameters; new layers have none."""
     owner = teacher
     if net2net.history(student) != net2net.history(teacher):
         optimizer, owner = net2net.grow_optimizer(optimizer, student, teacher=teacher), student

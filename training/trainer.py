@@ -160,7 +160,7 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Of training, over all calls that the run took."""
+        """Seconds of training, over all calls of the run."""
         return time.monotonic() - self._began
 
     def _training_metrics(self) -> dict[str, float]:

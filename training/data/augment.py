@@ -71,7 +71,7 @@ class Preparation:
     def _resized(
         self, data: bytes, image: Image.Image, box: tuple[float, float, float, float]
     ) -> Image.Image | torch.Tensor:
-        """What is in `box` of an image that is not decoded yet; of torch uint8 [3, size, size]."""
+        """The part of an image in `box`, resized; the image is not decoded yet. From torch: uint8 [3, size, size]."""
         width, height = image.size
         plain = image.format == "JPEG" and image.mode in ("RGB", "L")
         least = min(box[2] - box[0], box[3] - box[1]) / self.size

@@ -35,7 +35,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Of 16 bits the upper eight: Pillow's own conversion makes white of all that is above 255."""
+    """The image in RGB. Of 16 bits the upper eight: Pillow's own conversion makes all above 255 white."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image.convert("RGB")

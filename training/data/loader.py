@@ -173,7 +173,7 @@ class ImageData:
     def validation(self, whole: bool = False) -> Iterator[Batch]:
         """This process's share of the validation set; over all processes each image comes once."""
         mine = range(self.rank, self.val_images, self.world)
-        # All workers at work, in chunks that are no larger than those of training, which are known to fit the device.
+        # All workers at work, in chunks no larger than training's, which are known to fit the device.
         chunk = max(1, min(self.order.chunk, -(-len(mine) // max(1, self.workers))))
         tasks = (("val", 0, list(mine[k : k + chunk])) for k in range(0, len(mine), chunk))
         return self._on_device(self._batches(self._pool.submit(tasks)))

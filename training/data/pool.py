@@ -1,4 +1,4 @@
-"""One set of worker processes for all that a process reads: training, evaluations, the first images."""
+"""One set of worker processes for all that a rank reads: training, evaluations, the first images."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Data(Protocol):
     """Training and validation images of one process. Images are normalised, float32 [B, C, H, W]; labels int64 [B]."""
 
     order: Order
-    fingerprint: str  # of which images there are: a resumed run must have the same
+    fingerprint: str  # of the set of images: a resumed run must have the same
     facts: dict[str, Any]  # for run.json
     val_images: int  # looked at in each evaluation
     all_val_images: int  # in the whole validation set

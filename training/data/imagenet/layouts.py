@@ -37,7 +37,7 @@ def readers(root: str | Path) -> dict[str, Reader]:
     root = Path(root)
     make = _layout(root)
     train = make(root, "train", ())
-    # Validation images may have a number for a label and no class in their name: it is that of the training images.
+    # Validation images may have a number for a label and no class in their name: training images name the numbers.
     return {"train": train, "val": make(root, "val", train.declared)}
 
 

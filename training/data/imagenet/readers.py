@@ -223,7 +223,7 @@ class TarReader(Reader):
 
 
 def fingerprint(reader: Reader) -> str:
-    """sha256 of which images there are, by label and name without extension: not of their contents.
+    """sha256 of the images' labels and names without extension, not of their contents.
 
     So it is the same wherever the data is mounted, in any layout, and after `training.data resize`.
     """

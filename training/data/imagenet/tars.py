@@ -41,7 +41,7 @@ class Member(NamedTuple):
 
 
 def is_image(name: str) -> bool:
-    """By its name; macOS leaves ._name.JPEG beside name.JPEG, which is none."""
+    """Whether a file is an image, by its name. macOS leaves ._name.JPEG beside name.JPEG, which is none."""
     return _ends_in(name, ENDINGS)
 
 
@@ -247,7 +247,7 @@ def _opened(where: str, path: str, source: Any = None) -> Iterator[tarfile.TarFi
 
 
 def _compressed(path: str) -> bool:
-    """By its first bytes: gzip, xz, bzip2 or Zstandard, whatever its name says."""
+    """Whether a file is compressed (gzip, xz, bzip2, Zstandard), by its first bytes, not by its name."""
     with suppress(OSError), open(path, "rb") as file:
         return file.read(6).startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd"))
     return False
