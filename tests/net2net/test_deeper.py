@@ -10,7 +10,6 @@ import nets
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from compare import certify, distinct, same, weights
 from nets import Net, conv
 from torch import nn
@@ -211,7 +210,7 @@ def test_a_module_that_ends_in_a_functional_activation_is_a_site(randomise):
 
 
 def test_resnet_blocks_end_in_an_addition_and_get_no_batch_norm(randomise):
-    teacher, x = randomise(torchvision.models.resnet18(num_classes=7)).double(), images(3, 32, 40, batch=2)
+    teacher, x = randomise(nets.resnet18()).double(), images(3, 32, 40, batch=2)
     student = deepen(teacher, x, {"layer1.*": [3, (1, 3)], "relu": [3]}, [x])
     certify(teacher, student, x)
     assert [list(dict(student.layer1[0][i].named_children())) for i in (1, 2)] == [["conv", "relu"]] * 2

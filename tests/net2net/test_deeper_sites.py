@@ -90,16 +90,16 @@ def test_depthwise_and_dilated_layers_in_one_and_three_dimensions(dims, randomis
 
 def test_a_layer_wider_than_the_one_below_is_deepen_then_widen(randomise):
     """The last paragraph of sec 2.4: any layer that is at least as wide as the one below it."""
-    teacher, x = randomise(torchvision.models.resnet18(num_classes=5)).double(), images(3, 32, 32, batch=2)
+    teacher, x = randomise(nets.resnet18()).double(), images(3, 32, 32, batch=2)
     deep = deepen(teacher, x, {"layer1": [3, (1, 3)]}, [x])
-    wide = widen(deep, x, widths={"layer1.1.conv": 96})
+    wide = widen(deep, x, widths={"layer1.1.conv": 12})
     certify(teacher, wide, x)
-    assert wide.layer1[1].conv.weight.shape == (96, 64, 3, 3)
-    assert wide.layer1[2].conv.weight.shape == (64, 96, 1, 3)
+    assert wide.layer1[1].conv.weight.shape == (12, 8, 3, 3)
+    assert wide.layer1[2].conv.weight.shape == (8, 12, 1, 3)
     normed = deepen(teacher, x, {"relu": [3]}, [x])
-    with_norm = widen(normed, x, widths={"relu.1.conv": 80})
+    with_norm = widen(normed, x, widths={"relu.1.conv": 10})
     certify(teacher, with_norm, x)
-    assert with_norm.relu[1].bn.num_features == 80
+    assert with_norm.relu[1].bn.num_features == 10
 
 
 # Functional sites, and modules that are called several times
@@ -124,7 +124,7 @@ def test_before_a_module_whose_input_a_function_activates(randomise):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_before_the_convolutions_of_a_residual_block_with_one_shared_relu(name, randomise):
     teacher, x = (
-        randomise(torchvision.models.get_model(name, num_classes=5)).double(),
+        randomise(getattr(nets, name)()).double(),
         images(3, 64, 64, batch=2),
     )  # 2 x 2 positions at the end: train mode needs several
     student = deepen(teacher, x, {"before layer[12].*.conv2": [3], "layer1.0": [(3, 1)]}, [x])
@@ -284,10 +284,6 @@ def preact(act=nn.ReLU):
     return nn.Sequential(conv(3, 4), blocks, nn.BatchNorm2d(6), act(), conv(6, 2))
 
 
-def post_norm():
-    return torchvision.models.resnet18(num_classes=5)
-
-
 def encoder():
     # The fast path of torch's own has no steps to follow; a trace does not take it.
     return nn.Sequential(
@@ -303,8 +299,8 @@ def timm_model(name, **options):
 
 IMAGE, VIT = (3, 32, 32), {"img_size": 32, "patch_size": 8, "depth": 3}
 BLOCKS = {
-    "resnet18": (post_norm, IMAGE, "layer1.1", ["bn2.weight", "bn2.bias"]),
-    "resnet50": (lambda: torchvision.models.resnet50(num_classes=5), IMAGE, "layer2.2", ["bn3.weight", "bn3.bias"]),
+    "resnet18": (nets.resnet18, IMAGE, "layer1.1", ["bn2.weight", "bn2.bias"]),
+    "resnet50": (nets.resnet50, IMAGE, "layer2.2", ["bn3.weight", "bn3.bias"]),
     "mobilenet": (
         lambda: torchvision.models.mobilenet_v2(num_classes=5, width_mult=0.25),
         IMAGE,
@@ -333,8 +329,18 @@ BLOCKS = {
         ["ls1.gamma", "ls2.gamma"],
     ),
     "convnext": (lambda: timm_model("convnext_atto"), IMAGE, "stages.0.blocks.0", ["gamma"]),
-    "resnetv2": (lambda: timm_model("resnetv2_50"), IMAGE, "stages.1.blocks.1", ["conv3.weight"]),
-    "seresnet": (lambda: timm_model("seresnet18"), IMAGE, "layer1.1", ["bn2.weight", "bn2.bias"]),
+    "resnetv2": (
+        lambda: timm_model("resnetv2_50", channels=(32, 64, 128, 256), stem_chs=8),
+        IMAGE,
+        "stages.1.blocks.1",
+        ["conv3.weight"],
+    ),
+    "seresnet": (
+        lambda: timm_model("seresnet18", channels=(8, 16, 32, 64)),
+        IMAGE,
+        "layer1.1",
+        ["bn2.weight", "bn2.bias"],
+    ),
 }
 
 
@@ -380,7 +386,7 @@ def test_a_new_residual_block_is_the_identity_and_trains(kind, randomise):
 
 
 def test_blocks_and_layers_at_one_site_and_inside_it(randomise):
-    teacher, x = randomise(post_norm()).double(), images(*IMAGE, batch=2)
+    teacher, x = randomise(nets.resnet18()).double(), images(*IMAGE, batch=2)
     student = deepen(teacher, x, {"layer1.1": ["block", (1, 3), "block"], "before layer1.1.conv2": [3]}, [x])
     certify(teacher, student, x)
     old, first, layer, second = student.layer1[1]
@@ -404,7 +410,7 @@ def test_the_draw_of_a_block_depends_on_seed_and_site_alone(randomise):
 
 
 def test_a_block_of_a_frozen_half_precision_teacher(randomise):
-    teacher, x = randomise(post_norm()).bfloat16().requires_grad_(False), images(*IMAGE, batch=2).bfloat16()
+    teacher, x = randomise(nets.resnet18()).bfloat16().requires_grad_(False), images(*IMAGE, batch=2).bfloat16()
     new = deepen(teacher, x, {"layer1.1": ["block"]}, verify=False).layer1[1][1]
     assert {p.dtype for p in new.parameters()} == {torch.bfloat16}
     assert all(p.requires_grad for p in new.parameters())
@@ -444,7 +450,7 @@ def test_what_nothing_initialises_needs_init(randomise):
 
 @pytest.mark.parametrize("through_json", [False, True])
 def test_the_record_rebuilds_the_architecture_without_data(through_json, randomise):
-    teacher, x = randomise(post_norm()).double(), images(*IMAGE, batch=2)
+    teacher, x = randomise(nets.resnet18()).double(), images(*IMAGE, batch=2)
     sites = {
         "before layer1.*.conv2": [Layer(3, dilation=2), Layer(3, maxout=2)],
         "layer2.1": ["block", Layer(3, depthwise=True)],
@@ -595,7 +601,7 @@ def test_every_site_that_explain_lists_can_be_deepened(randomise):
     assert listed["preact"]["3"] == "6 channels, batch norm, relu"
     assert listed["preact"]["before 1.1.conv2"] == "6 channels, batch norm, relu"
     assert not {"1.0", "before 4", "1.1.act"} & set(listed["preact"])
-    resnet = explain(post_norm(), images(*IMAGE).float()).sites
+    resnet = explain(nets.resnet18(), images(*IMAGE).float()).sites
     assert resnet["layer1.1"] == "64 channels, relu, or a 'block'"
     assert resnet["before layer1.1.conv2"] == "64 channels, batch norm, relu"
     for kind, sites in listed.items():

@@ -46,7 +46,7 @@ def test_preserves_the_papers_networks(name, factor, randomise):
 
 
 def test_preserves_resnet18(randomise):
-    teacher, x = randomise(torchvision.models.resnet18(num_classes=7)).double(), images(3, 32, 40).double()
+    teacher, x = randomise(nets.resnet18()).double(), images(3, 32, 40).double()
     certify(teacher, widen(teacher, x, 1.5), x)
 
 
