@@ -142,7 +142,7 @@ def grow(
         "error": _certificates(teacher, grown, batch),
     }
     if growth.method == "net2wider":
-        record["error_without_noise"] = _certificates(teacher, student(0.0), batch)
+        record["error_without_noise"] = _certificates(teacher, student(0.0), batch) if growth.noise else record["error"]
     return trained, carried, record
 
 
