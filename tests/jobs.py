@@ -1,7 +1,8 @@
 """Runs of train.py in processes of their own, as many as a run is to have, without torchrun's ten seconds for each.
 
-They are forked from a server that has imported torch and timm once. Each gets the variables that torchrun would set;
-a `patch` is a function of this process's rank that changes something in there before train.py starts.
+They are forked from a server that has imported torch and timm once. Each gets the variables that torchrun would set,
+and this process's tables of networks. A `patch` is a function of the rank that changes something in there before
+train.py starts.
 """
 
 import csv
@@ -17,6 +18,7 @@ import torch
 from places import ROOT
 
 import train
+from net2net.inception_bn import TABLES
 
 DEADLINE = 120.0  # seconds; what takes a second here may take long where many tests run at once
 
@@ -51,7 +53,7 @@ def float64(rank):
     torch.Tensor.float = torch.Tensor.double  # images are made so, and logits
 
 
-def _child(arguments, log, rank, world, port, patches):
+def _child(arguments, log, rank, world, port, tables, patches):
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(fd, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -60,6 +62,7 @@ def _child(arguments, log, rank, world, port, patches):
         os.environ.update({name: str(value) for name, value in names.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
+    TABLES.update(tables)
     for patch in patches:
         patch(rank)
     code = train.main(arguments)
@@ -91,7 +94,7 @@ class Job:
         for log in self.logs:
             log.write_text("")
         self.processes = [
-            context.Process(target=_child, args=(words, str(log), rank, world, port, patches), daemon=True)
+            context.Process(target=_child, args=(words, str(log), rank, world, port, TABLES, patches), daemon=True)
             for rank, log in enumerate(self.logs)
         ]
         for process in self.processes:
