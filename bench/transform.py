@@ -20,6 +20,7 @@ import copy
 import csv
 import math
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -82,10 +83,12 @@ OPTIONS = {"default": {}, "bare": {"noise": 0, "verify": False}}
 
 def peak_over_student(options: dict[str, Any], width: int = 3000, layers: int = 12) -> float:
     """How much memory a growth takes at its peak, in sizes of its student; to be run in a process of its own."""
-    unit = 1 if sys.platform == "darwin" else 1024
 
     def peak() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        status = Path("/proc/self/status")
+        if status.exists():  # `ru_maxrss` of a new process is no less than that of the one which started it
+            return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def net(width: int) -> torch.nn.Module:
         hidden = [layer for _ in range(layers) for layer in (torch.nn.Linear(width, width), torch.nn.ReLU())]

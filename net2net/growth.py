@@ -361,22 +361,28 @@ def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap], shared: Sequence[int
     if tensor.ndim == 1 and not shared:
         return tensor.index_select(0, axes[0].index.to(tensor.device))
     shape = [len(axes[dim].index) if dim in axes else n for dim, n in enumerate(tensor.shape)]
-    for dim, axis in axes.items():
-        if axis.fresh[: tensor.shape[dim]].any():
-            rest = {d: a for d, a in axes.items() if d != dim}
+    new, last, rest = empty_like(tensor, shape), max(axes), dict(axes)
+    rows = new[tuple(slice(shape[d] if d >= last else n) for d, n in enumerate(tensor.shape))]
+    among = [dim for dim, axis in axes.items() if axis.fresh[: tensor.shape[dim]].any()]
+    for dim in among:
+        if dim != last or not rows.is_contiguous():
+            del new, rows
+            done = torch.div(tensor, _counts(axes[dim], dim, tensor)) if dim in shared else tensor
             taken = [shape[d] if d == dim else n for d, n in enumerate(tensor.shape)]
-            indexed = tensor.index_select(dim, axis.index.to(tensor.device))
-            new = empty_like(tensor, taken)
-            torch.div(indexed, _counts(axis, dim, indexed), out=new) if dim in shared else new.copy_(indexed)
-            return _copied(new, rest, shared)
-    new = empty_like(tensor, shape)
-    filled = new[tuple(map(slice, tensor.shape))]
+            indexed = empty_like(tensor, taken).copy_(done.index_select(dim, rest.pop(dim).index.to(tensor.device)))
+            return _copied(indexed, rest, shared) if rest else indexed
+    # Kernels of several taps are long enough to be picked one by one.
+    whole = rows.is_contiguous() and (bool(among) or (0 < last < tensor.ndim - 1 and tensor[0, 0].numel() > 1))
+    filled = torch.empty_like(tensor) if whole else new[tuple(map(slice, tensor.shape))]
     done = tensor
     for dim in (d for d in shared if d in axes):
         done = torch.div(done, _counts(axes[dim], dim, tensor), out=filled)
-    if done is tensor:
+    if whole:
+        torch.index_select(done, last, rest.pop(last).index.to(tensor.device), out=rows)
+        filled = rows
+    elif done is tensor:
         filled.copy_(tensor)
-    for dim, axis in sorted(axes.items(), reverse=True):  # rows last: they are long, and in one piece by then
+    for dim, axis in sorted(rest.items(), reverse=True):  # rows last: they are long, and in one piece by then
         old, before = tensor.shape[dim], filled
         filled = new[tuple(slice(shape[d] if d >= dim else n) for d, n in enumerate(tensor.shape))]
         target, index = filled.narrow(dim, old, len(axis.index) - old), axis.index[old:].to(tensor.device)
@@ -389,7 +395,8 @@ def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap], shared: Sequence[int
 
 def _counts(axis: AxisMap, dim: int, tensor: torch.Tensor) -> torch.Tensor:
     """How many copies there are of what a tensor has along a dimension, in a shape that divides it."""
-    return axis.copies[: tensor.shape[dim]].to(tensor).view(along(dim, tensor.ndim))
+    counts = axis.copies.new_empty(tensor.shape[dim]).index_copy_(0, axis.index, axis.copies)
+    return counts.to(tensor).view(along(dim, tensor.ndim))
 
 
 def balance(draw: torch.Tensor, axis: AxisMap) -> torch.Tensor:
