@@ -1,4 +1,4 @@
-"""Launching: what Slurm would be given and in which order, what a cluster file may say, prices, and the status."""
+"""Launching: what Slurm would be given and in which order, what a cluster file may say, costs, and the status."""
 
 import json
 import os
@@ -433,7 +433,7 @@ def test_the_reason_is_read_from_the_log_of_the_last_attempt(tmp_path, log, why)
     assert stage.why("exit code 1") == why
 
 
-# Prices
+# Costs
 
 HEADER = "hardware,torch,model,width,extra_pairs,image_size,batch,precision,what,loop,images_per_s"
 
@@ -444,7 +444,7 @@ def measured(folder, *rows):
     return folder
 
 
-def test_prices_come_from_the_measured_rows_of_one_gpu(tmp_path):
+def test_costs_come_from_the_measured_rows_of_one_gpu(tmp_path):
     stages = stages_of(tmp_path, seeds=(0,))
     teacher = next(s for s in stages if s.arm == "teacher_narrow")
     rows = measured(
@@ -565,7 +565,7 @@ def test_data_on_the_nodes_alone_is_no_matter_of_the_node_that_submits(fake_slur
         assert words in err
 
 
-def test_a_figure_names_the_price_of_all_three(tmp_path, capsys):
+def test_a_figure_names_the_cost_of_all_three(tmp_path, capsys):
     arguments = ["--scale", "imagenet", "--runs", str(tmp_path), "--dry-run", "--seeds", "0", "1"]
     assert launch.main("", ("fig4",), arguments) == 0
     together = re.search(r"figures 4, 5 and 6 together: 16 runs, ([\d.]+) GPU-hours", capsys.readouterr().out)[1]
@@ -576,7 +576,7 @@ def test_a_figure_names_the_price_of_all_three(tmp_path, capsys):
     assert "together" not in out
 
 
-def test_the_price_is_per_arm_in_total_and_what_is_left(tmp_path, monkeypatch):
+def test_the_cost_is_per_arm_in_total_and_what_is_left(tmp_path, monkeypatch):
     rows = measured(tmp_path / "bench", "gpu-a,2,inception_bn_28,1.0,0,28,32,float32,end_to_end,net2net,0.01")
     monkeypatch.setattr(cost.costs, "__defaults__", (rows,))
     stages = plan("smoke", ("standard",), (0, 1), tmp_path / "runs")
