@@ -28,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -100,10 +101,6 @@ def peak_over_student(options: dict[str, Any], width: int = 3000, layers: int = 
     before = peak()
     student = net2net.widen(teacher, x, 1.5, **options)
     return (peak() - before) / sum(p.nbytes for p in student.parameters())
-
-
-def geometric_mean(ratios: list[float]) -> float:
-    return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
 def main(argv: list[str] | None = None) -> int:

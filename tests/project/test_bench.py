@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 
-import pytest
 from places import ROOT
 
 COVERAGE = (ROOT / "docs" / "coverage.md").read_text()
@@ -87,7 +86,3 @@ def test_the_docs_have_the_times_of_the_committed_table():
     with (ROOT / "results" / "bench" / "transform.csv").open() as file:
         for row in csv.DictReader(file):
             assert f"| {row['model']} | {row['operations']} | {row['widen_ms']} |" in COVERAGE
-
-
-def test_the_geometric_mean():
-    assert script("transform").geometric_mean([1.0, 4.0, 2.0]) == pytest.approx(2.0)
