@@ -60,7 +60,7 @@ def final(run: Run) -> float:
     """Accuracy after the last step on all validation images; the curve's evaluations see a part of them."""
     try:
         return 100 * float(run.info["result"]["all_val_top1"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise Problem(f'{run.folder}/run.json has no "all_val_top1" under "result": train this run again.') from None
 
 
@@ -96,7 +96,7 @@ def arrived(run: Run, level: float) -> bool:
 def operations(run: Run, images: float | None = None) -> float:
     """Floating-point operations of training on so many images (default: all of the run's)."""
     try:
-        each = run.info["training_flops_per_image"]
-    except KeyError:
+        each = float(run.info["training_flops_per_image"])
+    except (KeyError, TypeError, ValueError):
         raise Problem(f'{run.folder}/run.json has no "training_flops_per_image": train this run again.') from None
     return each * (float(run.rows.images.iloc[-1]) if images is None else images)

@@ -284,6 +284,8 @@ GOOD = {"metric": "final", "arm": "a", "against": "b", "above": 0}
         (GOOD | {"metric": "speedup"}, ["needs `of` and one of way and points"]),
         (GOOD | {"metric": "speedup", "of": "a", "way": 0.5, "points": 1.0}, ["one of way and points"]),
         (GOOD | {"points": 1.0}, ["are for a speedup"]),
+        (GOOD | {"of": "a"}, ["are for a speedup"]),
+        ({**{k: v for k, v in GOOD.items() if k != "above"}, "below": 0, "target": 3}, ["for a test with above"]),
         (GOOD | {"arm": "a@worst"}, ["headline.tests.0.arm", "pattern"]),
         (GOOD | {"seeds": 5}, ["headline.tests.0.seeds", "list"]),
         (GOOD | {"within": 0.5}, ["headline.tests.0.within"]),
@@ -297,6 +299,40 @@ def test_a_mistake_in_the_rules_is_named(tmp_path, capsys, test, words):
     for word in ("claims.yaml", *words):
         assert word in printed
     assert printed.count("\n") == 1
+
+
+def changed(run, change):
+    """The run with something else in its run.json."""
+    info = json.loads((run.folder / "run.json").read_text())
+    change(info)
+    (run.folder / "run.json").write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize("value", [None, "many", [], "gone"])
+@pytest.mark.parametrize("key", ["all_val_top1", "training_flops_per_image"])
+def test_a_run_that_lacks_a_number_is_named(tmp_path, results, capsys, key, value):
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(RULES))
+    runs = {arm: [add(tmp_path / "r", arm, seed, [80, 85]) for seed in (1, 2, 3)] for arm in ("a", "b", "standard")}
+
+    def change(info):
+        section = info["result"] if key == "all_val_top1" else info
+        section[key] = value
+        if value == "gone":
+            del section[key]
+
+    changed(runs["a" if key == "all_val_top1" else "standard"][1], change)
+    assert claims.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().err
+    assert f'seed2/run.json has no "{key}"' in printed
+    assert "train this run again" in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path, capsys):
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(RULES))
+    (tmp_path / "out").write_text("a file")
+    assert claims.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"error: Cannot write into {tmp_path / 'out'}: File exists.\n"
 
 
 def test_the_verdicts_are_drawn_and_told_in_a_line_each(tmp_path, results):

@@ -12,6 +12,7 @@ from finished import write_run
 from places import ROOT
 
 from experiments import figures, looks
+from experiments.reading import YamlError
 from figures.command import main
 from figures.curves import read_arms, read_there
 from figures.style import draw
@@ -288,6 +289,15 @@ def failure(root, out, capsys, plot=FIG4):
     assert line.startswith("error: ")
     assert line.endswith((".", "?"))
     return line
+
+
+def test_a_table_of_figures_that_cannot_be_read(root, tmp_path, capsys, monkeypatch):
+    def broken():
+        raise YamlError("figures.yaml: line 2: not valid YAML")
+
+    monkeypatch.setattr("figures.command.figures", broken)
+    assert main(argv=[str(root), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: figures.yaml: line 2: not valid YAML\n"
 
 
 def test_no_root(tmp_path, capsys):
