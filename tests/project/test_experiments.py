@@ -1,5 +1,6 @@
 """The data of experiments/: read without torch, complete, and by a reader that takes YAML at its word."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,52 @@ def test_an_arm_without_a_look_and_a_key_of_no_meaning_are_named(tmp_path):
 def test_they_are_read_without_torch():
     code = "import sys, experiments; experiments.figures(), experiments.study(); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("rates", [1, 0.3], "rates: expected numbers for each arm, e.g. wider: [1, 0.3]"),
+        ("rates", {"wider": 0.3}, "rates: expected numbers for each arm"),
+        ("rates", {"wider": [True]}, "rates: expected numbers for each arm"),
+        ("variants", ["a"], "variants: expected keys and values, got ['a']"),
+        ("set", "seed=3", "set: expected keys and values, got 'seed=3'"),
+        ("variants", {"half": 0.5}, "variants: half: expected arm: and the keys that differ from it"),
+        ("variants", {"half": {"optimizer.lr": 0.5}}, "variants: half: expected arm: and the keys that differ"),
+        ("scale", 3, "scale and folder: expected a word each"),
+        ("folder", ["a"], "scale and folder: expected a word each"),
+        ("arms", "wider", "arms: expected a list of arms, got 'wider'"),
+        ("arms", [1], "arms: expected a list of arms, got (1,)"),
+        ("seeds", 3, "seeds: expected a list of whole numbers, got 3"),
+        ("seeds", [1.5], "seeds: expected a list of whole numbers, got (1.5,)"),
+        ("seeds", [-1], "seeds: expected a list of whole numbers, got (-1,)"),
+        ("sedes", [1], "got an unexpected keyword argument 'sedes'"),
+    ],
+)
+def test_a_part_of_the_study_that_is_none_is_named(tmp_path, key, value, words):
+    good = {"scale": "long", "folder": "long", "seeds": [1], "arms": ["wider"]}
+    (tmp_path / "study.yaml").write_text(json.dumps({"parts": {"mine": {**good, key: value}}}))
+    with pytest.raises(YamlError) as error:
+        experiments.study(tmp_path / "study.yaml")
+    assert f"{tmp_path / 'study.yaml'}: parts: mine: {words}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("scratch", ["standard"], "scratch: expected a word, got ('standard',)"),
+        ("teacher", 4, "teacher: expected a word, got 4"),
+        ("teacher_label", None, "teacher_label: expected a word, got None"),
+        ("curves", ["wider"], "curves: expected arms and their words in the legend"),
+        ("curves", {"wider": 1}, "curves: expected arms and their words in the legend"),
+        ("students", "wider", "students: expected a list of arms"),
+        ("also", [1], "also: expected a list of arms"),
+    ],
+)
+def test_a_figure_that_is_none_is_named(tmp_path, key, value, words):
+    table = read(Path(experiments.__file__).parent / "figures.yaml")
+    table["figures"]["fig4"][key] = value
+    (tmp_path / "figures.yaml").write_text(json.dumps(table))
+    with pytest.raises(YamlError) as error:
+        experiments.figures(tmp_path / "figures.yaml")
+    assert f"{tmp_path / 'figures.yaml'}: figures: fig4: {words}" in str(error.value)
