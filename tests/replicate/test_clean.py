@@ -12,6 +12,7 @@ from experiments import seed_of
 from figures.curves import read_seeds
 from replicate import clean, record, status
 from replicate.launch import with_seconds
+from replicate.slurm import SlurmError
 from replicate.stage import plan
 from training.config import flatten
 
@@ -106,6 +107,37 @@ def test_clean_shows_and_removes_what_never_began_and_nothing_else(runs, capsys)
     capsys.readouterr()
     assert clean.main(["--runs", str(root), "--yes"]) == 0
     assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_clean_leaves_a_job_s_folder_alone_while_nobody_can_say_whether_it_waits(tmp_path, capsys, monkeypatch):
+    """And a link to a folder elsewhere, whatever is in there."""
+    folders = [stage.folder for stage in plan("smoke", ("standard",), range(3), tmp_path / "runs")]
+    for folder in folders[:2]:
+        folder.mkdir(parents=True)
+    (folders[0] / "job.json").write_text(json.dumps({"job": "4711"}))
+    (tmp_path / "elsewhere").mkdir()
+    folders[2].symlink_to(tmp_path / "elsewhere")
+
+    def silent(jobs):
+        assert list(jobs) == ["4711"]
+        raise SlurmError("squeue does not answer: timed out")
+
+    monkeypatch.setattr(clean, "queue", silent)
+    assert clean.main(["--runs", str(tmp_path / "runs"), "--yes"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "squeue does not answer: timed out; folders of jobs are left alone\n"
+    assert said.out == f"removed {folders[1]}: empty\n"
+    assert [folder.exists() for folder in folders] == [True, False, True]
+    monkeypatch.setattr(clean, "queue", lambda jobs: {})  # it is there, and the job is not in it
+    assert clean.main(["--runs", str(tmp_path / "runs"), "--yes"]) == 0
+    assert [folder.exists() for folder in folders] == [False, False, True]
+
+
+def test_clean_names_a_folder_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        clean.main(["--runs", str(tmp_path / "none")])
+    assert ended.value.code == 2
+    assert f"--runs: there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
 
 
 RESULT = {"val_top1": 0.5, "wall_s": 1.0}
