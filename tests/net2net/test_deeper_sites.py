@@ -602,8 +602,8 @@ def test_every_site_that_explain_lists_can_be_deepened(randomise):
     assert listed["preact"]["before 1.1.conv2"] == "6 channels, batch norm, relu"
     assert not {"1.0", "before 4", "1.1.act"} & set(listed["preact"])
     resnet = explain(nets.resnet18(), images(*IMAGE).float()).sites
-    assert resnet["layer1.1"] == "64 channels, relu, or a 'block'"
-    assert resnet["before layer1.1.conv2"] == "64 channels, batch norm, relu"
+    assert resnet["layer1.1"] == "8 channels, relu, or a 'block'"
+    assert resnet["before layer1.1.conv2"] == "8 channels, batch norm, relu"
     for kind, sites in listed.items():
         model, x = models[kind]
         for site, what in sites.items():
