@@ -669,3 +669,12 @@ def test_many_names_in_one_tensor():
 def test_what_is_wrong_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         readers(tmp_path / "nowhere")
+
+
+def test_too_few_files_for_a_worker_are_said(monkeypatch, capsys):
+    def check(*args, **options):
+        raise RuntimeError("unable to open shared memory object </torch_1>: Too many open files (24)")
+
+    monkeypatch.setattr("training.data.__main__.checked", check)
+    assert main(["check", "images"]) == 2
+    assert "Too many open files" in capsys.readouterr().err

@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return options.run(options)
-    except (DataError, OSError) as error:
+    except (DataError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "Too many open files" not in str(error):  # torch's, for a worker
+            raise
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
