@@ -8,7 +8,9 @@ step, but for rounding.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -24,7 +26,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from training.device import choose_device
-from training.errors import FailedOnAnotherRank, RunError, UserError
+from training.errors import FailedOnAnotherRank, RunError, Stopped, UserError
 
 T = TypeVar("T")
 MEETING = timedelta(minutes=10)  # the longest that they wait for each other to start: imports can take minutes
@@ -121,8 +123,10 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         # After a failure the other ranks may never come to the calls that are under way, and destroying waits for them.
-        if self.world > 1 and kind is None:
+        if self.world > 1 and (kind is None or issubclass(kind, Stopped)):
             dist.destroy_process_group()
+            # DDP holds the group in a cycle, and so gloo's threads, which can abort an interpreter that ends first.
+            atexit.register(gc.collect)
 
     @property
     def is_main(self) -> bool:

@@ -184,17 +184,31 @@ def test_more_processes_than_chunks_are_refused(tmp_path):
 # ---- torchrun itself
 
 
+# What is registered first is called last. A thread of gloo that is still there then can abort its process.
+THREADS_AT_THE_END = """
+import atexit, os, sys
+
+@atexit.register
+def count():
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    print("gloo's threads:", sum("gloo" in name for name in names), file=sys.stderr)
+"""
+
+
 def test_torchrun_runs_it(tmp_path):
     out = tmp_path / "run"
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / "train.py"]
     overrides = [*SMALL, "training.steps=3"]
     arguments = [ROOT / "configs" / "smoke" / "standard.yaml", "--out", out]
     arguments += [word for override in overrides for word in ("--set", override)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "sitecustomize.py").write_text(THREADS_AT_THE_END)
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words, *arguments], env=environment, capture_output=True, text=True, timeout=2 * DEADLINE
     )
     assert done.returncode == 0, done.stderr
+    assert re.findall(r"gloo's threads: (\d+)", done.stderr) == ["0"] * 3, done.stderr  # torchrun's own process as well
     assert [int(row["step"]) for row in rows(out)] == [0, 3]
     assert manifest(out)["status"] == "finished"
     assert done.stdout.count("is finished") == 1  # one of them writes
