@@ -372,8 +372,8 @@ def _copied(tensor: torch.Tensor, axes: dict[int, AxisMap], shared: Sequence[int
             indexed = empty_like(tensor, taken).copy_(done.index_select(dim, rest.pop(dim).index.to(tensor.device)))
             return _copied(indexed, rest, shared) if rest else indexed
     # Kernels of several taps are long enough to be picked one by one.
-    whole = rows.is_contiguous() and (bool(among) or (0 < last < tensor.ndim - 1 and tensor[0, 0].numel() > 1))
-    filled = torch.empty_like(tensor) if whole else new[tuple(map(slice, tensor.shape))]
+    whole = rows.is_contiguous() and (bool(among) or (last > 0 and tensor.shape[last + 1 :].numel() > 1))
+    filled = None if whole else new[tuple(map(slice, tensor.shape))]
     done = tensor
     for dim in (d for d in shared if d in axes):
         done = torch.div(done, _counts(axes[dim], dim, tensor), out=filled)

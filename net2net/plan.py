@@ -395,16 +395,17 @@ def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, i
 
 def _check_memory(trace: Trace, targets: Mapping[Space, int], producers: Mapping[Space, list[str]]) -> None:
     """Refuse a student that no memory of this machine holds, before a map is drawn: a system can kill what tries."""
-    needed = {torch.device("cpu"): 8 * sum(targets.values())}
+    if not targets:
+        return
+    needed = {torch.device("cpu"): 8 * sum(targets.values())}  # the maps
     for name, tensor in tensors(trace.model):
         axes = zip(tensor.shape, trace.axes.get(name, [None] * tensor.ndim), strict=True)
         numbers = prod(n if axis is None else _size(axis, targets) for n, axis in axes)
         needed[tensor.device] = needed.get(tensor.device, 0) + numbers * tensor.element_size()
-    widest = max(targets, key=lambda space: targets[space] / space.width, default=None)
+    space = max(targets, key=lambda space: targets[space] / space.width)
+    layer = owner(producers[space][0]) if space in producers else "a layer"
     for device, size in needed.items():
-        if widest is not None:
-            layer = owner(producers[widest][0]) if widest in producers else "a layer"
-            check_memory(device, size, f"{layer!r} would grow {targets[widest] / widest.width:.4g} times")
+        check_memory(device, size, f"{layer!r} would grow {targets[space] / space.width:.4g} times")
 
 
 def _kind(reason: str) -> str:

@@ -286,6 +286,7 @@ def _gather(value: Any, given: list[torch.Tensor], numbers: list[Any]) -> None:
 POINTWISE = "relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish"
 POINTWISE = frozenset(POINTWISE.split())
 ARITHMETIC = ("add", "sub", "mul", "div")
+ATTENTION = inspect.signature(F.multi_head_attention_forward)
 
 
 def _shortcut(name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -374,20 +375,22 @@ def _normalised(
 def _attended(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """What multi_head_attention_forward returns for one sequence [L, N, E], without masks and the like; None where it
     might raise an error."""
-    given = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs).arguments
+    given = ATTENTION.bind(*args, **kwargs).arguments
     x, heads, width = given["query"], given["num_heads"], given["embed_dim_to_check"]
-    unusual = ("bias_k", "bias_v", "key_padding_mask", "attn_mask", "static_k", "static_v")
-    if any(given.get(key) is not None for key in unusual) or given.get("use_separate_proj_weight"):
+    others = ("bias_k", "bias_v", "key_padding_mask", "attn_mask", "static_k", "static_v")
+    if any(given.get(key) is not None for key in others):
+        return None
+    if any(given.get(flag) for flag in ("use_separate_proj_weight", "add_zero_attn", "is_causal")):
         return None
     if x is not given["key"] or x is not given["value"] or x.ndim != 3 or x.shape[2] != width or width % heads:
         return None
-    shapes = {"in_proj_weight": (3 * width, width), "in_proj_bias": (3 * width,), "out_proj_weight": (width, width)}
-    shapes["out_proj_bias"] = (width,)
+    shapes = {
+        **{"in_proj_weight": (3 * width, width), "in_proj_bias": (3 * width,)},
+        **{"out_proj_weight": (width, width), "out_proj_bias": (width,)},
+    }
     for key, shape in shapes.items():
         if given[key] is not None and not _alike(x, shape, given[key]):
             return None
-    if given.get("add_zero_attn") or given.get("is_causal"):
-        return None
     if not given.get("need_weights", True):
         return x.new_empty(x.shape), None
     several = () if given.get("average_attn_weights", True) else (heads,)
