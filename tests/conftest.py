@@ -1,6 +1,14 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
+
+
+def pytest_collection_finish():
+    """The server that runs, stages and data workers are forked from is there before any of them asks for one."""
+    if jobs := sys.modules.get("jobs"):
+        jobs.serve()
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Runs of train.py in processes of their own, as many as a run is to have, without torchrun's ten seconds for each.
 
-They are forked from a server that has imported torch and timm once. Each gets the variables that torchrun would set,
-and this process's tables of networks. A `patch` is a function of the rank that changes something in there before
-train.py starts.
+They are forked from a server that has imported torch and timm once. A process of the tests has one such server, which
+data workers and stages are forked from as well: it is there before any of them asks for one that has imported less.
+Each run gets the variables that torchrun would set, and this process's tables of networks. A `patch` is a function of
+the rank that changes something in there before train.py starts.
 """
 
 import csv
@@ -12,6 +13,7 @@ import os
 import signal
 import socket
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
@@ -23,7 +25,12 @@ from net2net.inception_bn import TABLES
 DEADLINE = 120.0  # seconds; what takes a second here may take long where many tests run at once
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["train"])
+
+
+def serve():
+    context.set_forkserver_preload(["train"])
+    forkserver.ensure_running()
+
 
 # A small network, and a mini-batch of six chunks.
 SMALL = (

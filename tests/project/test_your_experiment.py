@@ -17,28 +17,51 @@ from replicate.stage import plan
 from training.config import ConfigError, load
 
 PAGE = ROOT / "docs" / "your-experiment.md"
+# Commands one after the other in one process, which imports torch once; what each printed, as JSON.
+COMMANDS = """
+import contextlib, io, json, runpy, sys
+
+told = {}
+for line, program, *words in json.load(sys.stdin):
+    run = runpy.run_path
+    if program == "-m":
+        run, (program, *words) = runpy.run_module, words
+    sys.argv = [program, *words]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            run(program, run_name="__main__")
+        except SystemExit as ended:
+            if ended.code:
+                sys.exit(f"{line}: ended with {ended.code}")
+    told[line] = printed.getvalue()
+print(json.dumps(told))
+"""
 
 
 def test_the_page_from_its_first_command_to_its_last(tmp_path):
     for folder in ("configs", "experiments", "figures", "net2net", "replicate", "training"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    told = {}
+    with (tmp_path / "net2net" / "inception_bn.py").open("a") as code:  # the page says nothing of the network's depth
+        code.write('TABLES["inception_bn_28"] = INCEPTION_BN_28._replace(modules=INCEPTION_BN_28.modules[1:3])\n')
+    lines = []
     for kind, text in re.findall(r"```(yaml|sh)\n(.*?)```", PAGE.read_text(), re.DOTALL):
         if kind == "yaml":
             file = tmp_path / re.match(r"# (\S+)\n", text)[1]
             with file.open("a") as end:  # of the study: an entry more
                 end.write(text)
-            continue
-        for line in text.splitlines():
-            program, *words = shlex.split(line)
-            assert program == "python"
-            done = subprocess.run(
-                [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-            )
-            assert done.returncode == 0, f"{line}: {done.stderr}"
-            told[line] = done.stdout
+        else:
+            lines += text.splitlines()
+    words = [shlex.split(line) for line in lines]
+    assert {program for program, *_ in words} == {"python"}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    given = json.dumps([[line, *rest] for line, (_, *rest) in zip(lines, words, strict=True)])
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS],
+        **{"cwd": tmp_path, "env": environment, "input": given, "capture_output": True, "text": True, "timeout": 600},
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
     assert len(told) == 8
     plan_, _, status, drawn, _, part, _, recorded = told.values()
     assert re.search(r"wider_noisy/seed0 .* waiting, for teacher_narrow/seed0", plan_)

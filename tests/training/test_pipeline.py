@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from compare import same
 from images import COUNTS, make_archive, make_shards, picture, section, truncate
+from jobs import serve
 from PIL import Image
 from places import ROOT
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -574,14 +576,20 @@ def test_workers_end_with_a_process_that_is_killed():
     pytest.fail("the worker goes on without the process that it worked for")
 
 
-def test_signals_that_ask_to_stop_are_not_for_the_workers(original, workers_of, reference):
-    """A scheduler sends them to each process of a job; the one that trains needs its workers until it has saved."""
-    from multiprocessing.forkserver import _forkserver
+@pytest.fixture
+def own_server():
+    """The server that workers are forked from, one that a training begins; that of the tests is not protected."""
+    _forkserver._stop()
+    yield _forkserver
+    _forkserver._stop()
+    serve()
 
-    _forkserver._stop()  # another test's, which may not be protected: a training has one of its own
+
+def test_signals_that_ask_to_stop_are_not_for_the_workers(original, own_server, workers_of, reference):
+    """A scheduler sends them to each process of a job; the one that trains needs its workers until it has saved."""
     data, stream, processes = workers_of(original)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        for pid in (*(process.pid for process in processes), _forkserver._forkserver_pid):
+        for pid in (*(process.pid for process in processes), own_server._forkserver_pid):
             os.kill(pid, number)
     time.sleep(0.2)
     assert same([next(stream) for _ in range(9)], reference[1:])
