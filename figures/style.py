@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def draw(
     `beside`: other runs of the same arms and what they are called, as thin lines of their means.
     """
     if style:
-        matplotlib.style.use(style)
+        _lay_over(style)
     there = plot.drawn(arms)
     figure = Figure(figsize=(7.2, 5.6), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, height_ratios=(1, 1.2))
@@ -99,6 +100,20 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     """PNG and PDF. Nothing in them tells when or by which version they were made: same CSV, same bytes."""
     figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
     figure.savefig(folder / f"{name}.pdf", metadata={"Creator": None, "Producer": None, "CreationDate": None})
+
+
+def _lay_over(style: Path) -> None:
+    """matplotlib passes over a line that it does not know, with a warning in its log: here that is an error."""
+    log, said = logging.getLogger("matplotlib"), logging.Handler()
+    lines: list[str] = []
+    said.emit = lambda record: lines.append(record.getMessage().strip().partition("\n")[0])
+    log.addHandler(said)
+    try:
+        matplotlib.style.use(style)
+    finally:
+        log.removeHandler(said)
+    if lines:
+        raise ValueError(lines[0])
 
 
 def _curve(axes: Axes, arm: str, runs: list[Run], panel: str, place: int):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 
-def pytest_collection_finish():
+@pytest.fixture(scope="session", autouse=True)
+def server():
     """The server that runs, stages and data workers are forked from is there before any of them asks for one."""
     if jobs := sys.modules.get("jobs"):
         jobs.serve()

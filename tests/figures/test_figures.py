@@ -234,6 +234,20 @@ def test_a_style_of_ones_own_is_laid_over_ours(root, tmp_path, capsys):
     assert f"{tmp_path / 'no'} is no style that matplotlib can read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("hello", "Missing colon"), ("axes.gird: True", "Bad key axes.gird"), ("font.size: big", "Bad value")],
+)
+def test_a_style_with_a_line_that_is_none_is_refused(root, tmp_path, capsys, line, words):
+    style = tmp_path / "mine.mplstyle"
+    style.write_text(f"axes.grid: False\n{line}\n")
+    assert main("fig5", argv=[str(root), "--out", str(tmp_path / "out"), "--style", str(style)]) == 2
+    error = capsys.readouterr().err
+    assert f"{style} is no style that matplotlib can read: " in error
+    assert words in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unfinished_run_is_refused_unless_it_is_asked_for(root, tmp_path, capsys):
     write_run(root / "teacher_narrow/seed1", [10, 60], status="running")
     line = failure(root, tmp_path / "out", capsys)
