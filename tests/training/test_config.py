@@ -301,3 +301,9 @@ def test_extends_follows_variables_and_home(monkeypatch, tmp_path):
     assert load(write(tmp_path / "b.yaml", "extends: ~/mine.yaml")).seed == 5
     with pytest.raises(ConfigError, match=r"c\.yaml: extends: \$NOWHERE/x: the variable \$NOWHERE is not set here"):
         load(write(tmp_path / "c.yaml", "extends: $NOWHERE/x"))
+
+
+@pytest.mark.parametrize("key", ["classes", "train_images", "val_images"])
+def test_the_numbers_of_imagenet_are_not_left_to_what_is_found(key):
+    with pytest.raises(ConfigError, match=rf"data\.{key}: null \(as many as are found\) is for data\.name: folder"):
+        load(ROOT / "configs" / "imagenet" / "standard.yaml", [f"data.{key}=null"])

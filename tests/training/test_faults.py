@@ -19,6 +19,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import jobs
 import pytest
@@ -550,6 +551,37 @@ def test_a_folder_that_can_be_written_and_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", opened)
     files.write_atomic(tmp_path / "file", b"content", durable=True)
     assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_a_second_name_is_a_copy_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    """And stays what it was when the first one is replaced, as a link does."""
+
+    def link(first, second):
+        raise OSError(number, os.strerror(number))
+
+    file, second = tmp_path / "file", tmp_path / "second"
+    monkeypatch.setattr(os, "link", link)
+    for number in sorted(files.NO_LINKS):
+        file.write_bytes(b"%d" % number)
+        files.duplicate(file, second)
+        files.write_atomic(file, b"new")
+        assert second.read_bytes() == b"%d" % number
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        files.duplicate(file, second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "second"]
+    assert second.read_bytes() != b"new"
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [("", {}), ("a1b2", {"commit": "a1b2", "dirty": False}), ("a1b2-dirty", {"commit": "a1b2", "dirty": True})],
+)
+def test_a_checkout_without_git_is_told_its_commit(monkeypatch, said, state):
+    monkeypatch.setenv("NET2NET_COMMIT", said)
+    for error in (FileNotFoundError("git"), subprocess.CalledProcessError(128, "git")):
+        monkeypatch.setattr(subprocess, "run", Mock(side_effect=error))
+        assert runfolder.git_state() == state
 
 
 # ---- two jobs in one folder
