@@ -20,7 +20,7 @@ def main(*names: str, argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=f"Draw {', '.join(names) or 'all figures'} from CSV files.")
     parser.add_argument("root", nargs="?", type=to_path, default=Path("runs/laptop"), help="default: %(default)s")
     parser.add_argument("--out", type=to_path, default=Path("figures/out"), help="default: %(default)s")
-    parser.add_argument("--partial", action="store_true", help="draw all runs, unfinished ones as far as they are")
+    parser.add_argument("--partial", action="store_true", help="draw all runs, unfinished ones and single seeds too")
     parser.add_argument(
         "--with", dest="beside", type=to_path, metavar="ROOT", help="other runs, as thin lines of their means"
     )

@@ -388,6 +388,32 @@ GROWS = {
         lambda m, h: h.unflatten(1, (-1, 2)).mean(2).repeat_interleave(2, 1)
     )),
     "copied into another": (1, lambda: between(lambda m, h: torch.zeros_like(h).copy_(h.sin()))),
+    "pooled and put back": (1, lambda: between(
+        lambda m, h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2, output_size=h.shape[2:])
+    )),
+    "columns and back": (1, lambda: between(
+        lambda m, h: F.fold(F.unfold(h, 3, padding=1).sin(), h.shape[2:], 3, padding=1)
+    )),
+    "columns": (1, lambda: between(
+        lambda m, h: m.of_columns(F.unfold(h, 2))[..., None], of_columns=nn.Conv1d(32, 8, 1)
+    )),
+    "windows": (1, lambda: between(lambda m, h: h.unfold(2, 2, 1).amax(-1))),
+    "sampled at places of its own": (1, lambda: between(
+        lambda m, h: F.grid_sample(h, m.places(h).permute(0, 2, 3, 1).tanh(), align_corners=False), places=conv(8, 2)
+    )),
+    "regions": (1, lambda: between(
+        lambda m, h: torchvision.ops.roi_align(h, torch.tensor([[0, 0, 0, 2, 3], [1, 1, 0, 2, 2]]).to(h), 2)
+    )),
+    "shuffled by torch": (2, lambda: between(lambda m, h: F.channel_shuffle(h, 4))),
+    "halves gated by torch": (2, lambda: between(lambda m, h: F.glu(h, 1), 4)),
+    "moved and back": (1, lambda: between(lambda m, h: h.movedim(1, -1).sin().movedim((3, 1), (1, 2)))),
+    "rows selected": (1, lambda: between(lambda m, h: h.index_select(2, torch.tensor([2, 0])))),
+    "rows gathered": (1, lambda: between(lambda m, h: h.gather(2, (h > 0).long()))),
+    "taken along": (1, lambda: between(lambda m, h: torch.take_along_dim(h, h.argsort(2), 2))),
+    "largest rows": (1, lambda: between(
+        lambda m, h: h.topk(2, 2).values + h.sort(2, descending=True)[0][:, :, 1:3] * h.cummax(2)[1][:, :, :2].sin()
+    )),
+    "a triangle of pixels": (1, lambda: between(lambda m, h: h.triu(-1) + h.tril().sin())),
     "half added in place": (2, lambda: between(add_half_in_place)),
     "shifted half added in place": (2, lambda: between(add_shifted_half_in_place)),
 }  # fmt: skip
@@ -427,6 +453,11 @@ HELD = {
     "layer norm": (lambda m, h: F.layer_norm(h, h.shape[1:]), "'layer_norm' in the model's own forward needs"),
     "permuted": (lambda m, h: h[:, ORDER], "'__getitem__' in the model's own forward needs every one of them as it is"),
     "permuted by a tensor": (lambda m, h: h[:, torch.tensor(ORDER)], "'__getitem__' in the model's own forward needs"),
+    "selected": (lambda m, h: h.index_select(1, torch.tensor(ORDER)), "'index_select' in the model's own forward"),
+    "gathered": (lambda m, h: h.gather(1, (h > 0).long()), "'gather' in the model's own forward picks some of them"),
+    "windows of them": (lambda m, h: h.unfold(1, 2, 1).amax(-1), "'unfold' in the model's own forward windows", 7),
+    "sorted": (lambda m, h: h.sort(1).values, "'sort' in the model's own forward needs every one of them as it is"),
+    "a triangle of them": (lambda m, h: last(torch.tril, h), "'tril' in the model's own forward needs every one"),
     "joined with a constant": (
         lambda m, h: h + torch.arange(8.0)[:, None, None], "'add' in the model's own forward joins them"),
     "padded and cut": (lambda m, h: F.pad(h, (0, 0, 0, 0, 1, -1)), "'pad' in the model's own forward pads them"),

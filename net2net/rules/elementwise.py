@@ -53,20 +53,23 @@ def same(trace: Trace, call: Call) -> list[Axis | None]:
     return list(call.inputs[0].axes)
 
 
-def along(trace: Trace, call: Call) -> list[Axis | None]:
-    """An operation along one or several dimensions, e.g. softmax: what lies there stays as it is."""
-    value = call.inputs[0]
-    position = {"normalize": 2, "roll": 2}.get(call.name, 1)
-    dims = call.get(position, "dim", call.kwargs.get("dims", 1 if call.name == "normalize" else None))
+def along(trace: Trace, call: Call) -> list:
+    """An operation along one or several dimensions, e.g. softmax or a sort: what lies there stays as it is.
+
+    The places that some also return are among the same neighbours.
+    """
+    position = 2 if call.name in ("normalize", "roll", "topk") else 1
+    default = {"normalize": 1, "sort": -1, "argsort": -1, "topk": -1}.get(call.name)
+    dims = call.get(position, "dim", call.kwargs.get("dims", default))
     if isinstance(dims, int):
         dims = call.args[1:] if call.name == "flip" and len(call.args) > 2 else (dims,)
-    if not isinstance(dims, (tuple, list)) or not isinstance(call.out, torch.Tensor):
+    if not isinstance(dims, (tuple, list)):
         raise call.unsupported("give its dim")
-    axes = list(value.axes)
+    axes = list(call.inputs[0].axes)
     for dim in dims:
         fix(axes[dim], f"{call.where} needs every one of them as it is")
         axes[dim] = None
-    return axes
+    return axes if isinstance(call.out, torch.Tensor) else [list(axes) for _ in call.out]
 
 
 def reduced(call: Call) -> set[int]:
@@ -129,6 +132,7 @@ zeros_like ones_like full_like empty_like
 contiguous clone detach data to float half double bfloat16 type type_as cpu cuda requires_grad
 bool byte char short int long alias
 """
+ALONG = "softmax log_softmax normalize cumsum cummax cummin flip roll sort argsort topk"
 REDUCTIONS = """
 mean sum amax amin var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum count_nonzero
 all any _is_all_true _is_any_true
@@ -178,7 +182,7 @@ RULES = {
     **dict.fromkeys((UNARY + BINARY).split(), elementwise),
     **dict.fromkeys(COPIES.split(), same),
     **dict.fromkeys(REDUCTIONS.split(), reduction),
-    **dict.fromkeys(["softmax", "log_softmax", "normalize", "cumsum", "flip", "roll"], along),
+    **dict.fromkeys(ALONG.split(), along),
     **dict.fromkeys(("max", "min"), extreme),
     **dict.fromkeys((*FOURIER, "fft_fftshift", "fft_ifftshift"), fourier),
     **dict.fromkeys(("view_as_real", "view_as_complex"), as_pairs),

@@ -330,7 +330,7 @@ def test_rounding_that_an_ill_conditioned_net_blows_up_is_told_from_a_fault(monk
 
 UNRULED = {
     "special_erfcx": lambda m, h: torch.special.erfcx(h),
-    "argsort": lambda m, h: h + h.argsort(2).to(h),
+    "diff": lambda m, h: h.diff(dim=2, prepend=h[:, :, :1]),
     "logcumsumexp": lambda m, h: h.logcumsumexp(1),
     "special_i0": lambda m, h: torch.special.i0(h),
 }
