@@ -40,6 +40,7 @@ GROWING = {
     "layer_norm": {1: "normalized_shape"},
     "rms_norm": {1: "normalized_shape"},
     "group_norm": {1: "num_groups"},
+    "affine_grid": {1: "size"},
     "new_full": {1: "size"},
     "full": {0: "size"},
     "multi_head_attention_forward": {3: "embed_dim_to_check", 4: "num_heads"},

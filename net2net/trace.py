@@ -40,8 +40,8 @@ class Value:
     """What is known of one tensor: the axis of each dimension, and the call that made it.
 
     constant  it depends on no input of the model
-    waits     likewise; its axes are of dimensions along which all is equal, so that any map will do, and are of no
-              interest until it meets channels
+    waits     likewise, or it holds places; its axes are of dimensions along which all is equal, so that any map will
+              do, and are of no interest until it meets channels
     """
 
     tensor: torch.Tensor
@@ -265,10 +265,13 @@ class Trace(Recording):
 
     def _waits(self, call: Call, results: list[torch.Tensor]) -> list[list[Axis | None]] | None:
         """The axes of a constant along dimensions in which all is equal, e.g. zeros that a recurrent layer begins with
-        or a kernel that is repeated for every channel; None for any other result."""
+        or a kernel that is repeated for every channel, or of places that are repeated; None for any other result."""
         if call.name in FILLED:
             return [[((Space(n), 1),) if n > 1 else None for n in results[0].shape]]
-        if len(results) > 1 or not call.inputs or not all(value.constant for value in call.inputs):
+        if len(results) > 1 or not call.inputs:
+            return None
+        places = call.name in SPREADS and results[0].dtype in (torch.int64, torch.int32)
+        if not places and not all(value.constant for value in call.inputs):
             return None
         if call.name not in SPREADS and not (call.name in CARRIES and any(value.waits for value in call.inputs)):
             return None

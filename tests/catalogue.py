@@ -318,6 +318,11 @@ def overwrite_four(m, h):
     return h
 
 
+def places(m, h):
+    """The four best of each image."""
+    return m.score(h).flatten(1).argsort(1)[:, :4]
+
+
 def last(layer, h):
     """A layer that looks at the last dimension, on the channels of an image."""
     return layer(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -413,7 +418,47 @@ GROWS = {
     "largest rows": (1, lambda: between(
         lambda m, h: h.topk(2, 2).values + h.sort(2, descending=True)[0][:, :, 1:3] * h.cummax(2)[1][:, :, :2].sin()
     )),
+    "stacks and splits that are named after their dimension": (2, lambda: between(
+        lambda m, h: torch.hstack(torch.hsplit(h, 2)[::-1]) * torch.dstack(torch.dsplit(h, (1,))[::-1])
+        + torch.vstack(torch.vsplit(h, (1, 2)))
+    )),
+    "named otherwise": (1, lambda: between(
+        lambda m, h: F.threshold(h, 0.1, 0.5) + h.arctan().sinc() * torch.greater(h, 0) + F.softmin(h, 2).cumprod(3)
+    )),
+    "less its median": (1, lambda: between(lambda m, h: h - h.flatten(2).median(2).values[:, :, None, None])),
+    "a spatial transformer": (1, lambda: between(
+        lambda m, h: h + F.grid_sample(
+            h, F.affine_grid(m.theta(h.mean((2, 3))).view(-1, 2, 3), h.size(), align_corners=False), align_corners=False
+        ),
+        theta=nn.Linear(8, 6),
+    )),
     "a triangle of pixels": (1, lambda: between(lambda m, h: h.triu(-1) + h.tril().sin())),
+    "places for all channels": (1, lambda: between(
+        lambda m, h: h.flatten(2).gather(2, places(m, h)[:, None].expand(-1, h.shape[1], -1))[..., None],
+        score=conv(8, 1),
+    )),
+    "places for all channels, by repeat": (1, lambda: between(
+        lambda m, h: h.flatten(2).gather(2, places(m, h)[:, None].repeat(1, h.shape[1], 1))[..., None], score=conv(8, 1)
+    )),
+    "place of each image": (1, lambda: between(
+        lambda m, h: h.flatten(2).mT[torch.arange(len(h)), places(m, h)[:, 0]][..., None, None], score=conv(8, 1)
+    )),
+    "indices that stand apart": (1, lambda: between(lambda m, h: h[torch.arange(len(h)), ..., 1][..., None])),
+    "edges of a graph": (1, lambda: between(
+        lambda m, h: h + torch.zeros_like(h).index_add_(0, torch.tensor([0, 1, 1]), h[torch.tensor([2, 0, 1])])
+    )),
+    "scattered": (1, lambda: between(
+        lambda m, h: torch.zeros_like(h).scatter_add(2, (h > 0).long(), h) + h.scatter(2, (h > 0).long(), h.sin())
+    )),
+    "scattered for all channels": (1, lambda: between(
+        lambda m, h: h.flatten(2).scatter_reduce(
+            2, places(m, h)[:, None].expand(-1, h.shape[1], -1), h.flatten(2)[..., :4], "amax"
+        )[..., None],
+        score=conv(8, 1),
+    )),
+    "rows put": (1, lambda: between(
+        lambda m, h: h.index_copy(2, torch.tensor([0]), h[:, :, 1:2]).index_fill(3, torch.tensor([1]), 0.5)
+    )),
     "half added in place": (2, lambda: between(add_half_in_place)),
     "shifted half added in place": (2, lambda: between(add_shifted_half_in_place)),
 }  # fmt: skip
@@ -452,7 +497,10 @@ HELD = {
     "in place through a view": (lambda m, h: (h[:, : halves(h)].cumsum_(1), h)[1], "'cumsum_?' in"),
     "layer norm": (lambda m, h: F.layer_norm(h, h.shape[1:]), "'layer_norm' in the model's own forward needs"),
     "permuted": (lambda m, h: h[:, ORDER], "'__getitem__' in the model's own forward needs every one of them as it is"),
-    "permuted by a tensor": (lambda m, h: h[:, torch.tensor(ORDER)], "'__getitem__' in the model's own forward needs"),
+    "permuted by a tensor": (lambda m, h: h[:, torch.tensor(ORDER)], "'__getitem__' in the model's own forward picks"),
+    "scattered": (lambda m, h: h.scatter(1, (h > 0).long(), h.sin()), "'scatter' in the model's own forward puts"),
+    "added to some": (
+        lambda m, h: h.index_add(1, torch.tensor([1]), h[:, :1].sin()), "'index_add' in the model's own forward puts"),
     "selected": (lambda m, h: h.index_select(1, torch.tensor(ORDER)), "'index_select' in the model's own forward"),
     "gathered": (lambda m, h: h.gather(1, (h > 0).long()), "'gather' in the model's own forward picks some of them"),
     "windows of them": (lambda m, h: h.unfold(1, 2, 1).amax(-1), "'unfold' in the model's own forward windows", 7),
@@ -692,6 +740,9 @@ PRODUCTS = {
     "addmm": (lambda m, h: torch.addmm(m.b, h.flatten(0, 1), m.w).view(*h.shape[:2], -1), (4, 6)),
     "einsum": (lambda m, h: torch.einsum("nlc,cd->nld", h, m.w) + m.b, (4, 6)),
     "einsum, heads": (lambda m, h: torch.einsum("...c, hcd -> ...hd", h, m.w).flatten(2), (2, 4, 3)),
+    "tensordot": (lambda m, h: torch.tensordot(h, m.w, 1) + m.b, (4, 6)),
+    "tensordot, dimensions": (lambda m, h: torch.tensordot(m.w, h, dims=([1], [-1])).permute(1, 2, 0), (6, 4)),
+    "linalg": (lambda m, h: torch.linalg.matmul(h, m.w), (4, 6)),
     "einsum, a list": (lambda m, h: torch.einsum("dc,nlc->nld", [m.w, h]), (6, 4)),
 }
 

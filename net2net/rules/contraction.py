@@ -249,6 +249,27 @@ def einsum(trace: Trace, call: Call) -> list[Axis | None]:
         return opaque(trace, call)
     if any("." in part for part in (*terms, made)):  # dimensions that are not named
         terms, made = _named(terms, made, [value.tensor.ndim for value in values])
+    return _contracted(trace, call, terms, made, values)
+
+
+def tensordot(trace: Trace, call: Call) -> list[Axis | None]:
+    """Pairs of dimensions of two tensors are summed over: an equation in which both have one letter."""
+    a, b = (trace.value_of(call.get(n, name)) for n, name in enumerate("ab"))
+    dims, ndim = call.get(2, "dims", 2), a.tensor.ndim
+    if isinstance(dims, int):
+        dims = range(ndim - dims, ndim), range(dims)
+    elif not isinstance(dims, (tuple, list)):
+        return opaque(trace, call)
+    left = [chr(0x4E00 + d) for d in range(ndim)]
+    right = [chr(0x4E00 + ndim + d) for d in range(b.tensor.ndim)]
+    for one, other in zip(*((d,) if isinstance(d, int) else d for d in dims), strict=True):
+        right[other] = left[one]
+    made = [letter for letter in (*left, *right) if (letter in left) != (letter in right)]
+    return _contracted(trace, call, ["".join(left), "".join(right)], "".join(made), [a, b])
+
+
+def _contracted(trace: Trace, call: Call, terms: list[str], made: str, values: list[Value]) -> list[Axis | None]:
+    """The axes of what an equation makes: a letter for each dimension of each tensor, and of the result."""
     axes: dict[str, Axis | None] = {}
     weights = [k for k, value in enumerate(values) if trace.is_parameter(value.tensor)]
     sums = None
@@ -377,9 +398,10 @@ def _leading(trace: Trace, call: Call, values: list[Value], ndim: int) -> list[A
 RULES = {
     "scaled_dot_product_attention": attention,
     "multi_head_attention_forward": multi_head_attention,
-    **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__", "linalg_matmul"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "einsum": einsum,
+    "tensordot": tensordot,
     "bilinear": bilinear,
     **dict.fromkeys(RECURRENT, recurrent),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), cell),

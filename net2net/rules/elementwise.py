@@ -105,7 +105,7 @@ def reduction(trace: Trace, call: Call) -> list:
 
 
 def extreme(trace: Trace, call: Call) -> list:
-    """`max` and `min`: of two tensors, or along a dimension, where they return a place beside each value."""
+    """`max`, `min` and `median`: of two tensors, or along a dimension, with a place beside each value."""
     if isinstance(call.get(1, "other"), torch.Tensor):
         return elementwise(trace, call)
     return reduction(trace, call)
@@ -113,26 +113,29 @@ def extreme(trace: Trace, call: Call) -> list:
 
 UNARY = """
 relu relu6 hardtanh hardswish hardsigmoid silu mish gelu sigmoid tanh elu selu celu leaky_relu softplus softsign
-log_sigmoid threshold hardshrink softshrink tanhshrink clamp clip clamp_min clamp_max neg abs exp expm1 log log1p sqrt
-rsqrt square reciprocal sign erf sin cos floor ceil round dropout dropout1d dropout2d dropout3d alpha_dropout
+log_sigmoid threshold _threshold hardshrink softshrink tanhshrink clamp clip clamp_min clamp_max neg abs exp expm1 log
+log1p sqrt rsqrt square reciprocal sign erf sin cos floor ceil round dropout dropout1d dropout2d dropout3d alpha_dropout
 feature_alpha_dropout nan_to_num zero fill isnan isfinite isinf logical_not
 real imag conj conj_physical resolve_conj angle
 tan asin acos atan sinh cosh asinh acosh atanh log2 log10 exp2 erfc erfinv logit trunc frac sgn
 positive absolute negative __neg__ __invert__ bitwise_not
+arcsin arccos arctan arcsinh arccosh arctanh deg2rad rad2deg sinc lgamma digamma fix signbit isposinf isneginf isreal
+special_expit special_logit special_log1p special_expm1 special_exp2 special_erf special_erfc special_ndtr
 """
 BINARY = """
 add sub subtract mul multiply div divide true_divide __radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ rsub maximum
 minimum pow __pow__ __rpow__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
 addcmul addcdiv lerp gt lt ge le eq ne logical_and logical_or logical_xor
+greater greater_equal less less_equal not_equal arctan2 float_power ldexp logaddexp2 heaviside isclose
 atan2 fmod remainder floor_divide hypot xlogy copysign fmax fmin logaddexp __mod__ __floordiv__ __rfloordiv__
 copy complex polar __and__ __rand__ __or__ __ror__ __xor__ bitwise_and bitwise_or bitwise_xor masked_fill
 """
 COPIES = """
 zeros_like ones_like full_like empty_like
 contiguous clone detach data to float half double bfloat16 type type_as cpu cuda requires_grad
-bool byte char short int long alias
+bool byte char short int long alias cfloat cdouble resolve_neg
 """
-ALONG = "softmax log_softmax normalize cumsum cummax cummin flip roll sort argsort topk"
+ALONG = "softmax softmin log_softmax normalize cumsum cumprod cummax cummin flip roll sort argsort topk"
 REDUCTIONS = """
 mean sum amax amin var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum count_nonzero
 all any _is_all_true _is_any_true
@@ -183,7 +186,7 @@ RULES = {
     **dict.fromkeys(COPIES.split(), same),
     **dict.fromkeys(REDUCTIONS.split(), reduction),
     **dict.fromkeys(ALONG.split(), along),
-    **dict.fromkeys(("max", "min"), extreme),
+    **dict.fromkeys(("max", "min", "median", "nanmedian"), extreme),
     **dict.fromkeys((*FOURIER, "fft_fftshift", "fft_ifftshift"), fourier),
     **dict.fromkeys(("view_as_real", "view_as_complex"), as_pairs),
     "where": where,

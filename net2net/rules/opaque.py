@@ -26,7 +26,8 @@ NAMES = """
 local_response_norm
 conv_tbc rot90 outer cdist linalg_norm
 rand_like randn_like
-rrelu bernoulli mv dot vdot median quantile diagonal aminmax nanmean cosine_similarity
+affine_grid
+rrelu bernoulli mv dot vdot quantile diagonal aminmax nanmean cosine_similarity
 nonzero argwhere nms unique bucketize searchsorted multinomial
 """
 

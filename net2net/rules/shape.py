@@ -13,11 +13,17 @@ from net2net.rules.opaque import opaque
 from net2net.spaces import Axis, Space, cut, fix, length, resolve, tie
 
 if TYPE_CHECKING:
-    from net2net.trace import Trace
+    from net2net.trace import Trace, Value
+
+
+# The dimension of those that are named after it, for tensors that have it.
+NAMED_DIMS = {"vstack": 0, "hstack": 1, "dstack": 2, "vsplit": 0, "hsplit": 1, "dsplit": 2}
 
 
 def concatenate(trace: Trace, call: Call) -> list[Axis | None]:
-    dim = call.get(1, "dim", call.kwargs.get("axis", 0)) % call.out.ndim
+    dim = NAMED_DIMS.get(call.name, call.get(1, "dim", call.kwargs.get("axis", 0))) % call.out.ndim
+    if call.name in NAMED_DIMS and any(value.tensor.ndim < 3 for value in call.inputs):
+        return opaque(trace, call)
     # An empty vector fits beside everything, e.g. a cache that nothing is in yet.
     inputs = [value for value in call.inputs if value.tensor.ndim == call.out.ndim]
     out = list(inputs[0].axes)
@@ -232,7 +238,9 @@ def unsqueeze(trace: Trace, call: Call) -> list[Axis | None]:
 def pieces(trace: Trace, call: Call) -> list[list[Axis | None]]:
     """Consecutive parts along a dimension. Parts of one size grow alike, so that equal parts stay equal."""
     value = call.inputs[0]
-    dim = call.get(2, "dim", call.kwargs.get("axis", 0)) % value.tensor.ndim
+    dim = NAMED_DIMS.get(call.name, call.get(2, "dim", call.kwargs.get("axis", 0))) % value.tensor.ndim
+    if call.name in NAMED_DIMS and value.tensor.ndim < 3:
+        return opaque(trace, call)
     sizes = [tensor.shape[dim] for tensor in call.out]
     axis, parts = value.axes[dim], [None] * len(sizes)
     if axis is not None:
@@ -253,16 +261,11 @@ def unbind(trace: Trace, call: Call) -> list[list[Axis | None]]:
 
 
 def getitem(trace: Trace, call: Call) -> list[Axis | None]:
-    """Slices with step 1, whole numbers, None and `...`; other indices need every dimension as it is."""
+    """Slices with step 1, whole numbers, None and `...`."""
     value = call.inputs[0]
     items = slices(value.tensor.shape, call.args[1])
     if items is None:
-        index = call.args[1]
-        if isinstance(index, torch.Tensor) and not index.is_floating_point() and index.dtype != torch.bool:
-            for axis in (value.axes[0], *trace.axes_of(index)):  # rows of a table
-                fix(axis, f"{call.where} picks some of them")
-            return [None] * index.ndim + value.axes[1:]
-        return opaque(trace, call)
+        return _picked(trace, call, value)
     out: list[Axis | None] = []
     dims = iter(zip(value.tensor.shape, value.axes, strict=True))
     for item in items:
@@ -285,6 +288,36 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
         call.counted += [before, None]
         out.append(axis)
     return out
+
+
+def _picked(trace: Trace, call: Call, value: Value) -> list[Axis | None]:
+    """By tensors of places or a mask, e.g. the last word of each sentence: along other dimensions all is kept."""
+    index = call.args[1]
+    items = list(index) if isinstance(index, tuple) else [index]
+    tensors = [item for item in items if isinstance(item, torch.Tensor)]
+    masks = [item for item in tensors if item.dtype in (torch.bool, torch.uint8)]
+    others = [item for item in items if not isinstance(item, torch.Tensor)]
+    if any(not (item is Ellipsis or type(item) is int or item == slice(None)) for item in others) or (
+        not tensors or any(item.is_floating_point() for item in tensors) or (masks and len(tensors) > 1)
+    ):
+        return opaque(trace, call)
+    taken = sum(mask.ndim for mask in masks) + len(tensors) - len(masks) + sum(item is not Ellipsis for item in others)
+    if Ellipsis not in others:
+        items.append(Ellipsis)
+    at = next(k for k, item in enumerate(items) if item is Ellipsis)
+    items[at : at + 1] = [slice(None)] * (value.tensor.ndim - taken)
+    axes, kept, places = iter(value.axes), list[Axis | None](), set[int]()
+    for item in items:
+        if isinstance(item, slice):
+            kept.append(next(axes))
+            continue
+        places.add(len(kept))
+        for axis in [next(axes) for _ in range(item.ndim if masks and isinstance(item, torch.Tensor) else 1)]:
+            fix(axis, f"{call.where} picks some of them")
+        for axis in trace.axes_of(item) if isinstance(item, torch.Tensor) else []:
+            fix(axis, f"{call.where} picks by them")
+    start = min(places) if len(places) == 1 else 0  # where indices stand apart, what they pick comes first
+    return [*kept[:start], *[None] * (call.out.ndim - len(kept)), *kept[start:]]
 
 
 def narrow(trace: Trace, call: Call) -> list[Axis | None]:
@@ -312,8 +345,10 @@ def expand(trace: Trace, call: Call) -> list[Axis | None]:
 
 def _spread(call: Call, axis: Axis | None, copies: int) -> Axis | None:
     """A single channel, as many times as the code asks for: all are equal, so that any map will do for them. So it is
-    for what else a constant has once; of anything else that is no channel."""
-    if copies == 1 or (axis is None and not call.inputs[0].constant):
+    for what else a constant or whole numbers, places in another tensor, have once; of anything else that is no channel.
+    """
+    value = call.inputs[0]
+    if copies == 1 or (axis is None and not value.constant and value.tensor.dtype not in (torch.int64, torch.int32)):
         return None
     fix(axis, f"{call.where} broadcasts them")
     return ((Space(copies), 1),)
@@ -421,6 +456,29 @@ def gather(trace: Trace, call: Call) -> list[Axis | None]:
     return out
 
 
+def put(trace: Trace, call: Call) -> list[Axis | None]:
+    """Something is put, or added, at places along one dimension; along the others all of it lines up."""
+    value, index = call.inputs[0], trace.value_of(call.get(2, "index"))
+    source = call.get(3, "source" if call.name.startswith("index") else "src")
+    dim = call.get(1, "dim") % value.tensor.ndim
+    beside = [trace.value_of(source)] if isinstance(source, torch.Tensor) and source.ndim else []
+    if index.tensor.ndim == value.tensor.ndim and not call.name.startswith("index"):
+        beside.append(index)
+    else:
+        fix(index.axes[0] if index.axes else None, f"{call.where} puts something at them")
+    fix(value.axes[dim], f"{call.where} puts something at some of them")
+    for other in beside:
+        for d, (n, axis, m, its) in enumerate(
+            zip(value.tensor.shape, value.axes, other.tensor.shape, other.axes, strict=True)
+        ):
+            if d == dim or n != m:
+                fix(axis, f"{call.where} puts something at some of them")
+                fix(its, f"{call.where} puts them at some places")
+            elif axis is not None or its is not None:
+                tie(axis, its, f"{call.where} lines them up with a tensor that cannot follow")
+    return [None if d == dim else axis for d, axis in enumerate(value.axes)]
+
+
 def triangle(trace: Trace, call: Call) -> list[Axis | None]:
     axes = call.inputs[0].axes
     for axis in axes[-2:]:
@@ -441,7 +499,7 @@ def stack(trace: Trace, call: Call) -> list[Axis | None]:
 PERMUTATIONS = ("permute", "transpose", "swapaxes", "swapdims", "t", "T", "H", "mT", "mH", "adjoint")
 
 RULES = {
-    **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
+    **dict.fromkeys(("cat", "concat", "concatenate", "vstack", "hstack", "dstack"), concatenate),
     "flatten": flatten,
     **dict.fromkeys(("view", "reshape", "reshape_as", "view_as", "unflatten"), reshape),
     **dict.fromkeys(PERMUTATIONS, permute),
@@ -450,11 +508,13 @@ RULES = {
     "repeat_interleave": repeat_interleave,
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), pixel_shuffle),
     "channel_shuffle": channel_shuffle,
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), pieces),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "vsplit", "hsplit", "dsplit"), pieces),
     "unbind": unbind,
     "glu": glu,
     "index_select": select,
     **dict.fromkeys(("gather", "take_along_dim"), gather),
+    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), put),
+    **dict.fromkeys(("index_add", "index_copy", "index_fill"), put),
     **dict.fromkeys(("tril", "triu"), triangle),
     "__getitem__": getitem,
     "narrow": narrow,

@@ -758,7 +758,17 @@ def nonzero(m, x):
     return h[keep] * float(h.max())
 
 
-@pytest.mark.parametrize("run", [positive, masked, nonzero])
+def some_pixels(m, x):
+    h = F.relu(m.b(F.relu(m.a(x)))).permute(0, 2, 3, 1)
+    return m.c(h[x.sum(1) > 0][:, :, None, None])
+
+
+def their_places(m, x):
+    h = F.relu(m.b(F.relu(m.a(x)))).permute(0, 2, 3, 1)
+    return m.c(h[torch.where(x.sum(1) > 0)][:, :, None, None])
+
+
+@pytest.mark.parametrize("run", [positive, masked, nonzero, some_pixels, their_places])
 def test_code_that_looks_at_numbers_is_run(run):
     net, x = net_of(run), images(3, 4, 5)
     with pytest.warns(UserWarning, match="run on the example inputs"):
