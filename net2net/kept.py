@@ -31,7 +31,7 @@ OWN = frozenset(OWN.split())
 COUNTS = """
 layer layers depth depths block blocks stage stages group groups kernel kernels stride strides patch patches img image
 images window grid resolution length len seq sequence position positions vocab class classes label labels id ids version
-step steps epoch epochs reduction ratio scale factor rate seed index indices idx pad padding dilation expansion
+step steps epoch epochs reduction ratio scale factor rate seed index indices indexes idx pad padding dilation expansion
 cardinality height spatial max min capacity pretrained default batch beam token tokens timestep timesteps freq bins
 shift end ends start cfg cfgs base
 """
@@ -125,7 +125,26 @@ class Kept:
         for name in doubted:
             self.unclear.setdefault(name, []).extend(self.follow.pop(name))
         self._doubted.update(doubted)
+        if everywhere:
+            self._supposed.clear()
         return bool(doubted)
+
+    def blame(self, size: Size, better: Callable[[], bool]) -> bool:
+        """Let go of the numbers of one module, wherever it is, if a student gets further so; if of none, of all."""
+        before, names = set(self._doubted), list(self.follow)
+
+        def let_go(modules: list[str]) -> bool:
+            self._doubted = before.union(modules)
+            self.find(size, anew=False)
+            return better()
+
+        if not names:
+            return False
+        if not let_go(names):
+            self._doubted = before
+            self.find(size, anew=False)
+            return False
+        return any(let_go([name]) for name in names) or let_go(names)
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple]:

@@ -72,9 +72,9 @@ class Outside:
                 self._visit(inner, deep - 1)
         elif isinstance(value, property):
             self._visit(value.fget, deep)
-        elif not _foreign(kind) and isinstance(getattr(value, "__dict__", None), dict):
+        elif not _foreign(kind) and (attributes := _attributes(value)) is not None:
             self._visit(kind, deep)
-            self._visit(value.__dict__, deep - 1)
+            self._visit(attributes, deep - 1)
 
     def _container(self, value: dict | list, deep: int) -> None:
         self._seen.add(id(value))
@@ -146,7 +146,16 @@ def _foreign(value: Any) -> bool:
 
 
 def _is_memo(value: Any) -> bool:
-    return hasattr(type(value), "cache_clear")
+    return any("cache_clear" in vars(kind) for kind in type(value).__mro__)
+
+
+def _attributes(value: Any) -> dict | None:
+    """Without a `__getattr__`, which may raise whatever it likes."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _misses(memo: Any) -> Any:
@@ -176,7 +185,7 @@ def _holds_tensor(value: Any, deep: int = DEEP) -> bool:
         return any(_holds_tensor(each, deep - 1) for each in value.values())
     if isinstance(value, (list, tuple, set, frozenset)):
         return any(_holds_tensor(each, deep - 1) for each in value)
-    return any(_holds_tensor(each, deep - 1) for each in getattr(value, "__dict__", {}).values())
+    return any(_holds_tensor(each, deep - 1) for each in (_attributes(value) or {}).values())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from math import ceil, inf, isclose, lcm, prod
 from numbers import Real
@@ -43,6 +44,7 @@ def plan_growth(
             if multiple_of < 1
             else "multiple_of= rounds what factor= asks for; widths= says each width itself"
         )
+    anew = True
     while True:
         scale = None if factor is None else Scale(trace, factor, multiple_of)
         targets = _named_targets(trace, widths) if _by_name(factor, widths, modules) else _targets(scale, modules)
@@ -63,15 +65,21 @@ def plan_growth(
             noted = growth.noting(kept.follow, kept.unclear)
             return noted, find_conflict(trace, noted, maps, example_inputs)
 
-        kept.find(size)
+        kept.find(size, anew)
         while True:
             noted, conflict = tried()
             if conflict is None:
                 noted.stayed = _stayed(trace, maps, scale, modules)
                 return noted
-            if not _supposed(trace, kept, conflict, size, tried) and not kept.doubt(conflict.call.module):
+            better = partial(_further, tried, conflict)
+            if not (
+                _supposed(trace, kept, conflict, size, better)
+                or kept.doubt(conflict.call.module)
+                or kept.blame(size, better)
+            ):
                 break
-        if not _hold(trace, maps, conflict, kept) and not kept.doubt(conflict.call.module, everywhere=True):
+        anew = _hold(trace, maps, conflict, kept)  # with other widths the numbers are looked at again
+        if not anew and not kept.doubt(conflict.call.module, everywhere=True):
             call = conflict.call
             raise GrowthError(
                 f"the wider model's forward pass is not its teacher's: at {call.name!r} in {place(call.module)}, "
@@ -79,7 +87,13 @@ def plan_growth(
             )
 
 
-def _supposed(trace: Trace, kept: Kept, conflict: Conflict, size: Size, tried: Callable) -> bool:
+def _further(tried: Callable, conflict: Conflict) -> bool:
+    """Whether a student gets further in its forward pass than to a conflict."""
+    after = tried()[1]
+    return after is None or after.at > conflict.at
+
+
+def _supposed(trace: Trace, kept: Kept, conflict: Conflict, size: Size, better: Callable[[], bool]) -> bool:
     """Whether a student gets further in its forward pass if a number in the code at hand follows: one that its module
     keeps, and that is as long as channels are there. Modules of one class that do the same go along."""
     call = conflict.call
@@ -92,8 +106,7 @@ def _supposed(trace: Trace, kept: Kept, conflict: Conflict, size: Size, tried: C
         numbers = {(m, path): axes[path] for m, axes in found.items() for path in paths if path in axes}
         kept.suppose(numbers)
         kept.find(size, anew=False)
-        _, after = tried()
-        if after is None or after.at > conflict.at:
+        if better():
             return True
         kept.drop(numbers)
     if own:

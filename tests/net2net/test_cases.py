@@ -944,3 +944,21 @@ def test_a_net_that_wants_targets_in_training_is_compared_in_evaluation_alone():
     assert net2net.verify(teacher, student, x).relative < 1e-12
     with pytest.raises(GrowthError, match="the teacher does not run on these inputs: ValueError: targets"):
         net2net.verify(teacher, student, x, train=True)
+
+
+class Refusing:
+    __slots__ = ()
+
+    def __getattr__(self, name):
+        raise ValueError(f"{name}: not before I am complete")
+
+
+REFUSING = Refusing()
+
+
+def test_an_object_that_refuses_to_be_looked_at_is_left_alone():
+    def run(m, x):
+        return m.c(F.relu(m.b(F.relu(m.a(x))))) * (1 if REFUSING else 2)
+
+    student = grown(net_of(run), images(3, 4, 5))
+    assert (student.a.out_channels, student.b.out_channels) == (8, 12)

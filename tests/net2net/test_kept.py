@@ -8,14 +8,15 @@ import warnings
 import pytest
 import timm
 import torch
-from compare import grown, same, shapes
-from nets import Net, images
+import torch.nn.functional as F
+from compare import certify, grown, same, shapes
+from nets import Net, conv, images
 from torch import nn
 from torch.nn.utils import parametrizations
 from torchvision.models import mobilenet_v3_small, shufflenet_v2_x0_5
 
 import net2net
-from net2net import history, replay, verify
+from net2net import history, replay, verify, widen
 
 
 def small():
@@ -524,3 +525,30 @@ def test_of_equal_numbers_the_one_that_is_used_follows():
     for factor in (1.5, 2):
         student = grown(teacher, x, factor)
         assert (student.n_d, student.input_dim, student.make.out_features) == (8 * factor, 8, 16 * factor)
+
+
+class Encoder(nn.Module):
+    """Keeps which layer's features it gives, a number that is none of its widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.wanted, self.out = 4, 4
+        self.layers = nn.ModuleList([conv(3, 4), *(conv(4, 4) for _ in range(4)), nn.MaxPool2d(2)])
+
+    def forward(self, x):
+        for k, layer in enumerate(self.layers):
+            x = layer(x)
+            if k <= self.wanted:
+                early = x
+        return early, x
+
+
+@pytest.mark.parametrize("factor", [1.5, 2])
+def test_a_number_that_is_no_width_is_found_where_another_module_fails(factor, randomise):
+    net = Net(lambda m, x: m.read(m.join(*m.encoder(x))), encoder=Encoder(), read=conv(4, 2),
+              join=Net(lambda m, early, late: early + F.interpolate(late, scale_factor=2)))  # fmt: skip
+    net, x = randomise(net).double(), images(3, 4, 4)
+    student = widen(net, x, factor)
+    certify(net, student, x)
+    assert student.encoder.wanted == 4
+    assert {layer.out_channels for layer in student.encoder.layers[:-1]} == {round(4 * factor)}
