@@ -78,9 +78,10 @@ class Outside:
 
     def _container(self, value: dict | list, deep: int) -> None:
         self._seen.add(id(value))
-        if len(value) < LONG:
-            self._kept.append((value, dict(value) if isinstance(value, dict) else list(value)))
-            for inner in list(value.values() if isinstance(value, dict) else value):
+        if (dict if isinstance(value, dict) else list).__len__(value) < LONG:
+            held = _held(value)
+            self._kept.append((value, held))
+            for inner in held.values() if isinstance(held, dict) else held:
                 if isinstance(inner, (dict, list)):
                     self._visit(inner, deep - 1)
 
@@ -112,11 +113,12 @@ class Outside:
             if _misses(memo) != misses:
                 memo.cache_clear()
         for place, was in self._kept:
+            now = _held(place)
             if isinstance(place, list):
-                if not _alike(place, was) and any(map(_holds_tensor, place)):
+                if not _alike(now, was) and any(map(_holds_tensor, now)):
                     place[:] = was
-            elif not _alike(place.values(), was.values()):
-                for key, value in list(place.items()):
+            elif not _alike(now.values(), was.values()):
+                for key, value in now.items():
                     if value is not was.get(key, _MISSING) and _holds_tensor(value):
                         if key in was:
                             place[key] = was[key]
@@ -147,6 +149,11 @@ def _foreign(value: Any) -> bool:
 
 def _is_memo(value: Any) -> bool:
     return any("cache_clear" in vars(kind) for kind in type(value).__mro__)
+
+
+def _held(value: dict | list) -> dict | list:
+    """A copy of what is in a dict or list. One of a class of its own may make what it is asked for: it is not asked."""
+    return dict(dict.items(value)) if isinstance(value, dict) else list(list.__iter__(value))
 
 
 def _attributes(value: Any) -> dict | None:
@@ -182,7 +189,7 @@ def _holds_tensor(value: Any, deep: int = DEEP) -> bool:
     if deep < 0 or isinstance(value, (str, bytes, type, FunctionType, ModuleType, nn.Module)):
         return False
     if isinstance(value, dict):
-        return any(_holds_tensor(each, deep - 1) for each in value.values())
+        return any(_holds_tensor(each, deep - 1) for each in dict.values(value))
     if isinstance(value, (list, tuple, set, frozenset)):
         return any(_holds_tensor(each, deep - 1) for each in value)
     return any(_holds_tensor(each, deep - 1) for each in (_attributes(value) or {}).values())
