@@ -532,8 +532,9 @@ class Encoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.wanted, self.out = 4, 4
-        self.layers = nn.ModuleList([conv(3, 4), *(conv(4, 4) for _ in range(4)), nn.MaxPool2d(2)])
+        self.wanted = 6
+        blocks = [conv(4, 6), conv(6, 4)] * 3
+        self.layers = nn.ModuleList([conv(3, 4), *map(copy.deepcopy, blocks), nn.MaxPool2d(2)])
 
     def forward(self, x):
         for k, layer in enumerate(self.layers):
@@ -544,11 +545,15 @@ class Encoder(nn.Module):
 
 
 @pytest.mark.parametrize("factor", [1.5, 2])
-def test_a_number_that_is_no_width_is_found_where_another_module_fails(factor, randomise):
+@pytest.mark.parametrize("blamed", [True, False], ids=["its module is found", "its module is not found"])
+def test_a_number_that_is_no_width_and_another_module_that_fails(factor, blamed, randomise, monkeypatch):
+    """Where it is not found that one module's numbers are at fault, all are let go of, and the search ends."""
+    if not blamed:
+        monkeypatch.setattr(net2net.kept.Kept, "blame", lambda *arguments: False)
     net = Net(lambda m, x: m.read(m.join(*m.encoder(x))), encoder=Encoder(), read=conv(4, 2),
               join=Net(lambda m, early, late: early + F.interpolate(late, scale_factor=2)))  # fmt: skip
     net, x = randomise(net).double(), images(3, 4, 4)
     student = widen(net, x, factor)
     certify(net, student, x)
-    assert student.encoder.wanted == 4
-    assert {layer.out_channels for layer in student.encoder.layers[:-1]} == {round(4 * factor)}
+    assert student.encoder.wanted == 6
+    assert {layer.out_channels for layer in student.encoder.layers[:-1]} == {4 * factor, 6 * factor}
