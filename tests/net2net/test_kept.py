@@ -556,4 +556,5 @@ def test_a_number_that_is_no_width_and_another_module_that_fails(factor, blamed,
     student = widen(net, x, factor)
     certify(net, student, x)
     assert student.encoder.wanted == 6
-    assert {layer.out_channels for layer in student.encoder.layers[:-1]} == {4 * factor, 6 * factor}
+    held = set() if blamed else {4}  # what the other module adds
+    assert {layer.out_channels for layer in student.encoder.layers[:-1]} == {4 * factor, 6 * factor} | held
