@@ -48,7 +48,7 @@ HEAVY = [  # packages that take seconds to import
 ]
 FACTORS = (1.5, 2.0)
 HEADS_MOST = 6  # million parameters of a model whose methods are tried
-BATCH = 4  # two would make batch norm over a single position a division by next to nothing
+BATCH, PAIR = 4, 2  # two would make batch norm over a single position a division by next to nothing
 SMALL = 96  # pixels: enough for five halvings, where the architecture leaves the input size open
 LIMITS = {"float32": 1e-5, "float64": 1e-10}
 
@@ -69,7 +69,7 @@ def other_names() -> list[str]:
     return list(NETS)
 
 
-def build(name: str, device: str) -> Any:
+def build(name: str, device: str, **options: Any) -> Any:
     import timm
     import torch
     import torchvision
@@ -77,17 +77,48 @@ def build(name: str, device: str) -> Any:
     source, _, arch = name.partition(":")
     with torch.device(device):
         if source == "timm":
-            return timm.create_model(arch)
+            return timm.create_model(arch, **options)
         options = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
         return torchvision.models.get_model(arch, weights=None, **options)
 
 
-def inputs(model: Any, name: str) -> list[tuple[int, int, int]]:
+def inputs(model: Any) -> list[tuple[int, int, int]]:
     """Input sizes to try, small first where the model may take it."""
     config = getattr(model, "default_cfg", None) or {}
     full = tuple(config.get("input_size") or (3, 224, 224))
     fixed = config.get("fixed_input_size", False)
     return [full] if fixed else [(full[0], SMALL, SMALL), full, (full[0], 299, 299)]
+
+
+def with_images(name: str, model: Any, device: str) -> tuple[Any, Any]:
+    """A model and a batch that it takes, of small images where it can be made for them. `model` is on meta."""
+    import torch
+
+    batch_norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    shapes = inputs(model)
+
+    def batch(shape: tuple[int, ...]) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(BATCH if batch_norm else PAIR, *shape, generator=generator).to(device)
+
+    def takes(model: Any, x: torch.Tensor) -> None:
+        with torch.no_grad():
+            for training in (True, False):
+                model.train(training)(x)
+
+    if len(shapes) == 1:  # its images have one size, which most such models can be told
+        with contextlib.suppress(Exception):  # not this one
+            x = batch((shapes[0][0], SMALL, SMALL))
+            small = build(name, device, img_size=SMALL)
+            takes(small, x)
+            return small, x
+    model = build(name, device) if device != "meta" else model
+    for shape in shapes:
+        x = batch(shape)
+        with contextlib.suppress(Exception):  # too small for this architecture: the full size is next
+            takes(model, x)
+            break
+    return model, x
 
 
 def randomise(model: Any, x: Any) -> None:
@@ -162,22 +193,14 @@ def measure(name: str, row: dict[str, Any], max_params: float) -> Iterator[dict[
     except NotImplementedError:  # it computes its own widths with tensors
         model = on_meta(build(name, "cpu"))
     numbers = size_of(model) <= max_params
-    if numbers:
-        model = build(name, "cpu")
+    model, x = with_images(name, model, "cpu" if numbers else "meta")
     kinds = {type(m).__name__ for m in model.modules()}
     other = any(word in kind for kind in kinds for word in NORMALISED_OTHERWISE)
     batch_norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
     row["kind"] = "batch-norm convolutional" if batch_norm and not other else "other"
     row["family"] = type(model).__module__.rpartition(".")[2]
     row["params_m"] = f"{size_of(model):.2f}"
-    for shape in inputs(model, name):
-        x = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(1))
-        x = x if numbers else x.to("meta")
-        with contextlib.suppress(Exception), torch.no_grad():  # too small for this architecture: the full size is next
-            for training in (True, False):
-                model.train(training)(x)
-            break
-    row["input"] = "x".join(map(str, shape))
+    row["input"] = "x".join(map(str, x.shape[1:]))
     if numbers:
         randomise(model, x)
     for factor in FACTORS:
@@ -330,7 +353,7 @@ def measure_heads(name: str, row: dict[str, Any], max_params: float) -> Iterator
     model = build(name, "cpu").eval()
     row["family"] = type(model).__module__.rpartition(".")[2]
     row["params_m"] = f"{size_of(model):.2f}"
-    for shape in inputs(model, name):
+    for shape in inputs(model):
         x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
         with contextlib.suppress(Exception), torch.no_grad():  # too small for this architecture
             model(x)
