@@ -95,7 +95,7 @@ def default_folder(config: Path, seed: int) -> Path:
 
 
 def main(argv: list[str] | None = None, orphaned: Callable[[], bool] = lambda: False) -> int:
-    """`orphaned` tells that whoever started this run is gone, so that it should stop as if asked to."""
+    """`orphaned`: whether the process that started this run is gone; the run then stops as on SIGTERM."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -14,16 +14,16 @@ figures.yaml
         scratch: standard            # the arm that the students are compared with
         teacher: teacher_narrow      # its final accuracy is a line, whether or not it is a curve too
         teacher_label: Narrow teacher
-        also: [...]                  # curves that are drawn where they were run, and that nobody trains for the figure
+        also: [...]                  # drawn if there are runs of them; the figure's script does not train them
 
 configs/arms/<arm>.yaml            # an arm of one's own (docs/your-experiment.md) may say the same of itself:
-    figures: [fig4]                  # is trained for them, and drawn where it was
+    figures: [fig4]                  # their scripts train it, and draw it where it was run
     look: {label: ..., colour: ..., line: ..., marker: ...}     # default: its name, a colour that no other arm has
 
 study.yaml
     parts, each runs of one scale in a folder of runs of its own:
       sweep_rate:
-        scale: laptop                # a folder of configs/
+        scale: laptop-1000           # a folder of configs/
         folder: laptop-1000-held-out      # below runs/
         seeds: [1, 2, 3]
         arms: [teacher_narrow]       # as their configs say

@@ -35,7 +35,7 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
         for outcome in outcomes:
             numbers = dict.fromkeys(("mean", "low", "high"))
             if outcome.found:
-                numbers = {key: round(getattr(outcome.found, key), 3) for key in numbers}
+                numbers = {key: getattr(outcome.found, key) for key in numbers}
             rows.append(
                 {
                     "claim": name,
@@ -46,7 +46,7 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
                     "against": outcome.against,
                     **numbers,
                     "n": outcome.seeds,
-                    "frozen": None if outcome.frozen is None else round(outcome.frozen, 3),
+                    "frozen": outcome.frozen,
                     "arrived": outcome.arrived,
                     "seeds": outcome.wanted,
                     "unit": outcome.unit,
@@ -127,14 +127,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         results = Results(arguments.results)
-        of = rules.read(arguments.results / "claims.yaml")
-        rows = table(evaluate(of, results))
+        known = rules.read(arguments.results / "claims.yaml")
+        rows = table(evaluate(known, results))
         arguments.out.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(arguments.out / "claims.csv", index=False, lineterminator="\n")
+        rows.round(3).to_csv(arguments.out / "claims.csv", index=False, lineterminator="\n")
         (arguments.out / "claims.md").write_text(markdown(rows))
         (arguments.out / "verdicts.md").write_text(verdicts(rows))
-        evidence.make(rows, of, results, arguments.out)
-        pace(of, results).to_csv(arguments.out / "pace.csv", index=False, lineterminator="\n")
+        evidence.make(rows, known, results, arguments.out)
+        pace(known, results).to_csv(arguments.out / "pace.csv", index=False, lineterminator="\n")
         contrasts(results).to_csv(arguments.out / "contrasts.csv", index=False, lineterminator="\n")
         sweeps.make(results, arguments.out)
     except (Problem, YamlError) as problem:

@@ -6,8 +6,8 @@ A table stands between two comments of its name, `<!-- arms -->` and `<!-- /arms
 first cell of a row names an arm of the folder that the comment names, and the rest is filled in.
 A number of a sentence is between `<!--final long: wider-->` (a metric of figures/judging.py, runs, an arm: the mean of
 its seeds) and `<!--/-->`; with `wider - standard` for `wider` it is the mean of the differences of the same seed.
-A mean of one arm is over the five seeds that all arms have, so that it can stand beside another's; one of differences
-is over all: claim (b) asks for more seeds of three arms, and a mean over other teachers would be another one.
+A mean of one arm is over the five seeds that all arms have, so that arms can be compared; a mean of differences is over
+all seeds that both arms have (claim (b) asks for more seeds of three arms).
 """
 
 from __future__ import annotations

@@ -67,10 +67,10 @@ def forest(rows: pd.DataFrame) -> Figure:
 
 
 @in_style
-def cost(results: Results, runs: str, of: Iterable[int]) -> Figure | None:
+def cost(results: Results, runs: str, seeds: Iterable[int]) -> Figure | None:
     """Accuracy against all floating-point operations spent, in teraFLOP; a student begins where its teacher stopped.
 
-    Of the seeds `of`, which all arms are to have: a mean over other teachers is another one.
+    `seeds` are those that all arms are to have: means over the same teachers.
     """
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     drawn: dict[str, object] = {}
@@ -79,14 +79,14 @@ def cost(results: Results, runs: str, of: Iterable[int]) -> Figure | None:
         for arm, teacher in arms:
             found = results.arm(runs, arm)
             before = results.arm(runs, teacher) if teacher else {}
-            seeds = [seed for seed in of if seed in found and (not teacher or seed in before)]
-            if not seeds:
+            both = [seed for seed in seeds if seed in found and (not teacher or seed in before)]
+            if not both:
                 continue
-            spent = pd.DataFrame({seed: _spent(found[seed], before.get(seed)) for seed in seeds}).mean(axis=1)
-            curve = pd.DataFrame({seed: found[seed].rows.set_index("step").val for seed in seeds}).dropna().mean(axis=1)
+            spent = pd.DataFrame({seed: _spent(found[seed], before.get(seed)) for seed in both}).mean(axis=1)
+            curve = pd.DataFrame({seed: found[seed].rows.set_index("step").val for seed in both}).dropna().mean(axis=1)
             look = looks()[arm]
             line = ax.plot(spent.loc[curve.index] / 1e12, curve, color=look.colour, ls=look.line, lw=1.3)[0]
-            drawn[f"{look.label}, n = {len(seeds)}"] = line
+            drawn[f"{look.label}, n = {len(both)}"] = line
             ends += [curve.iloc[-1]]
         ax.set(title=title, xlabel="teraFLOP of training, the teacher's included", ylabel="validation accuracy (%)")
         if ends:
@@ -102,9 +102,9 @@ def _spent(run: Run, teacher: Run | None) -> pd.Series:
     return images * metrics.operations(run, 1) + (metrics.operations(teacher) if teacher else 0)
 
 
-def make(rows: pd.DataFrame, of: Rules, results: Results, out: Path) -> None:
+def make(rows: pd.DataFrame, rules: Rules, results: Results, out: Path) -> None:
     """verdicts.png and cost.png (and PDF), of what there is."""
     if rows["mean"].notna().any():
         save(forest(rows), out, "verdicts")
-    if len(results.arm(of.runs, "standard")) >= ENOUGH and (figure := cost(results, of.runs, of.seeds)):
+    if len(results.arm(rules.runs, "standard")) >= ENOUGH and (figure := cost(results, rules.runs, rules.seeds)):
         save(figure, out, "cost")

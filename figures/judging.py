@@ -44,32 +44,33 @@ def _rate(runs: dict[int, Run]) -> float:
 class Arms:
     """What the names in the rules stand for."""
 
-    def __init__(self, of: Rules, results: Results):
-        self.of, self.results = of, results
+    def __init__(self, rules: Rules, results: Results):
+        self.rules, self.results = rules, results
 
     def find(self, name: str, beside: Arm | None = None) -> Arm:
-        """`beside`: the arm that a `control` is of. An arm without runs is one that was not run."""
+        """`beside`: the arm whose control is meant by `control`. An arm that was not run has no runs."""
         if name == "control":
             return self._control(beside)
         base, _, which = name.partition("@")
-        own = Arm(base, self.results.arm(self.of.runs, base))
+        own = Arm(base, self.results.arm(self.rules.runs, base))
         if not which:
             return own
-        config = own.rate if own.runs else _rate(self.results.arm(self.of.chosen_on, base))
+        config = own.rate if own.runs else _rate(self.results.arm(self.rules.chosen_on, base))
         rate = self.chosen(base, but=config if which == "other" else None)
-        runs = {} if rate is None else self.results.rates(self.of.runs, base).get(rate, {})
+        runs = {} if rate is None else self.results.rates(self.rules.runs, base).get(rate, {})
         at = "not chosen yet" if rate is None else f"{rate:g}"
         return Arm(f"{base} at its best {'other ' if which == 'other' else ''}rate ({at})", runs)
 
     def chosen(self, base: str, but: float | None = None) -> float | None:
         """The rate of the highest mean final accuracy over the seeds that all rates have; none if they are too few."""
-        grid = self.results.rates(self.of.chosen_on, base)
-        if not set(grid) >= set(self.of.rates):
+        grid = self.results.rates(self.rules.chosen_on, base)
+        if not set(grid) >= set(self.rules.rates):
             return None
-        shared = set.intersection(*(set(grid[rate]) for rate in self.of.rates))
+        shared = set.intersection(*(set(grid[rate]) for rate in self.rules.rates))
         if len(shared) < ENOUGH:
             return None
-        means = {rate: sum(metrics.final(grid[rate][seed]) for seed in shared) for rate in self.of.rates if rate != but}
+        rates = [rate for rate in self.rules.rates if rate != but]
+        means = {rate: sum(metrics.final(grid[rate][seed]) for seed in shared) for rate in rates}
         return max(means, key=means.get)
 
     def _control(self, arm: Arm | None) -> Arm:
@@ -77,8 +78,8 @@ class Arms:
         if arm is None or not arm.runs:
             return Arm("its control", {})
         teacher = next(iter(arm.runs.values())).config.get("growth.teacher")
-        for folder in sorted((self.results.root / self.of.runs).glob("*/")):
-            runs = self.results.arm(self.of.runs, folder.name)
+        for folder in sorted((self.results.root / self.rules.runs).glob("*/")):
+            runs = self.results.arm(self.rules.runs, folder.name)
             config = next(iter(runs.values())).config if runs else {}
             growth = tuple(config.get(f"growth.{key}") for key in ("method", "teacher"))
             if growth == ("continue", teacher) and config.get("optimizer.lr_scale") == arm.rate:
@@ -89,7 +90,7 @@ class Arms:
         """The level of a speedup by seed; None if a run that sets it is missing."""
         scratch = self.find(test.of).runs if test.of else {}
         name = next(iter(arm.runs.values())).config.get("growth.teacher") if arm.runs else None
-        teachers = self.results.arm(self.of.runs, name) if name else {}
+        teachers = self.results.arm(self.rules.runs, name) if name else {}
 
         def of_seed(seed: int) -> float | None:
             if seed not in scratch or (test.way is not None and seed not in teachers):
@@ -116,14 +117,10 @@ class Outcome:
     below: float | None
     found: Estimate | None
     seeds: int  # that there are
-    frozen: float | None  # what a student would be given that stayed as good as it was at step 0
+    frozen: float | None  # what the test would give if the student's accuracy never changed after step 0
     arrived: int | None  # speedup: seeds in which the arm reached the level at all
     wanted: int  # seeds that it takes
     state: str  # holds, refuted, not shown, unfinished (seeds are missing), not run
-
-    @property
-    def what(self) -> str:
-        return f"{self.metric}, {self.arm} against {self.against}"
 
 
 def judge(test: Rule, seeds: list[int], arms: Arms) -> Outcome:
@@ -193,10 +190,10 @@ def verdict(outcomes: list[Outcome]) -> str:
 Evaluated = dict[str, tuple[Claim, list[Outcome]]]
 
 
-def evaluate(of: Rules, results: Results) -> Evaluated:
+def evaluate(rules: Rules, results: Results) -> Evaluated:
     """The claims and the headline, each with the outcomes of its tests."""
-    arms = Arms(of, results)
+    arms = Arms(rules, results)
     return {
-        name: (claim, [judge(test, test.seeds or claim.seeds or of.seeds, arms) for test in claim.tests])
-        for name, claim in {**of.claims, "headline": of.headline}.items()
+        name: (claim, [judge(test, claim.seeds or rules.seeds, arms) for test in claim.tests])
+        for name, claim in {**rules.claims, "headline": rules.headline}.items()
     }

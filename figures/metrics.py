@@ -14,7 +14,7 @@ from scipy import stats
 
 from figures.curves import Problem, Run
 
-SHOWN = 2  # seeds, below which a claim's table has no number; it has a verdict with all of them
+SHOWN = 2  # seeds, below which a test has no number; whether it holds is said with all of them
 ENOUGH = 3  # seeds, below which a sweep is not drawn and no rate is chosen
 
 

@@ -29,9 +29,9 @@ PAIRS = (
 WAYS, POINTS = (50, 80, 90, 95, 100), (2, 1, 0.5, 0)
 
 
-def pace(of: Rules, results: Results) -> pd.DataFrame:
+def pace(rules: Rules, results: Results) -> pd.DataFrame:
     """Mini-batches, images, seconds and operations to levels: means over the seeds in which the arm reached them."""
-    return pd.DataFrame([row for pair in PAIRS for row in _pace(of.runs, *pair, results)])
+    return pd.DataFrame([row for pair in PAIRS for row in _pace(rules.runs, *pair, results)])
 
 
 def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict[str, Any]]:

@@ -25,13 +25,12 @@ class Rule(Strict):
     arm: str = Field(pattern=r"^\w+(@best)?$")
     against: str = Field(pattern=r"^\w+(@best|@other)?$")
     of: str | None = Field(None, pattern=r"^\w+(@best)?$")  # speedup: the net from scratch that sets the level
-    way: float | None = None  # the level: so far from the teacher's to its converged accuracy ...
-    points: float | None = None  # ... or that many points below the latter
+    way: float | None = None  # the level: teacher's + way * (`of`'s converged accuracy - teacher's) ...
+    points: float | None = None  # ... or `of`'s converged accuracy - points
     above: float | None = None
     below: float | None = None
     within: tuple[float, float] | None = Field(None, strict=False)
     target: float | None = None
-    seeds: Seeds | None = None  # else the claim's, else everybody's
 
     @model_validator(mode="after")
     def _sound(self) -> Rule:

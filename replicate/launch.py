@@ -87,9 +87,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     local.add_argument("--processes", type=int, metavar="N", help="processes of one stage (default: one per GPU)")
     local.add_argument("--per-gpu", type=int, metavar="N", help="stages that share a GPU, of one process each")
     slurm = parser.add_argument_group("--launcher slurm and print", "flags go before the cluster file; docs/cluster.md")
-    slurm.add_argument(
-        "--cluster", "--site", type=to_path, metavar="FILE", help="YAML, see replicate/cluster.example.yaml"
-    )
+    slurm.add_argument("--cluster", type=to_path, metavar="FILE", help="YAML, see replicate/cluster.example.yaml")
     slurm.add_argument("--partition")
     slurm.add_argument("--account")
     slurm.add_argument("--constraint")

@@ -115,8 +115,8 @@ def duration(seconds: float) -> str:
 
 
 def figures_of(stage: Stage) -> str:
-    figures = experiments.figures(folder=stage.configs / "arms")
-    return ", ".join(name.removeprefix("fig") for name, figure in figures.items() if stage.arm in figure.arms)
+    names = experiments.figures_of(stage.arm, stage.configs / "arms")
+    return ", ".join(name.removeprefix("fig") for name in names)
 
 
 def table(stages: list[Stage], found: dict[str, State]) -> str:

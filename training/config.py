@@ -1,9 +1,10 @@
 """What a run is: an arm at a scale, two YAML files under configs/, overridden by `--set`, validated.
 
-`configs/laptop/wider.yaml` names the arm configs/arms/wider.yaml at the scale configs/laptop/base.yaml: first what the
-scale says, then what the arm says, then what the scale's `arms:` says of that arm, and both for the arms that it
-extends before that. A scale may extend another, too. A file of that very name, where there is one, comes in their place
-and may extend them.
+`configs/laptop/wider.yaml` names the arm configs/arms/wider.yaml at the scale configs/laptop/base.yaml. Keys are set in
+this order, the last one counts: the scale; the arms that the arm extends and the arm itself, each followed by what the
+scale's `arms:` says of it. A scale that extends another comes after all of that other's, its arms included: what `long`
+says of the steps holds for every arm. A file of that very name, where there is one, comes in their place and may
+extend them.
 Every key of every file is a field below; an unknown key or a wrong value is a `ConfigError` that names file and key.
 """
 
@@ -142,9 +143,7 @@ class TrainingConfig(Section):
     eval_every: int = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
     ema_decay: float = Field(ge=0, lt=1)  # average of the weights for evaluation; 0: off
-    ema_warmup: (
-        bool  # the average spans a ninth of the steps so far until that is more than the decay's, as TensorFlow's
-    )
+    ema_warmup: bool  # decay = min(ema_decay, step / (9 + step)), as TensorFlow's
     precision: Literal["float32", "bfloat16"]  # of the forward and backward pass; the weights are float32
     # torch.compile of the training pass: as a whole, or module by module, which compiles faster
     compile: bool | Literal["modules"]
@@ -245,17 +244,16 @@ def flatten(config: Config) -> dict[str, Any]:
     return effective(flat)
 
 
-# Keys that there once were not, and the value that stands for how it was then.
-GONE = ("figures",)  # and keys that there once were, which said nothing of what is trained
-ADDED = {
+GONE = ("figures",)  # keys of older records, which said nothing of what is trained
+ADDED = {  # keys that older records lack, and the value that stands for how it was then
     **{"data.decode": "pillow", "data.resize": "pillow", "model.multiple_of": 1, "model.init": "he"},
     "growth.new_head": False,
 }
 
 
 def effective(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config with null for what its method of growth does not read, whatever a file or an old record says, and
-    without the keys that an older record lacks where they say what it would have meant."""
+    """A flat config in the form that is compared: null for keys that its method of growth does not read; without keys
+    that were added later and have the value that stands for how it was before."""
     method = flat.get("growth.method")
     unread = {key for key, reader in ONLY_OF.items() if key in flat and method != reader}
     known = {key: value for key, value in flat.items() if key not in GONE and (key not in ADDED or value != ADDED[key])}

@@ -27,7 +27,7 @@ class Trainer:
     """The model of a run and what belongs to it; `resume`, `grow` or `fresh` comes first."""
 
     def __init__(self, config: Config, session: Session, run: RunFolder, data: Data, teacher: Path | None):
-        """`teacher` is a checkpoint: of the student's growth, or whose layers it is to predict."""
+        """`teacher`: the checkpoint to grow from, or the one whose layers are to be predicted."""
         self.config, self.session, self.run, self.data, self.teacher = config, session, run, data, teacher
         # The model is always built from its config; a student then takes over the weights grown from its teacher.
         torch.manual_seed(config.seed)
@@ -148,7 +148,7 @@ class Trainer:
         self.saved, self._saved_at = self.step, time.monotonic()
 
     def finish(self) -> None:
-        """Note the result, of all validation images there are: what a final accuracy is worth."""
+        """Record the result, measured on the whole validation set."""
         last = {k: self.rows[-1][k] for k in ("train_top1", "val_top1", "wall_s")}
         result = {"steps": self.step, "val_images": self.data.val_images, **last}
         if self.data.all_val_images > self.data.val_images:

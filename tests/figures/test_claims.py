@@ -287,7 +287,6 @@ GOOD = {"metric": "final", "arm": "a", "against": "b", "above": 0}
         (GOOD | {"of": "a"}, ["are for a speedup"]),
         ({**{k: v for k, v in GOOD.items() if k != "above"}, "below": 0, "target": 3}, ["for a test with above"]),
         (GOOD | {"arm": "a@worst"}, ["headline.tests.0.arm", "pattern"]),
-        (GOOD | {"seeds": 5}, ["headline.tests.0.seeds", "list"]),
         (GOOD | {"within": 0.5}, ["headline.tests.0.within"]),
     ],
 )

@@ -9,8 +9,8 @@
 `check` and `resize` read ImageNet, or images of one's own, in four layouts (docs/imagenet.md): class folders,
 torchvision's tar files, WebDataset shards and Hugging Face parquet.
 
-`resize` makes a smaller copy, once, because decoding is what limits training. It writes class folders: each image with
-its short side at 256 as a JPEG of quality 95, under its own name; an image that is no larger is copied as it is.
+`resize` makes a smaller copy, once, because reading images is what limits training. It writes class folders: each
+image with its short side at 256 as a JPEG of quality 95, under its own name; one that is no larger is copied as it is.
 Stopped or killed, the same command goes on where it was. What was done is recorded in `resize.json` beside train/ and
 val/; every run that trains from there names it in its run.json. A file that cannot be decoded is copied as it is:
 training then deals with it as it would have with the original.
