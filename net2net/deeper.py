@@ -60,8 +60,8 @@ class Maxout(nn.Module):
 
 
 class Onward(nn.Sequential):
-    """A module that is called with more than one argument, and what was inserted beside it: those of its own kind get
-    what it was called with after the first, too."""
+    """nn.Sequential of a module that takes more than one argument and what was inserted beside it: the module and its
+    copies (`takes_all`) get the other arguments too."""
 
     def __init__(self, modules: Iterable[nn.Module], takes_all: Iterable[bool]):
         super().__init__(*modules)
@@ -127,10 +127,10 @@ def deepen(
         deep = deepen(model, x, {"layer1": [3]}, calibration)
         wide = widen(deep, x, widths={"layer1.1.conv": 96})
 
-    Returns a new model of the same class on the same device. The function is preserved exactly in evaluation mode; in
-    training mode on a single calibration batch up to the precision of its statistics; by a block in both. No noise is
-    needed. An optimizer of the old model does not know the new parameters: see `grow_optimizer`, or build a new one.
-    Raises `GrowthError` for a site that cannot be deepened, with the reason.
+    Returns a new model of the same class on the same device. The function is preserved exactly in evaluation mode, and
+    in training mode on a single calibration batch up to the precision of its statistics. A block preserves it in both.
+    No noise is needed. An optimizer of the old model does not know the new parameters: see `grow_optimizer`, or build a
+    new one. Raises `GrowthError` for a site that cannot be deepened, with the reason.
     """
     if init is not None and not callable(init):
         raise GrowthError(f"init= is a {type(init).__name__}: expected a function that initialises a module")

@@ -26,7 +26,7 @@ def disturb(student: nn.Module, growth: Growth, noise: float, exact: bool, seed:
     role, add = ("sums", _disturb_readers) if exact else ("makes", _disturb_copies)
     norms = growth.norms(student)
     for name, dim, axis in growth.each(student, role):
-        if exact and name in growth.standardised:  # whose copies differ already, as much as they can
+        if exact and name in growth.standardised:  # its copies differ already, by as much as they can
             continue
         add(get_tensor(student, name), dim, axis, noise, generator_for(seed, "noise", name))
     growth.rescale(student, norms)
@@ -56,7 +56,7 @@ def pad(student: nn.Module, growth: Growth, init: Callable[[nn.Module], None] | 
 def initialised(
     module: nn.Module, names: Container[str], init: Callable[[nn.Module], None] | None, generator: torch.Generator
 ) -> nn.Module:
-    """A copy with a random initialisation: each module's own, then `init`. Of `names`, what neither draws is NaN.
+    """A copy with a random initialisation: each module's own, then `init`. What neither sets of `names` is NaN.
 
     On the CPU, with its generator alone: the draw depends on no device and disturbs no generator of one.
     """
@@ -106,7 +106,7 @@ def _reset(module: nn.Module) -> None:
                 getattr(module, name)()
                 drawn = module.weight if parametrize.is_parametrized(module, "weight") else None
             if drawn is not None:
-                with suppress(NotImplementedError):  # of what cannot be taken back
+                with suppress(NotImplementedError):  # a parametrization without an inverse
                     module.weight = drawn
             for hook in module._forward_pre_hooks.values():
                 if isinstance(hook, WeightNorm):

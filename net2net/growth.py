@@ -76,8 +76,8 @@ class Growth:
     unclear     likewise those that may have to grow: channels of that width there grow differently; they stay
     held        how many channel spaces could not grow, by reason; for the reader alone
     unknown     operations that no rule covers, with the modules that call them; for the reader alone
-    scales      weights under weight normalisation, g * v / |v|: by the name of g that of v, and the dimension along
-                which each position has a norm of its own (-1: none has)
+    scales      weights under weight normalisation, g * v / |v|: the name of g -> the name of v, and the dimension with
+                a norm for each position (-1: one norm for all)
     standardised  weights that are standardised, filter by filter, and whose layers grow in what they read, with the
                 correction of the variance
     """

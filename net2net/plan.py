@@ -35,7 +35,7 @@ def plan_growth(
     seed: int = 0,
     multiple_of: int = 1,
 ) -> Growth:
-    """Grow what was asked without data, and fix in the trace what turns out to count on its width, until all fits."""
+    """Grow what was asked on the meta device. Where the student's pass differs, hold those channels and try again."""
     kept = Kept(trace)
     multiple_of = whole(multiple_of, "multiple_of=")
     if multiple_of < 1 or (multiple_of > 1 and widths is not None):
@@ -94,8 +94,8 @@ def _further(tried: Callable, conflict: Conflict) -> bool:
 
 
 def _supposed(trace: Trace, kept: Kept, conflict: Conflict, size: Size, better: Callable[[], bool]) -> bool:
-    """Whether a student gets further in its forward pass if a number in the code at hand follows: one that its module
-    keeps, and that is as long as channels are there. Modules of one class that do the same go along."""
+    """Try to scale an integer that the module keeps and that equals a number of channels there, in all modules of its
+    class that do the same. Whether the student's forward pass then gets further."""
     call = conflict.call
     if call.name not in SIZED and not call.counts:
         return False
@@ -281,7 +281,7 @@ def _hold(trace: Trace, maps: Maps, conflict: Conflict, kept: Kept) -> bool:
     """Fix the channels at the place where a student's forward pass differs, for another try. Whether any grew there."""
     call, theirs = conflict.call, conflict.calls
     reason = f"{call.name!r} in {place(call.module)} counts on their width"
-    # What the operation reads and makes; if none of that grows, all that its module does: widths can travel.
+    # What the operation reads and makes; if none of that grows, whatever its module computes: widths can travel.
     inside = [c for c in theirs if not call.module or f"{c.module}.".startswith(f"{call.module}.")]
     unclear = {
         n
@@ -291,7 +291,7 @@ def _hold(trace: Trace, maps: Maps, conflict: Conflict, kept: Kept) -> bool:
     for calls in (_siblings(trace, call, theirs), inside):
         axes = [axis for c in calls for each in (*(v.axes for v in c.inputs), *c.axes) for axis in each]
         axes = [axis for axis in axes if axis is not None and _grows(axis, maps)]
-        # Of several parts, those first whose widths the module keeps and of which it is not clear what becomes of them.
+        # First the axes whose width equals an integer of the module that could not be told to follow or to stay.
         if axes:
             for axis in [axis for axis in axes if length(axis) in unclear] or axes:
                 fix(axis, reason)

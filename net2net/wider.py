@@ -2,9 +2,9 @@
 
 Widening is three steps. The channel spaces are found (`net2net.spaces`). For each space that grows, a map g from its
 new channels to its old ones is drawn. Then every parameter and buffer is filled by the maps of its axes. Net2WiderNet
-and its baseline differ in the fill alone:
+and its baseline differ in the last step alone:
 
-replicate   new entries are copies; what a layer sums over is divided by the replica counts; noise on the copies
+replicate   new entries are copies; what a layer sums over is divided by the replica counts (`growth.copied`); noise
 random pad  old entries stay where they are; new rows and columns keep the student's own random initialisation
 """
 
@@ -67,7 +67,7 @@ def widen(
     new_head        for another number of classes: replace the layer that makes the outputs by one with so many of
                     them, initialised anew and trainable; all below it stays. A dict says it by layer, e.g. {"fc": 10}
     seed            of the maps and the noise. Each layer's draw depends on the seed and its name only.
-    verify          compare both models on the example inputs (without noise that is not exact), and raise if the
+    verify          compare both models on the example inputs (if `exact=False`, before the noise), and raise if the
                     function has moved further than rounding explains
     strict          raise `UnsupportedOperation` for an operation that no rule covers. Otherwise what it reads and makes
                     stays as it is; the operation is named in a warning, in the record and by `explain`.
@@ -97,7 +97,7 @@ def widen(
         return student
 
     student = grown(model)
-    if verify:  # what training mode does is known from its numbers alone where the trace could not follow it
+    if verify:  # training mode is compared too where the trace could not follow it
         confirm(model, student, example_inputs, trace.training_calls is None, grown, trace.writes_nothing)
     if not exact:
         disturb(student, growth, noise, exact, seed)

@@ -6,6 +6,7 @@ python tools/reference.py
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def _signature(name: str) -> str:
     if inspect.isclass(found) and issubclass(found, Exception):
         return f"{name}({found.__mro__[1].__name__})"
     signature = inspect.signature(found)
-    parameters = [str(p).replace("'", "") for p in signature.parameters.values()]
+    written = [re.sub(r"ForwardRef\('(.*)'\)", r"\1", str(p)) for p in signature.parameters.values()]
+    parameters = [each.replace("'", "") for each in written]
     keywords = [p.kind is p.KEYWORD_ONLY for p in signature.parameters.values()]
     if any(keywords):
         parameters.insert(keywords.index(True), "*")

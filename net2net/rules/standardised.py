@@ -2,7 +2,7 @@
 
 Such a weight is a weight like any other as long as mean and variance of each filter stay, and a student's can: over the
 copies of a channel the shares of the weights differ by amounts that cancel, and these are as large as the variance
-needs (`Growth.levelled`). It is followed from the parameter to the layer that reads it, through the ways in which it is
+needs (`growth.py`). It is followed from the parameter to the layer that reads it, through the ways in which it is
 written; what else is done with it holds the layer's inputs.
 """
 
