@@ -67,9 +67,8 @@ class Run:
 def read_arms(plot: Plot, root: Path, partial: bool = False) -> dict[str, list[Run]]:
     """The runs of the figure's arms; refuses whatever would draw a curve that nobody trained.
 
-    Only seeds that all arms have: a student is as good as the teacher of its seed, and a mean over other teachers would
-    make one arm look better than another. `partial`: all seeds. An unfinished run is refused; with `partial` it is
-    drawn as far as it is, with a warning.
+    Only seeds that all arms have: a student is as good as the teacher of its seed, so means are over the same teachers.
+    `partial`: all seeds. An unfinished run is refused; with `partial` it is drawn as far as it is, with a warning.
     """
     wanted = [arm for arm in plot.curves if arm not in plot.optional or read_seeds(root / arm)]
     arms = {arm: _read_arm(plot, root, arm, partial) for arm in dict.fromkeys([*wanted, plot.teacher])}

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         "--data", required=True, metavar="PATH", help="the images: class folders, tar shards or parquet"
     )
     parser.add_argument("--epochs", type=float, help="of every arm (default: as many as there)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="what the scale has otherwise")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the scale")
     parser.add_argument("--configs", type=to_path, default=CONFIGS, help="where scales are (default: configs)")
     arguments = parser.parse_args(argv)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", arguments.name) or arguments.name == "arms":

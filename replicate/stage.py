@@ -150,7 +150,7 @@ class Stage:
         return locked(self.folder)
 
     def seconds(self) -> float | None:
-        """What committed runs of this arm with this network took, by the number of steps: the least disturbed one."""
+        """An estimate: the time of a step in the fastest committed run of this arm and network, times the steps."""
         own, each = flatten(self.config), []
         same = [key for key in own if key.startswith("model.")] + ["data.name", "training.batch_size"]
         for file in (ROOT / "results").glob(f"*/{self.base or self.arm}/seed*/run.json"):
@@ -223,7 +223,7 @@ def plan(
 
 
 def ordered(stages: Iterable[Stage]) -> list[Stage]:
-    """Each stage once, in the order of the time that it and its students take: teachers come first."""
+    """Each stage once: the one with the longest chain of students first, so teachers before their students."""
     named = {stage.name: stage for stage in stages}
     for stage in named.values():
         above, teacher = [stage.name], stage.teacher
