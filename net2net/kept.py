@@ -125,8 +125,7 @@ class Kept:
         for name in doubted:
             self.unclear.setdefault(name, []).extend(self.follow.pop(name))
         self._doubted.update(doubted)
-        if everywhere:
-            self._supposed.clear()
+        self.drop([each for each in self._supposed if everywhere or each[0] in doubted])
         return bool(doubted)
 
     def blame(self, size: Size, better: Callable[[], bool]) -> bool:
