@@ -25,7 +25,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -109,10 +108,11 @@ from training.compilation import compiled  # noqa: E402
 from training.config import Config, load  # noqa: E402
 from training.data.order import Order  # noqa: E402
 from training.data.source import open_data  # noqa: E402
-from training.device import float32_precision  # noqa: E402
+from training.device import driver, float32_precision  # noqa: E402
 from training.graphs import WARM_UP  # noqa: E402
 from training.network import build  # noqa: E402
 from training.optim import make_optimizer  # noqa: E402
+from training.runfolder import COLUMNS  # noqa: E402
 from training.session import Session  # noqa: E402
 from training.step import TrainStep  # noqa: E402
 
@@ -733,9 +733,6 @@ def _measurements(day: Day, bench: Any) -> Iterator[tuple[str, float, Callable[[
 # ---- part 3: the arms
 
 
-ARMS = ("step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "objective")
-
-
 def part_3(day: Day) -> bool:
     """All arms of the scale by the launcher of the figures, stopped in time; what is there so far, in two files."""
     from experiments import arms as arms_of
@@ -770,18 +767,10 @@ def part_3(day: Day) -> bool:
             with metrics.open() as file:
                 whose = {"scale": scale, "arm": stage.arm, "seed": stage.config.seed}
                 rows += [{**whose, **row} for row in csv.DictReader(file)]
-    columns = tuple(dict.fromkeys(("scale", "arm", "seed", *ARMS, *(key for row in rows for key in row))))
+    columns = tuple(dict.fromkeys(("scale", "arm", "seed", *COLUMNS, *(key for row in rows for key in row))))
     write(day.out / "gpu_arms.csv", columns, rows)
     write_atomic(day.out / "gpu_arms.json", json.dumps(facts, indent=1).encode() + b"\n")
     return all(stage.finished for stage in stages)
-
-
-def driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout.strip() or "?"
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -801,7 +790,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print(
             f"bench/gpu.py: torch {torch.__version__} (CUDA {torch.version.cuda}) finds no GPU that it can use; the "
-            f"driver is {driver()}. On a machine without one: --device cpu --tiny",
+            f"driver is {driver() or 'not loaded'}. On a machine without one: --device cpu --tiny",
             file=sys.stderr,
         )
         return 2

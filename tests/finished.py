@@ -26,3 +26,10 @@ def add(root, arm, seed, val, final=None, rate=1.0, flops=10, teacher=None, **ho
     info |= {"result": {"val_top1": val[-1] / 100, "all_val_top1": best, "wall_s": len(val) - 0.5}}
     (folder / "run.json").write_text(json.dumps(info))
     return read_seeds(root / arm)[seed]
+
+
+def changed(folder, change):
+    """The run with something else in its run.json."""
+    info = json.loads((folder / "run.json").read_text())
+    change(info)
+    (folder / "run.json").write_text(json.dumps(info))

@@ -1,6 +1,5 @@
 """Verdicts, intervals and sweeps, from small CSV files whose numbers are worked out by hand."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from finished import add
+from finished import add, changed
 from places import ROOT
 
 from figures import claims, evidence, judging, metrics, sweeps
@@ -203,9 +202,7 @@ def test_a_control_is_the_teacher_trained_on_at_the_arms_rate(tmp_path, results)
     def control(name, rate, final):
         for seed in (1, 2, 3):
             run = add(tmp_path / "r", name, seed, [80, 85], final=final, rate=rate, teacher="t")
-            info = json.loads((run.folder / "run.json").read_text())
-            info["config"]["growth.method"] = "continue"
-            (run.folder / "run.json").write_text(json.dumps(info))
+            changed(run.folder, lambda info: info["config"].update({"growth.method": "continue"}))
 
     control("t_continued", 0.1, 84)
     control("t_again", 1, 86)
@@ -300,13 +297,6 @@ def test_a_mistake_in_the_rules_is_named(tmp_path, capsys, test, words):
     assert printed.count("\n") == 1
 
 
-def changed(run, change):
-    """The run with something else in its run.json."""
-    info = json.loads((run.folder / "run.json").read_text())
-    change(info)
-    (run.folder / "run.json").write_text(json.dumps(info))
-
-
 @pytest.mark.parametrize("value", [None, "many", [], "gone"])
 @pytest.mark.parametrize("key", ["all_val_top1", "training_flops_per_image"])
 def test_a_run_that_lacks_a_number_is_named(tmp_path, results, capsys, key, value):
@@ -319,7 +309,7 @@ def test_a_run_that_lacks_a_number_is_named(tmp_path, results, capsys, key, valu
         if value == "gone":
             del section[key]
 
-    changed(runs["a" if key == "all_val_top1" else "standard"][1], change)
+    changed(runs["a" if key == "all_val_top1" else "standard"][1].folder, change)
     assert claims.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr().err
     assert f'seed2/run.json has no "{key}"' in printed

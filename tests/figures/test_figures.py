@@ -1,6 +1,5 @@
 """The figures and their tables, from small CSV files written here."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from finished import write_run
+from finished import changed, write_run
 from places import ROOT
 
 from experiments import figures, looks
@@ -180,9 +179,7 @@ def test_the_large_nets_from_scratch_are_drawn_where_they_were_run(root):
 
 def config(folder, **keys):
     """Change what run.json says was run."""
-    info = json.loads((folder / "run.json").read_text())
-    info["config"] |= keys
-    (folder / "run.json").write_text(json.dumps(info))
+    changed(folder, lambda info: info["config"].update(keys))
 
 
 def test_seeds_of_one_arm_have_one_config(root, tmp_path, capsys):

@@ -82,25 +82,6 @@ def test_three_dimensional_and_depthwise_kernels_and_transposed_ones():
     assert net2net.verify(linear, student, torch.randn(5, 4)).relative < 1e-6
 
 
-@pytest.mark.parametrize("grow", GROWN)
-def test_dtype_gradients_and_modes_are_the_teachers(grow):
-    model = small().double()
-    model[0].requires_grad_(False)
-    model[3].bias.requires_grad_(False)
-    model.train()
-    model[1].eval()  # a frozen batch norm
-    student = grow(model, IMAGES.double())
-    old = {name: (p.requires_grad, p.dtype) for name, p in model.named_parameters()}
-    trained = [p.requires_grad for p in student.parameters()]
-    frozen = [flag for flag in trained if not flag]
-    assert len(frozen) == sum(not flag for flag, _ in old.values()) == 3
-    assert {p.dtype for p in student.parameters()} == {torch.float64}
-    modes = {type(m): m.training for m in student.modules() if isinstance(m, (nn.BatchNorm2d, nn.AdaptiveAvgPool2d))}
-    assert student.training
-    assert modes[nn.AdaptiveAvgPool2d]
-    assert not next(m for m in student.modules() if isinstance(m, nn.BatchNorm2d)).training
-
-
 class Tagged(nn.Parameter):
     """As frameworks derive their own, e.g. for sharding."""
 

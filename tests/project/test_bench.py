@@ -1,18 +1,10 @@
 """The benchmark scripts run, and the numbers in the docs are those of the committed tables."""
 
 import csv
-import importlib.util
 
-from places import ROOT
+from places import ROOT, script
 
 COVERAGE = (ROOT / "docs" / "coverage.md").read_text()
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Sent(list):
@@ -20,7 +12,7 @@ class Sent(list):
 
 
 def test_coverage_measures_a_model_and_says_why_another_was_not_tried(monkeypatch):
-    coverage, rows = script("coverage"), Sent()
+    coverage, rows = script("bench", "coverage.py"), Sent()
     coverage.send_rows(coverage.measure, "torchvision:shufflenet_v2_x0_5", rows, max_params=100)
     assert [row["factor"] for row in rows] == [1.5, 2.0]
     for row in rows:
@@ -36,7 +28,7 @@ def test_coverage_measures_a_model_and_says_why_another_was_not_tried(monkeypatc
 
 
 def test_coverage_tries_what_users_of_timm_do_next(monkeypatch):
-    coverage, rows = script("coverage"), Sent()
+    coverage, rows = script("bench", "coverage.py"), Sent()
     coverage.send_rows(coverage.measure_heads, "timm:test_byobnet", rows, max_params=100)
     assert [row["factor"] for row in rows] == [1.5, 2.0]
     assert all(row[check] == "yes" for row in rows for check in coverage.HEADS)
@@ -48,13 +40,13 @@ def test_coverage_tries_what_users_of_timm_do_next(monkeypatch):
 
 
 def test_the_docs_say_of_how_many_families_students_timms_methods_work():
-    coverage = script("coverage")
+    coverage = script("bench", "coverage.py")
     assert coverage.heads_summary(ROOT / "results" / "heads.csv") in COVERAGE
     assert len({row["family"] for row in coverage.table(ROOT / "results" / "heads.csv") if row["params_after_m"]}) >= 30
 
 
 def test_a_student_that_moved_would_count_as_such():
-    coverage = script("coverage")
+    coverage = script("bench", "coverage.py")
     row = {"error_eval": "1e-7", "error_train": "2e-5", "dtype": "float32"}
     assert not coverage.preserved(row)
     assert coverage.preserved(row | {"error_train": "9e-6"})
@@ -63,7 +55,7 @@ def test_a_student_that_moved_would_count_as_such():
 
 
 def test_the_docs_have_the_totals_of_the_committed_table():
-    table = script("coverage").summary(ROOT / "results" / "coverage.csv")
+    table = script("bench", "coverage.py").summary(ROOT / "results" / "coverage.csv")
     assert table in COVERAGE
     rows = [[int(cell.split()[0]) for cell in line.split("|")[2:4]] for line in table.splitlines()[2:4]]
     tried, grow = (sum(column) for column in zip(*rows, strict=True))
@@ -71,7 +63,7 @@ def test_the_docs_have_the_totals_of_the_committed_table():
 
 
 def test_the_docs_have_the_networks_of_other_packages():
-    coverage = script("coverage")
+    coverage = script("bench", "coverage.py")
     table = coverage.others_summary(ROOT / "results" / "others.csv")
     assert table in COVERAGE
     *_, networks, grow, _, _ = table.splitlines()[-1].split("|")

@@ -3,14 +3,13 @@
 import csv
 import importlib.util
 import io
-import sys
 from itertools import repeat
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from places import ROOT
+from places import ROOT, script
 from torch import nn
 
 from training.session import Session
@@ -22,10 +21,7 @@ LEFT_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytes
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_train", ROOT / "bench" / "train.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("bench", "train.py")
 
 
 @pytest.fixture

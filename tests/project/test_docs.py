@@ -1,13 +1,12 @@
 """The library's pages: their code runs, block after block, and their commands and links exist."""
 
-import importlib.util
 import re
 import shlex
 import sys
 import types
 
 import pytest
-from places import ROOT
+from places import ROOT, script
 
 from net2net import rules
 from net2net.__main__ import _parser
@@ -46,7 +45,5 @@ def test_its_links_exist(page):
 
 
 def test_the_reference_is_that_of_the_docstrings():
-    spec = importlib.util.spec_from_file_location("reference", DOCS.parent / "tools" / "reference.py")
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    reference = script("tools", "reference.py")
     assert reference.PAGE.read_text() == reference.page(), "python tools/reference.py writes it anew"

@@ -2,7 +2,6 @@
 
 import copy
 import gzip
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from places import ROOT
+from places import script
 from torchvision.models import resnet18
 
 import net2net
@@ -19,9 +18,7 @@ import net2net
 @pytest.fixture
 def example(monkeypatch, tmp_path):
     """examples/grow_timm.py as a module, on generated images and without data/."""
-    spec = importlib.util.spec_from_file_location("grow_timm", ROOT / "examples" / "grow_timm.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("examples", "grow_timm.py")
     monkeypatch.setattr(module, "BATCH", 16)
     monkeypatch.chdir(tmp_path)
     raw = Path("data/FashionMNIST/raw")
@@ -99,9 +96,7 @@ def test_what_it_cannot_do_is_refused_in_one_sentence(example, capsys, arguments
 
 def test_a_resnet_is_widened_for_the_images_of_a_folder(tmp_path, capsys, randomise):
     """With torch and torchvision alone, weights from a file, and two classes of drawn images."""
-    spec = importlib.util.spec_from_file_location("widen_resnet", ROOT / "examples" / "widen_resnet.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("examples", "widen_resnet.py")
     for label, colour in {"red": (200, 30, 30), "blue": (30, 30, 200)}.items():
         (tmp_path / "images" / label).mkdir(parents=True)
         for k in range(3):

@@ -62,7 +62,7 @@ def test_commands_go_where_a_variable_points(tmp_path, monkeypatch, capsys):
         "check": lambda: prepare(["check", "~/place/images", "--own", "--fast", "--list=$PLACE/list"]),
         "resize": lambda: prepare(["resize", "$PLACE/images", "~/small", "--short-side=20", "--workers=0"]),
         "plan": lambda: launch.main("", (), plan),
-        "cluster": lambda: launch.main("", (), [*plan[:1], *plan[2:], "--launcher=print", "--site=~/cluster.yaml"]),
+        "cluster": lambda: launch.main("", (), [*plan[:1], *plan[2:], "--launcher=print", "--cluster=~/cluster.yaml"]),
         "status": lambda: status.main(["--scale=smoke", "--runs=~/place/runs"]),
         "clean": lambda: clean.main(["--runs=~/place/runs", "--yes"]),
         "record": lambda: record.main(["smoke", "--runs=~/place/runs", "--results=$PLACE/results"]),

@@ -6,7 +6,6 @@ import runpy
 import shlex
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from jobs import rows
 from PIL import Image
 from places import ROOT
 
-from training.config import ConfigError, load
 from training.data.__main__ import main
 from training.data.imagenet.check import check
 
@@ -95,11 +93,3 @@ def test_the_check_of_ones_own_images(mine, tmp_path, capsys):
 def test_numbers_that_are_given_are_checked(mine):
     assert check(mine, None, 40, None, fast=True).problems == []
     assert "40 images where 41 were expected" in check(mine, None, 41, None, fast=True).problems[0]
-
-
-@pytest.mark.parametrize("key", ["classes", "train_images", "val_images"])
-def test_imagenet_has_its_numbers(key):
-    file = Path(ROOT / "configs" / "imagenet" / "standard.yaml")
-    with pytest.raises(ConfigError, match=rf"data\.{key}: null .* is for data\.name: folder"):
-        load(file, [f"data.{key}=null"])
-    assert load(file, ["data.name=folder", f"data.{key}=null"]).data.name == "folder"

@@ -138,18 +138,11 @@ def test_what_is_submitted_is_not_submitted_again(fake_slurm, tmp_path, capsys):
     assert launch.main("", ("fig4",), command) == 0
     assert "8 were submitted" in capsys.readouterr().out
     texts = [path.read_text() for path in sorted(fake_slurm.glob("*.sh"))]
-    assert [re.search("job-name=smoke-(.*)", text)[1] for text in texts] == list(experiments.arms("fig4"))
-    assert ["aftercorr:1" in text for text in texts] == [False, False, True, True]
     machines = {str(tmp_path): "TMP", sys.executable: "PYTHON", str(ROOT): "ROOT"}
     neutral = "".join(texts)
     for path, name in machines.items():
         neutral = neutral.replace(path, name)
     assert neutral == (ROOT / "tests" / "golden" / "sbatch.txt").read_text()  # so jobs in a queue stay what they are
-    for text in texts:
-        assert "#SBATCH --requeue\n" in text
-        assert "#SBATCH --kill-on-invalid-dep=yes\n" in text
-        assert "#SBATCH --partition=p1\n" in text
-        assert "wckey" not in text
     jobs = {f"{i}_{k}": "PENDING|Priority|" for i in range(1, 5) for k in (0, 1)}
     (fake_slurm / "queue").write_text("".join(f"{job}|{rest}\n" for job, rest in jobs.items()))
     assert launch.main("", ("fig4",), command) == 0
@@ -466,12 +459,9 @@ def test_costs_come_from_the_measured_rows_of_one_gpu(tmp_path):
 def test_an_estimate_is_of_the_work_or_of_the_launches_whichever_is_more(tmp_path):
     (stage,) = plan("smoke", ("standard",), (0,), tmp_path)
     found = cost.costs([stage], tmp_path / "nothing")[stage.name]
-    flops, layers = cost.forward_cost(stage.config)
+    layers = cost.forward_cost(stage.config)[1]
     assert layers == 3 + 11 * 9  # the stem's, and each module's: 2, 3 and 4 on its paths
     assert found.hours == pytest.approx((6 * 32 + 4 * 200 / 3) * layers * 600e-6 / 32 / 3600)
-    large = load(ROOT / "configs" / "imagenet" / "wider_sqrt2.yaml")
-    flops, layers = cost.forward_cost(large)
-    assert cost.assumed_rate(large) == (pytest.approx(60e12 / (3 * flops)), "60 TFLOP/s")
 
 
 def test_the_assumptions_are_what_public_figures_come_to():
@@ -655,11 +645,6 @@ def test_where_slurm_cannot_be_asked_nothing_is_made_up(six):
     assert found[stage.name] == ("running", "step 2 of 6, 32 images/s, 4 s left, on another")
 
 
-def test_a_run_of_another_config_is_named(six):
-    finish(six["standard"], config={**flatten(six["standard"].config), "optimizer.lr": 5.0})
-    assert state_of(six, "standard") == ("failed", "its folder holds a run of another config: optimizer.lr")
-
-
 def test_a_process_of_this_machine_is_seen_by_its_lock(six):
     import fcntl
 
@@ -699,5 +684,3 @@ def test_the_commands_of_the_page_are_understood():
             continue
         arguments = launch._parser("").parse_args(words)
         launch.check(launch._parser(""), arguments)
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page):
-        assert (ROOT / "docs" / Path(target)).exists()

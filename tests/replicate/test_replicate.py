@@ -23,10 +23,25 @@ ALL = experiments.arms()
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def few(tmp_path_factory):
+    """The smoke scale with few images: the options that name it."""
+    scale = tmp_path_factory.mktemp("configs") / "smoke"
+    scale.mkdir()
+    fewer = {
+        "extends": f"{ROOT}/configs/smoke/base.yaml",
+        "data": {"val_images": 20},
+        "training": {"batch_size": 8},
+        "arms": {arm: {"growth.calibration_images": 16} for arm in ("wider", "deeper")},  # and those that extend them
+    }
+    (scale / "base.yaml").write_text(json.dumps(fewer))
+    return ["--scale", "smoke", "--configs", str(scale.parent)]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, few):
     """All eight stages at smoke scale, run once."""
     folder = tmp_path_factory.mktemp("replicate")
-    assert main("", ALL, ["--smoke", "--runs", str(folder), "--jobs", "2"]) == 0
+    assert main("", ALL, [*few, "--runs", str(folder), "--jobs", "2"]) == 0
     return folder
 
 
@@ -36,9 +51,9 @@ def test_the_eight_runs_are_there_and_finished(smoke):
     assert all(manifest["status"] == "finished" for manifest in manifests)
 
 
-def test_a_second_call_runs_nothing(smoke, capsys):
+def test_a_second_call_runs_nothing(smoke, few, capsys):
     before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*")}
-    assert main("", ALL, ["--smoke", "--runs", str(smoke)]) == 0
+    assert main("", ALL, [*few, "--runs", str(smoke)]) == 0
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*")} == before
     assert "starts" not in capsys.readouterr().out
 
@@ -78,14 +93,14 @@ def test_record_copies_the_small_files_of_finished_runs_only(smoke, tmp_path, ca
     assert record.main(["none", "--runs", str(smoke), "--results", str(tmp_path)]) == 2
 
 
-def test_a_failed_stage_is_named_and_holds_up_only_its_students(smoke, tmp_path, capsys):
+def test_a_failed_stage_is_named_and_holds_up_only_its_students(smoke, few, tmp_path, capsys):
     """The folder of the narrow teacher holds a run of another config."""
     folder = tmp_path / "smoke" / "teacher_narrow" / "seed0"
     folder.mkdir(parents=True)
     manifest = json.loads((smoke / "smoke" / "teacher_narrow" / "seed0" / "run.json").read_text())
     manifest["config"]["optimizer.lr"] = 0.5
     (folder / "run.json").write_text(json.dumps(manifest))
-    assert main("", ("teacher_narrow", "standard", "wider"), ["--smoke", "--runs", str(tmp_path)]) == 1
+    assert main("", ("teacher_narrow", "standard", "wider"), [*few, "--runs", str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert "standard/seed0: finished" in captured.out
     assert "teacher_narrow/seed0 failed:" in captured.err
@@ -93,9 +108,9 @@ def test_a_failed_stage_is_named_and_holds_up_only_its_students(smoke, tmp_path,
     assert "not run for want of their teachers: wider/seed0" in captured.err
 
 
-def test_a_call_that_is_stopped_goes_on_later(tmp_path):
+def test_a_call_that_is_stopped_goes_on_later(few, tmp_path):
     """Ctrl-C stops the runs too; after kill -9 they notice that nobody waits for them, save and stop."""
-    command = [sys.executable, str(ROOT / "replicate" / "fig5.py"), "--smoke", "--runs", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "replicate" / "fig5.py"), *few, "--runs", str(tmp_path)]
 
     def written():
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("smoke/*/seed0/checkpoint.pt")}
@@ -112,7 +127,7 @@ def test_a_call_that_is_stopped_goes_on_later(tmp_path):
         while any(stage.locked for stage in plan("smoke", experiments.arms("fig5"), [0], tmp_path)):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    assert main("", ("fig5",), ["--smoke", "--runs", str(tmp_path)]) == 0
+    assert main("", ("fig5",), [*few, "--runs", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("teacher", ["own", "other"])

@@ -305,5 +305,7 @@ def test_extends_follows_variables_and_home(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("key", ["classes", "train_images", "val_images"])
 def test_the_numbers_of_imagenet_are_not_left_to_what_is_found(key):
+    file = ROOT / "configs" / "imagenet" / "standard.yaml"
     with pytest.raises(ConfigError, match=rf"data\.{key}: null \(as many as are found\) is for data\.name: folder"):
-        load(ROOT / "configs" / "imagenet" / "standard.yaml", [f"data.{key}=null"])
+        load(file, [f"data.{key}=null"])
+    assert load(file, ["data.name=folder", f"data.{key}=null"]).data.name == "folder"

@@ -80,13 +80,13 @@ def before_step(rank, who, step, action):
     TrainStep.__call__ = call
 
 
-def in_evaluation(rank, who, number):
-    """A signal to process `who` in the second evaluation, before its first images."""
+def in_evaluation(rank, who=0, number=signal.SIGTERM, which=2):
+    """A signal to process `who` in an evaluation, the second if no other, before its first images."""
     original, calls = trainer.evaluate, []
 
     def evaluate(*arguments):
         calls.append(1)
-        if rank == who and len(calls) == 2:
+        if rank == who and len(calls) == which:
             os.kill(os.getpid(), number)
         return original(*arguments)
 
@@ -243,20 +243,10 @@ def test_one_process_of_two_is_asked_to_stop(whole, tmp_path, where, number):
 
 
 def test_asked_to_stop_before_the_first_evaluation_is_over(whole, tmp_path):
-    job = Job("standard", tmp_path / "run", *FAST, patches=(asked_at_once,))
+    job = Job("standard", tmp_path / "run", *FAST, patches=(partial(in_evaluation, which=1),))
     assert job.wait() == [128 + signal.SIGTERM]
     assert "saved at step 0" in sentences(job)[0]
     resumed(job.out, whole)
-
-
-def asked_at_once(rank):
-    original = trainer.evaluate
-
-    def evaluate(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
-
-    trainer.evaluate = evaluate
 
 
 # ---- saving between evaluations
@@ -374,11 +364,7 @@ def test_one_process_cannot_even_begin(tmp_path):
 
 def no_data_here(rank):
     if rank == 1:
-        train.open_data = lambda *arguments, **options: lose_data_here()
-
-
-def lose_data_here():
-    raise DataError("no images on this machine")
+        train.open_data = Mock(side_effect=DataError("no images on this machine"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -732,15 +718,11 @@ def test_the_teacher_is_still_being_trained(stopped, tmp_path, capsys):
 
 
 def test_the_teacher_was_stopped_in_its_last_evaluation(tmp_path, capsys):
-    job = Job("standard", tmp_path / "run", *FAST, "training.eval_every=6", patches=(asked_at_the_end,))
+    job = Job("standard", tmp_path / "run", *FAST, "training.eval_every=6", patches=(in_evaluation,))
     assert job.wait() == [128 + signal.SIGTERM]
     assert state(job.out)["step"] == 6
     assert call("wider", tmp_path / "student", *FAST, f"growth.teacher={job.out / 'checkpoint.pt'}") == 2
     assert "is not finished (step 6 of 6): train it to its end first" in capsys.readouterr().err
-
-
-def asked_at_the_end(rank):
-    in_evaluation(rank, 0, signal.SIGTERM)
 
 
 def test_a_finished_run_without_its_metrics_is_not_taken_for_finished(tmp_path):

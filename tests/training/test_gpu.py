@@ -1,7 +1,6 @@
 """On a GPU: what bench/gpu.py checks, check by check. Without one its lines run on the CPU, small."""
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from places import ROOT
+from places import script
 
 from net2net.inception_bn import TABLES
 
@@ -23,28 +22,13 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("bench_gpu", ROOT / "bench" / "gpu.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("bench", "gpu.py")
 
 
 def day(gpu, out, device="cpu", tiny=True):
-    made = gpu.main.__globals__["Day"]
     options = gpu.argparse.Namespace(out=out, minutes=9.0, device=device, tiny=tiny, runs=out / "runs", jobs=2)
     options.set, options.seeds = [], [1]
-    return made(options)
-
-
-QUICK = (
-    *("environment", "grouped_equals_chunks", "optimizer_grows", "ranks", "checkpoints_do_not_stop_training"),
-    "replayed_equals_eager",
-)
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_checks_run_without_a_gpu(gpu, tmp_path, name):
-    assert gpu.CHECKS[name](day(gpu, tmp_path)) is not None
+    return gpu.Day(options)
 
 
 @pytest.mark.skipif(not CUDA, reason="no GPU")

@@ -32,7 +32,6 @@ from training.data.imagenet.check import check
 from training.data.imagenet.layouts import readers
 from training.data.imagenet.readers import TarReader, fingerprint
 from training.data.workers import cgroup_quota, cpus
-from training.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -664,11 +663,6 @@ def test_many_names_in_one_tensor():
     strings = reading.Strings(["a", "", "größe", "x" * 300])
     assert list(strings) == [strings[i] for i in range(4)] == ["a", "", "größe", "x" * 300]
     assert strings.text.dtype == torch.uint8
-
-
-def test_what_is_wrong_is_a_data_error(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
-        readers(tmp_path / "nowhere")
 
 
 def test_too_few_files_for_a_worker_are_said(monkeypatch, capsys):

@@ -162,7 +162,7 @@ def test_a_full_disk(images, target, monkeypatch, capsys):
     text = capsys.readouterr().err
     assert f"The disk of {target} is full: make room" in text
     assert "same command goes on where this one stopped" in text
-    assert not [path for path in target.rglob("*") if "part" in path.name]
+    assert not [path for path in target.rglob("*") if path.name.endswith(".tmp")]
 
 
 def test_an_image_that_vanishes_from_the_copy(images, target):

@@ -1,12 +1,12 @@
 """What a session is told by its environment: ranks, GPUs, signals; and what a machine may lack."""
 
 import signal
-import socket
 import warnings
 from datetime import timedelta
 
 import pytest
 import torch
+from jobs import free_port
 from places import ROOT
 from torch import nn
 
@@ -67,9 +67,7 @@ def test_an_environment_that_makes_no_sense_is_told(monkeypatch, variables, word
 
 def test_a_process_without_the_others_says_that_it_waits(monkeypatch, capsys):
     """Variables that are left of another job: half an hour without a word looks like a hang."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("training.session.PATIENCE", 0.1)

@@ -323,28 +323,11 @@ def test_the_mini_batch_is_the_same_on_any_number_of_processes(world):
     assert same(parts[-1].first_images(50), whole.first_images(50))
 
 
-@pytest.mark.parametrize("world", [2, 3, 7])
-def test_validation_images_are_dealt_out_once_each_whatever_their_number(world):
-    whole = torch.cat([images for images, _ in images_of("data.val_images=20").validation()])
-    few = ("data.val_images=20", "training.bn_batch_size=4")
-    parts = [list(images_of(*few, rank=rank, world=world).validation()) for rank in range(world)]
-    seen = torch.cat([images for part in parts for images, _ in part])
-    sums = [sorted(image.double().sum().item() for image in images) for images in (seen, whole)]
-    assert sums[0] == sums[1]
-
-
 def test_flips_follow_the_seed_the_epoch_and_the_image():
     images, plain = batches(images_of(), 0)[0][0], batches(images_of("data.flip=false"), 0)[0][0]
     flipped = [not torch.equal(a, b) for a, b in zip(images, plain, strict=True)]
     assert 0 < sum(flipped) < 32
     assert all(torch.equal(a, b.flip(-1) if f else b) for a, b, f in zip(images, plain, flipped, strict=True))
-
-
-def test_validation_sees_every_image_once_at_any_batch_size():
-    data = images_of()
-    whole = torch.cat([labels for _, labels in data.validation(batch_size=200)])
-    assert same(whole, torch.cat([labels for _, labels in data.validation(batch_size=77)]))
-    assert len(whole) == 200
 
 
 def test_held_out_images_are_not_trained_on():
@@ -363,24 +346,6 @@ def test_the_schedules():
 
 
 # ---- options of the larger scales
-
-
-def test_a_compiled_pass_takes_the_same_steps(runs, tmp_path, monkeypatch):
-    """Traced by dynamo, run without a compiler: code generation for a net of this depth takes minutes on a CPU."""
-    compiled = []
-
-    def trace(model, **options):
-        compiled.append(model)
-        return real(model, backend="eager", **options)
-
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", trace)
-    options = ("training.bn_batch_size=16", "training.steps=2")
-    assert call("teacher_narrow", tmp_path / "compiled", *options, "training.compile=true") == 0
-    assert call("teacher_narrow", tmp_path / "plain", *options) == 0
-    assert len(compiled) == 1
-    ours, theirs = ending(tmp_path / "compiled"), ending(tmp_path / "plain")
-    assert same({**ours, "config": None}, {**theirs, "config": None})
 
 
 def test_half_precision_computes_in_it_and_keeps_the_weights_whole(tmp_path):
@@ -581,15 +546,6 @@ def test_the_teacher_is_of_another_architecture(runs, tmp_path, capsys, arm, tea
     )
     for word in [str(path), *words]:
         assert word in error
-
-
-def test_the_teacher_is_not_finished(tmp_path, capsys):
-    job = Job("teacher_narrow", tmp_path / "teacher_narrow" / "seed0", *LONG)
-    job.until((job.out / "metrics.csv").exists)
-    job.send(signal.SIGTERM)
-    job.wait()
-    error = refused("wider", tmp_path / "wider" / "seed0", capsys)
-    assert "is not finished (step" in error
 
 
 def test_the_folder_holds_a_run_of_another_config(runs, capsys):

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torchvision.transforms.v2 import functional as transforms
 
 from training.config import Config, MemoryDataConfig
 from training.data import fashion_mnist
@@ -60,16 +59,16 @@ class MemoryImages:
         index = sent(index, self.device)
         images, labels = _normalise(self.images[index]), self.labels[index]
         if self.flip:
-            images = torch.where(self._flipped[index][:, None, None, None], transforms.horizontal_flip(images), images)
+            images = torch.where(self._flipped[index][:, None, None, None], images.flip(-1), images)
         return images, labels
 
     def first_images(self, n: int) -> torch.Tensor:
         steps = range(min(math.ceil(n / self._whole.batch_size), self._whole.per_epoch))
         return torch.cat([self._take(0, self._whole.chunks(step)[1][0])[0] for step in steps])[:n]
 
-    def validation(self, whole: bool = False, batch_size: int = 500) -> Iterator[Batch]:
+    def validation(self, whole: bool = False) -> Iterator[Batch]:
         val = self._all_val if whole else self._val
-        for images, labels in zip(*(t.split(batch_size) for t in val), strict=True):
+        for images, labels in zip(*(t.split(500) for t in val), strict=True):
             if not len(labels):  # more processes than images
                 return
             yield _normalise(images), labels
