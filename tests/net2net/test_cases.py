@@ -221,15 +221,11 @@ def widened(net, x):
     return widen(net, x, 2)
 
 
-def explained(net, x):
-    return explain(net, x)
-
-
 def deepened(net, x):
     return deepen(net, x, {"b": [replaceable()]})
 
 
-@pytest.mark.parametrize("act", [widened, explained, deepened, lambda net, x: verify(net, net, x, dtype=torch.float32)])
+@pytest.mark.parametrize("act", [widened, explain, deepened, lambda net, x: verify(net, net, x, dtype=torch.float32)])
 @pytest.mark.parametrize("make", [in_a_memo, in_a_closure, in_a_default, in_a_global, in_an_object])
 def test_nothing_is_left_in_what_code_keeps_outside_of_a_model(make, act):
     """A table without data, or in another precision, would be found there by the next pass of the teacher."""

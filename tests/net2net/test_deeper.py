@@ -545,22 +545,10 @@ def test_a_block_that_is_called_with_more_than_one_argument(randomise):
     assert not torch.equal(student.layers[1](h, mask), student.layers[1](h, mask * 0))
 
 
-class Gated(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.act, self.a, self.b = Scaled(), conv(3, 4), conv(4, 2)
-
-    def forward(self, x):
-        return self.b(self.act(self.a(x), x.mean()))
-
-
-class Scaled(nn.Module):
-    def forward(self, x, by):
-        return F.relu(x * by)
-
-
 def test_a_layer_after_a_module_that_is_called_with_more_than_one_argument(randomise):
-    teacher, x = randomise(Gated()).double(), images(3, 4, 4)
+    net = Net(lambda m, x: m.b(m.act(m.a(x), x.mean())), act=Net(lambda m, x, by: F.relu(x * by)),
+              a=conv(3, 4), b=conv(4, 2))  # fmt: skip
+    teacher, x = randomise(net).double(), images(3, 4, 4)
     certify(teacher, deepen(teacher, x, {"act": [3, (1, 3)]}), x)
     encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
     net = Net(lambda m, x: m.layer(x, src_key_padding_mask=torch.zeros(x.shape[:2], dtype=torch.bool)), layer=encoder)

@@ -195,10 +195,6 @@ def test_operations_without_a_rule_do_not_matter(randomise):
 # Maxout
 
 
-def pieces_last(m, x):
-    return m.end(m.bn(m.fc(x)).view(len(x), 5, 3).amax(2))
-
-
 MAXOUT = {
     "amax": lambda m, x: m.bn(m.fc(x)).view(len(x), 5, 3, *x.shape[2:]).amax(2),
     "max of pieces in turns": lambda m, x: m.bn(m.fc(x)).unflatten(1, (3, 5)).max(1)[0],
@@ -493,10 +489,6 @@ def gelu_after(m, x):
     return F.gelu(x + m.a(x))
 
 
-def constant_added(m, x):
-    return x + m.a(x) + m.table
-
-
 class Table(nn.Module):
     def __init__(self):
         super().__init__()
@@ -504,7 +496,7 @@ class Table(nn.Module):
         self.register_buffer("table", torch.ones(4, 1, 1))
 
     def forward(self, x):
-        return constant_added(self, x)
+        return x + self.a(x) + self.table
 
 
 def inside(block):
@@ -588,7 +580,8 @@ def test_code_that_reaches_into_the_module_after_the_new_layers_is_noticed(rando
 
 def test_every_site_that_explain_lists_can_be_deepened(randomise):
     """One at a time, as listed; the text says what it takes."""
-    maxout = Net(pieces_last, fc=nn.Linear(3, 15), bn=nn.BatchNorm1d(15), end=nn.Linear(5, 2))
+    maxout = Net(lambda m, x: m.end(m.bn(m.fc(x)).view(len(x), 5, 3).amax(2)),
+                 fc=nn.Linear(3, 15), bn=nn.BatchNorm1d(15), end=nn.Linear(5, 2))  # fmt: skip
     models = {
         "preact": (randomise(preact()), images(3, 8, 8).float()),
         "stem": (randomise(stem()), images(3, 6, 5).float()),

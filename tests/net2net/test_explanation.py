@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nets import Net, conv
 from torch import nn
 from torchvision.models import resnet18
 
@@ -42,18 +43,11 @@ def test_what_explain_calls_growable_grows_and_what_it_names_as_fixed_is_refused
     assert "deepen after: nowhere" in str(net2net.explain(model, x))
 
 
-class Special(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
-
-    def forward(self, x):
-        return self.c(torch.special.erfcx(self.b(torch.special.i0(self.a(x)))))
-
-
 def test_register_rule_by_name_and_by_function(monkeypatch):
     monkeypatch.setattr(rules, "RULES", rules.RULES.copy())
-    model, x = Special(), torch.randn(2, 3, 5, 5)
+    model = Net(lambda m, x: m.c(torch.special.erfcx(m.b(torch.special.i0(m.a(x))))),
+                a=conv(3, 4, 1), b=conv(4, 4, 1), c=conv(4, 2, 1))  # fmt: skip
+    x = torch.randn(2, 3, 5, 5)
     with pytest.raises(net2net.UnsupportedOperation, match=r"'special_i0'.*net2net\.register_rule"):
         net2net.widen(model, x, 1.5, strict=True)
     net2net.register_rule(torch.special.i0, "relu")  # every element by itself

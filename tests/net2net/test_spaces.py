@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import Net, conv
 from torch import nn
 from torch.nn.modules import module as torch_module
 
@@ -163,24 +164,11 @@ def axis_of(trace, name, dim):
     return resolve(trace.axes[name][dim])
 
 
-class Flow(nn.Module):
-    """Two convolutions under a forward pass of the test's choice."""
-
-    def __init__(self, forward):
-        super().__init__()
-        self.a = nn.Conv2d(3, 4, 3, padding=1)
-        self.b = nn.Conv2d(4, 4, 3, padding=1)
-        self.run = forward
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
 IMAGE = torch.zeros(2, 3, 6, 5)
 
 
 def trace_of(forward):
-    return Trace(Flow(forward), IMAGE)
+    return Trace(Net(forward, a=conv(3, 4), b=conv(4, 4)), IMAGE)
 
 
 def test_a_layer_reads_the_space_that_the_one_before_it_makes():
@@ -303,15 +291,7 @@ def test_a_convolution_in_groups(groups, inputs, outputs, made, read):
 
 
 def test_a_convolution_over_channels_as_positions_fixes_them():
-    class Across(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(6, 6, 3, padding=1)
-
-        def forward(self, x):
-            return self.b(self.a(x).transpose(1, 2))
-
-    trace = Trace(Across(), IMAGE)
+    trace = Trace(Net(lambda m, x: m.b(m.a(x).transpose(1, 2)), a=conv(3, 4, 1), b=conv(6, 6)), IMAGE)
     assert axis_of(trace, "a.weight", 0)[0][0].fixed == "'conv2d' in module 'b' slides along them"
 
 
@@ -338,7 +318,7 @@ def test_sites_hold_what_each_module_returned():
 
 
 def test_the_skeleton_holds_no_data_and_the_model_is_not_run():
-    model = Flow(lambda m, x: m.b(m.a(x)))
+    model = Net(lambda m, x: m.b(m.a(x)), a=conv(3, 4), b=conv(4, 4))
     model.a.register_forward_hook(lambda module, inputs, output: seen.append(output.device.type))
     seen = []
     trace = Trace(model.train(), IMAGE)
@@ -409,16 +389,12 @@ def test_a_weight_that_is_used_in_two_ways_cannot_grow():
     trace = trace_of(lambda m, x: F.conv_transpose2d(m.a(x), m.a.weight))
     assert "sums over them in one place and is used otherwise in another" in axis_of(trace, "a.weight", 0)[0][0].fixed
 
-    class Gate(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.make, self.read, self.after = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 2)
+    def run(m, x):
+        h = m.make(x)
+        return m.after(h * m.read.weight) + m.read(h)
 
-        def forward(self, x):
-            h = self.make(x)
-            return self.after(h * self.read.weight) + self.read(h)
-
-    trace = Trace(Gate(), torch.zeros(2, 3))
+    net = Net(run, make=nn.Linear(3, 4), read=nn.Linear(4, 1), after=nn.Linear(4, 2))
+    trace = Trace(net, torch.zeros(2, 3))
     assert "'read.weight' sums over them" in axis_of(trace, "make.weight", 0)[0][0].fixed
 
 
