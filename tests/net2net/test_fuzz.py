@@ -729,3 +729,70 @@ def test_what_explain_says_can_grow_does(randomise, drawn):
     for name in {name for row in rows for name in row.made_by} if grown else ():
         old, new = (width_of(model.get_submodule(name)) for model in (teacher, student))
         assert (new > old) == (name in grown), name
+
+
+# Code that counts on numbers which its module keeps under any name: (module, features, number, number) -> features.
+COUNTED = {
+    "one part of two": lambda m, h, a, b: h.split([a(m), h.shape[-1] - a(m)], -1)[0],
+    "parts in turn": lambda m, h, a, b: torch.cat(h.split([a(m), b(m) - a(m)], -1)[::-1], -1),
+    "three parts": lambda m, h, a, b: (lambda q, k, v: torch.cat([q * k, v], -1))(
+        *h.split([a(m), a(m), b(m) - 2 * a(m)], -1)),
+    "heads": lambda m, h, a, b: F.normalize(h.view(*h.shape[:2], a(m), -1), dim=-1).reshape(*h.shape[:2], b(m)),
+    "groups": lambda m, h, a, b: h + h.view(*h.shape[:2], a(m), b(m) // a(m)).mean(-1, True).expand(
+        *(-1, -1, -1), b(m) // a(m)).reshape(*h.shape[:2], b(m)),
+    "scaled": lambda m, h, a, b: h * b(m) ** -0.5,
+    "some": lambda m, h, a, b: h[..., : a(m)],
+    "one taken away": lambda m, h, a, b: h - h[..., a(m) - 1 : a(m)],
+    "mean": lambda m, h, a, b: h - h.sum(-1, keepdim=True) / b(m),
+    "added": lambda m, h, a, b: h + torch.ones(b(m), dtype=h.dtype, device=h.device),
+    "repeated": lambda m, h, a, b: h.repeat(1, 1, a(m)),
+}  # fmt: skip
+NAMES = ("dim", "n", "k", "size", "qk", "embed_dim", "width", "cfg", "num_features", "num_heads", "head_dim", "step")
+
+
+class Counting(nn.Module):
+    """Operations on features, two of which may count on the same number, between two linear layers."""
+
+    def __init__(self, width, operations, names, residual):
+        super().__init__()
+        self.first, self.residual, self.does = nn.Linear(width, 12), residual, []
+        names = iter(names)
+        with torch.no_grad():
+            h = torch.zeros(1, 2, 12)
+            for name, divisor in operations:
+                if (there := h.shape[-1]) < 4:
+                    break
+                a, b = (self.keep(next(names), n) for n in (1 if there % divisor else there // divisor, there))
+                self.does.append(lambda m, h, call=COUNTED[name], a=a, b=b: call(m, h, a, b))
+                h = self.does[-1](self, h)
+        self.last = nn.Linear(h.shape[-1], width)
+
+    def keep(self, name, number):
+        """As an attribute, in a list, or, if there is no name for it, as a constant of the code."""
+        if name is None:
+            return lambda m: number
+        setattr(self, name, [number, 7] if name == "cfg" else number)
+        return lambda m: getattr(m, name)[0] if name == "cfg" else getattr(m, name)
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        for does in self.does:
+            h = does(self, h)
+        return self.last(h) + x if self.residual else self.last(h)
+
+
+@fuzz(25)
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(COUNTED)), st.sampled_from((2, 3, 4))), min_size=1, max_size=3),
+    st.permutations([*NAMES, None, None, None]),
+    st.booleans(),
+    st.sampled_from((1, 2)),
+    factors,
+)
+def test_numbers_that_modules_keep_follow_or_hold_their_channels(randomise, operations, names, residual, n, factor):
+    """And the search for those that do ends."""
+    blocks = [Counting(6, operations, names, residual) for _ in range(n)]
+    teacher, x = randomise(nn.Sequential(nn.Linear(3, 6), *blocks, nn.Linear(6, 2))).double(), images(5, 3)
+    student, _ = attempt(widen, teacher, x, factor, verify=False)
+    if student is not None:
+        certify(teacher, student, x)
