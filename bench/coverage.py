@@ -51,6 +51,7 @@ HEADS_MOST = 6  # million parameters of a model whose methods are tried
 BATCH, PAIR = 4, 2  # two would make batch norm over a single position a division by next to nothing
 SMALL = 96  # pixels: enough for five halvings, where the architecture leaves the input size open
 LIMITS = {"float32": 1e-5, "float64": 1e-10}
+UNDONE = ("the process died", "not run")  # what is tried again the next time: for want of memory, or of time
 
 
 def names() -> list[str]:
@@ -395,10 +396,14 @@ def heads_summary(path: Path) -> str:
 
 
 def table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, sorted; of a model and factor that was measured again, the last."""
+    """The rows of a table, sorted; of a model and factor that was measured again, the last.
+
+    A model that could not be tried has a row without a factor, until it has others.
+    """
     with path.open() as file:
         rows = {(row["model"], row["factor"]): row for row in csv.DictReader(file)}
-    return [rows[key] for key in sorted(rows)]
+    tried = {model for model, factor in rows if factor}
+    return [rows[model, factor] for model, factor in sorted(rows) if factor or model not in tried]
 
 
 def grouped(rows: Iterable[dict[str, str]], key: str) -> dict[str, list[dict[str, str]]]:
@@ -486,10 +491,13 @@ def main(argv: list[str] | None = None) -> int:
         done = {
             row["model"]
             for row in table(arguments.out)
-            if kind == "heads"
-            or row["dtype"]
-            or row["grew"] in ("", "0")
-            or float(row["params_m"]) > arguments.max_params
+            if not row["reason"].startswith(UNDONE)
+            and (
+                kind == "heads"
+                or row["dtype"]
+                or row["grew"] in ("", "0")
+                or float(row["params_m"]) > arguments.max_params
+            )
         }
     todo = [
         n
@@ -523,10 +531,10 @@ def main(argv: list[str] | None = None) -> int:
                     try:
                         rows = pipe.recv()
                     except EOFError:
-                        rows = [{"model": name, "reason": f"the process died (exit code {process.exitcode})"}]
+                        rows = [{"model": name, "reason": f"{UNDONE[0]} (exit code {process.exitcode})"}]
                 elif time.monotonic() - since > arguments.timeout:
                     process.kill()
-                    rows = [{"model": name, "reason": f"not run: more than {arguments.timeout:g} s"}]
+                    rows = [{"model": name, "reason": f"{UNDONE[1]}: more than {arguments.timeout:g} s"}]
                 if rows is not None:
                     process.join()
                     running.remove(entry)

@@ -27,6 +27,14 @@ def test_coverage_measures_a_model_and_says_why_another_was_not_tried(monkeypatc
     assert "no_such_model" in broken[0]["reason"]
 
 
+def test_of_what_was_measured_again_the_last_counts(tmp_path):
+    file = tmp_path / "table.csv"
+    died = "b,,,the process died (exit code -9)\nc,,,TypeError: no\n"
+    file.write_text(f"model,factor,grew,reason\na,2.0,1,\n{died}b,2.0,5,\na,2.0,3,\n")
+    rows = script("bench", "coverage.py").table(file)
+    assert [(row["model"], row["grew"]) for row in rows] == [("a", "3"), ("b", "5"), ("c", "")]
+
+
 def test_coverage_tries_what_users_of_timm_do_next(monkeypatch):
     coverage, rows = script("bench", "coverage.py"), Sent()
     coverage.send_rows(coverage.measure_heads, "timm:test_byobnet", rows, max_params=100)
