@@ -238,6 +238,7 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
     errors = [net2net.verify(model, student, x, train=t, dtype=dtype).relative for t in (False, True)]
     if not all(error <= LIMITS["float32"] for error in errors):  # rounding, or a fault?
         dtype = torch.float64
+        student = None  # or there would be two of them
         model = copy.deepcopy(model).double()
         if x.shape[-1] == SMALL:  # depthwise convolutions take minutes in float64
             with contextlib.suppress(Exception), torch.no_grad():  # too small for this architecture
