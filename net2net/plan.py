@@ -78,7 +78,13 @@ def plan_growth(
                 or kept.blame(size, better)
             ):
                 break
-        anew = _hold(trace, maps, conflict, kept)  # with other widths the numbers are looked at again
+
+        def without(spaces: list[Space], maps: Maps = maps, better: Callable = better) -> bool:
+            fewer = {space: g for space, g in maps.items() if space not in spaces}
+            kept.find(partial(_size, widths={space: len(g) for space, g in fewer.items()}), anew=False)
+            return better(growth=_growth(trace, fewer, producers, scale), maps=fewer)
+
+        anew = _hold(trace, maps, conflict, kept, without)  # with other widths the numbers are looked at again
         if not anew and not kept.doubt(conflict.call.module, everywhere=True):
             call = conflict.call
             raise GrowthError(
@@ -87,9 +93,9 @@ def plan_growth(
             )
 
 
-def _further(tried: Callable, conflict: Conflict) -> bool:
+def _further(tried: Callable, conflict: Conflict, **other: Any) -> bool:
     """Whether a student gets further in its forward pass than to a conflict."""
-    after = tried()[1]
+    after = tried(**other)[1]
     return after is None or after.at > conflict.at
 
 
@@ -277,11 +283,16 @@ def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any)
     return None
 
 
-def _hold(trace: Trace, maps: Maps, conflict: Conflict, kept: Kept) -> bool:
-    """Fix the channels at the place where a student's forward pass differs, for another try. Whether any grew there."""
+def _hold(
+    trace: Trace, maps: Maps, conflict: Conflict, kept: Kept, further: Callable[[list[Space]], bool]
+) -> bool:
+    """Fix the channels at the place where a student's forward pass differs, for another try. Whether any grew there.
+
+    further     whether a student that leaves some spaces as they are gets further in its forward pass
+    """
     call, theirs = conflict.call, conflict.calls
     reason = f"{call.name!r} in {place(call.module)} counts on their width"
-    # What the operation reads and makes; if none of that grows, whatever its module computes: widths can travel.
+    # What the operation reads and makes; if none of that grows, what its module computes: widths can travel.
     inside = [c for c in theirs if not call.module or f"{c.module}.".startswith(f"{call.module}.")]
     unclear = {
         n
@@ -293,11 +304,26 @@ def _hold(trace: Trace, maps: Maps, conflict: Conflict, kept: Kept) -> bool:
         axes = [axis for axis in axes if axis is not None and _grows(axis, maps)]
         # First the axes whose width equals an integer of the module that could not be told to follow or to stay.
         if axes:
-            for axis in [axis for axis in axes if length(axis) in unclear] or axes:
-                fix(axis, reason)
+            axes = [axis for axis in axes if length(axis) in unclear] or axes
+            spaces = list(dict.fromkeys(space for axis in axes for space, _ in resolve(axis) if space in maps))
+            for space in _needed(spaces, further) if calls is inside else spaces:
+                fix(((space, 1),), reason)
             trace.settle_groups()
             return True
     return False
+
+
+def _needed(spaces: list[Space], further: Callable[[list[Space]], bool]) -> list[Space]:
+    """Those of them that have to stay for a student to get further, halving for as long as one half is enough."""
+    if not further(spaces):
+        return spaces
+    while len(spaces) > 1:
+        half = len(spaces) // 2
+        enough = next((part for part in (spaces[:half], spaces[half:]) if further(part)), None)
+        if enough is None:
+            break
+        spaces = enough
+    return spaces
 
 
 def _siblings(trace: Trace, call: Call, calls: Sequence[Call]) -> list[Call]:

@@ -58,6 +58,36 @@ def test_what_hides_its_width_stays(name):
         assert (student.a.out_features, student.b.out_features) == (4, 9)
 
 
+def as_many_heads_as_each_is_wide(m, x):
+    x = m.emb(x)
+    q, k, v = (layer(x).view(2, 3, heads, m.d) for layer, heads in ((m.q, m.h), (m.k, m.kv), (m.v, m.kv)))
+    k, v = (t[:, :, :, None].expand(2, 3, m.kv, m.h // m.kv, m.d).reshape(2, 3, m.h, m.d) for t in (k, v))
+    heads = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+    x = x + m.read(heads.transpose(1, 2).reshape(2, 3, -1))
+    return m.o(x + m.down(F.silu(m.gate(x)) * m.up(x)))
+
+
+def test_where_no_channels_are_read_only_those_that_it_counts_on_stay():
+    """`h` and `d` are one number, so that `d` is taken for the number of heads, which no width can fit."""
+    layers = {"q": (8, 16), "k": (8, 8), "v": (8, 8), "read": (16, 8), "gate": (8, 10), "up": (8, 10), "down": (10, 8)}
+    net = Net(as_many_heads_as_each_is_wide, emb=nn.Linear(5, 8), o=nn.Linear(8, 2))
+    for name, sizes in layers.items():
+        setattr(net, name, nn.Linear(*sizes))
+    net.h, net.kv, net.d = 4, 2, 4
+    student = grown(net.double(), torch.randn(2, 3, 5, dtype=torch.float64))
+    assert (student.h, student.kv, student.d, student.q.out_features) == (4, 2, 4, 16)
+    assert (student.emb.out_features, student.gate.out_features, student.up.out_features) == (16, 20, 20)
+
+
+def test_a_number_that_moves_something_else_holds_only_the_channels_it_comes_from():
+    def forward(m, x):
+        a = m.a(x)
+        return m.o(a) + m.end(m.b(x)) + x.mean() * a.shape[1]
+
+    student = grown(vector(forward, b=nn.Linear(5, 6), end=nn.Linear(6, 2)), X)
+    assert (student.a.out_features, student.b.out_features) == (4, 12)
+
+
 @pytest.mark.parametrize("options", [{"factor": 2}, {"factor": None, "widths": {"a": 8}}])
 def test_what_is_normalised_together_with_channels_that_stay_stays(options):
     net = vector(normalised_with_one_that_stays, b=nn.Linear(5, 4), ln=nn.LayerNorm(8), both=nn.Linear(8, 2))
