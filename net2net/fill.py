@@ -85,7 +85,10 @@ def _disturb_readers(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float
     """
     columns = weight.movedim(dim, 0)
     draw = normal(columns, generator)
-    draw *= noise * _spread(columns.transpose(0, 1)).transpose(0, 1)
+    # A vector is one filter.
+    draw *= noise * (
+        _spread(columns.transpose(0, 1)).transpose(0, 1) if columns.ndim > 1 else _spread(columns[None])[0]
+    )
     columns += balance(draw, axis)
 
 

@@ -78,13 +78,8 @@ def plan_growth(
                 or kept.blame(size, better)
             ):
                 break
-
-        def without(spaces: list[Space], maps: Maps = maps, better: Callable = better) -> bool:
-            fewer = {space: g for space, g in maps.items() if space not in spaces}
-            kept.find(partial(_size, widths={space: len(g) for space, g in fewer.items()}), anew=False)
-            return better(growth=_growth(trace, fewer, producers, scale), maps=fewer)
-
-        anew = _hold(trace, maps, conflict, kept, without)  # with other widths the numbers are looked at again
+        further = partial(_gets_further, trace, example_inputs, producers, scale, kept, conflict)
+        anew = _hold(trace, maps, conflict, kept, further)  # with other widths the numbers are looked at again
         if not anew and not kept.doubt(conflict.call.module, everywhere=True):
             call = conflict.call
             raise GrowthError(
@@ -93,9 +88,25 @@ def plan_growth(
             )
 
 
-def _further(tried: Callable, conflict: Conflict, **other: Any) -> bool:
+def _further(tried: Callable, conflict: Conflict) -> bool:
     """Whether a student gets further in its forward pass than to a conflict."""
-    after = tried(**other)[1]
+    after = tried()[1]
+    return after is None or after.at > conflict.at
+
+
+def _gets_further(
+    trace: Trace,
+    example_inputs: Any,
+    producers: dict[Space, list[str]],
+    scale: Scale | None,
+    kept: Kept,
+    conflict: Conflict,
+    maps: Maps,
+) -> bool:
+    """Whether a student that grows by these maps gets further than to a conflict."""
+    kept.find(partial(_size, widths={space: len(g) for space, g in maps.items()}), anew=False)
+    growth = _growth(trace, maps, producers, scale).noting(kept.follow, kept.unclear)
+    after = find_conflict(trace, growth, maps, example_inputs)
     return after is None or after.at > conflict.at
 
 
@@ -283,12 +294,10 @@ def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any)
     return None
 
 
-def _hold(
-    trace: Trace, maps: Maps, conflict: Conflict, kept: Kept, further: Callable[[list[Space]], bool]
-) -> bool:
+def _hold(trace: Trace, maps: Maps, conflict: Conflict, kept: Kept, further: Callable[[Maps], bool]) -> bool:
     """Fix the channels at the place where a student's forward pass differs, for another try. Whether any grew there.
 
-    further     whether a student that leaves some spaces as they are gets further in its forward pass
+    further     whether a student that grows by fewer maps gets further in its forward pass
     """
     call, theirs = conflict.call, conflict.calls
     reason = f"{call.name!r} in {place(call.module)} counts on their width"
@@ -306,20 +315,24 @@ def _hold(
         if axes:
             axes = [axis for axis in axes if length(axis) in unclear] or axes
             spaces = list(dict.fromkeys(space for axis in axes for space, _ in resolve(axis) if space in maps))
-            for space in _needed(spaces, further) if calls is inside else spaces:
+            for space in _needed(spaces, maps, further) if calls is inside else spaces:
                 fix(((space, 1),), reason)
             trace.settle_groups()
             return True
     return False
 
 
-def _needed(spaces: list[Space], further: Callable[[list[Space]], bool]) -> list[Space]:
+def _needed(spaces: list[Space], maps: Maps, further: Callable[[Maps], bool]) -> list[Space]:
     """Those of them that have to stay for a student to get further, halving for as long as one half is enough."""
-    if not further(spaces):
+
+    def enough_to_hold(part: list[Space]) -> bool:
+        return further({space: g for space, g in maps.items() if space not in part})
+
+    if not enough_to_hold(spaces):
         return spaces
     while len(spaces) > 1:
         half = len(spaces) // 2
-        enough = next((part for part in (spaces[:half], spaces[half:]) if further(part)), None)
+        enough = next(filter(enough_to_hold, (spaces[:half], spaces[half:])), None)
         if enough is None:
             break
         spaces = enough

@@ -27,11 +27,12 @@ from net2net.recording import (
     rebuilt,
     slices,
 )
-from net2net.rules import standardised
+from net2net.rules import computed, standardised
 from net2net.rules.elementwise import broadcast
 from net2net.rules.standardised import CASTS, SCALINGS, Filters
 from net2net.spaces import Axis, Space, cut, fix, length, resolve
 
+Read = tuple[str | int, int]
 Separation = tuple[str, tuple[int, ...]]  # the module that takes channels apart, and into which sizes
 
 
@@ -114,7 +115,10 @@ class Trace(Recording):
         self._times: dict[str, int] = {}
         self._plain: set[str] = set()  # weights that some layer reads as they are
         self._used: set[str] = set()  # parameters and buffers that some operation read
-        self._copied: set[str] = set()  # those read otherwise than as a weight that sums over channels
+        # Who reads what: (a name, or the id of a value that is computed; the id of the call).
+        self._copied: dict[str, set[Read]] = {}  # of those read otherwise than as a weight that sums over channels
+        self._shared: set[Read] = set()  # on the way to a weight that is computed
+        self._on_the_way: dict[int, tuple[Value, Axis]] = {}
         self._values: dict[int, Value] = {}
         self._waiting: list[Value] = []
         self.training_calls: list[Call] | None = None
@@ -137,11 +141,17 @@ class Trace(Recording):
                 if d or (name, d) in self.contracted:
                     fix(axis, f"{name!r} is standardised over them in one place and used otherwise in another")
         for g, (v, dim) in list(self.scales.items()):
-            if g in self._copied:
+            if self._is_copied(g):
                 self._unscale(g, v, dim)
         # One tensor cannot be divided for one use and whole for another.
+        if self._on_the_way:
+            for call in (*self.calls, *(self.training_calls or ())):
+                for value in call.inputs:
+                    _, axis = self._on_the_way.get(id(value), (None, None))
+                    if axis is not None and (id(value), id(call)) not in self._shared:
+                        fix(axis, f"{call.where} uses what is computed of a weight otherwise")
         for name, dim in self.contracted:
-            if name in self._copied or (name, dim) in self.outputs:
+            if self._is_copied(name) or (name, dim) in self.outputs:
                 fix(self.axes[name][dim], f"{name!r} sums over them in one place and is used otherwise in another")
         self.uniform = self._groups()
 
@@ -221,7 +231,7 @@ class Trace(Recording):
         call.inputs = [self.value_of(t) for t in given]
 
     def after(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> None:
-        read = [name for t in given if t is not call.out and (name := self._named(t))]
+        read = [name for t in given if t is not call.out and (name := self.named(t))]
         self._used.update(read)
         if call.name in VIEWS and len(given) == len(read) == 1:
             self._views[id(results[0])] = results[0], read[0]
@@ -234,32 +244,40 @@ class Trace(Recording):
             return
         made = standardised.follow(self, call)
         if made is not None:
-            self._copied.update(n for t in given if self.filters(t) is None and (n := self._named(t)))
+            self._copies(call, {n: n for t in given if self.filters(t) is None and (n := self.named(t))})
             made_of = self._filters.get(id(results[0]))
             if call.name in (*SCALINGS, *CASTS) and made_of is not None and made_of.is_weight and not made_of.centred:
                 self._views[id(results[0])] = results[0], made_of.name
             self._set(call, results, made)
             return
-        self._copied.update(
-            f.name for t in given if id(t) not in self._views and self._is_computed(f := self._filters.get(id(t)))
-        )
+        filters = {id(v): self._filters.get(id(v.tensor)) for v in call.inputs if id(v.tensor) not in self._views}
+        self._copies(call, {value: f.name for value, f in filters.items() if self._is_computed(f)})
         axes = self._ruled(call, given, results)
         scaled = self._scaled(call, given)
         if scaled is not None:
-            self._views[id(results[0])] = results[0], self._named(scaled)
+            self._views[id(results[0])] = results[0], self.named(scaled)
             axes = list(self.axes_of(scaled))
-            read = [name for t in given if t is not scaled and (name := self._named(t))]
+            read = [name for t in given if t is not scaled and (name := self.named(t))]
         self._set(call, results, axes if isinstance(call.out, (tuple, list)) else [axes])
         if id(results[0]) not in self._views or scaled is not None:
-            self._copied.update(name for name in read if read.count(name) > call.weights.count(name))
+            self._copies(call, {name: name for name in read if read.count(name) > call.weights.count(name)})
+
+    def _copies(self, call: Call, read: Mapping[str | int, str]) -> None:
+        """Note that a call reads parameters or buffers, or what is computed from each."""
+        for each, name in read.items():
+            self._copied.setdefault(name, set()).add((each, id(call)))
+
+    def _is_copied(self, name: str) -> bool:
+        """Whether something reads a parameter or buffer that is no way to a weight that sums over channels."""
+        return not self._copied.get(name, set()) <= self._shared
 
     def _scaled(self, call: Call, given: list[torch.Tensor]) -> torch.Tensor | None:
         """The weight that is scaled entry by entry, e.g. masked: what sums with the result sums with a weight."""
         if call.name not in (*SCALINGS, *CASTS) or not isinstance(call.out, torch.Tensor) or len(given) > 2:
             return None
         factors = given if call.name.startswith("mul") else given[:1]
-        weights = [t for t in factors if t.ndim > 1 and t.shape == call.out.shape and self._named(t)]
-        if not weights or len({self._named(t) for t in given}) < len(given) or id(call.out) in self.names:
+        weights = [t for t in factors if t.ndim > 1 and t.shape == call.out.shape and self.named(t)]
+        if not weights or len({self.named(t) for t in given}) < len(given) or id(call.out) in self.names:
             return None
         return next((t for t in weights if isinstance(t, nn.Parameter)), weights[0])
 
@@ -292,7 +310,7 @@ class Trace(Recording):
                 for axis in value.axes:
                     fix(axis, f"{call.where} changes a part of a constant")
 
-    def _named(self, tensor: torch.Tensor) -> str | None:
+    def named(self, tensor: torch.Tensor) -> str | None:
         """The parameter or buffer that a tensor is, or is a view of."""
         if self._is_standard(known := self._filters.get(id(tensor))):
             return known.name
@@ -326,7 +344,7 @@ class Trace(Recording):
 
     def _stays_standardised(self, name: str) -> bool:
         """Whether nothing but layers that sum over its further dimensions reads a weight, standardised."""
-        used = name in self._copied or name in self._plain or any(name == v for v, _ in self.scales.values())
+        used = self._is_copied(name) or name in self._plain or any(name == v for v, _ in self.scales.values())
         return not used and (name, 0) not in self.contracted
 
     def _ruled(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> list:
@@ -440,7 +458,7 @@ class Trace(Recording):
 
     def is_parameter(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is a parameter or buffer of the model or a view of one, and not computed from one."""
-        return self._named(tensor) is not None
+        return self.named(tensor) is not None
 
     def weight(self, call: Call, tensor: torch.Tensor, output: int, contracted: int | None) -> list[Axis | None]:
         """Axes of a weight that sums over dimension `contracted` (None: over nothing) and makes channels along
@@ -453,7 +471,7 @@ class Trace(Recording):
 
     def makes(self, weight: torch.Tensor, times: int) -> None:
         """Note that a weight makes so many channels for each of its positions along the dimension that makes them."""
-        self._times[self._named(weight) or ""] = times
+        self._times[self.named(weight) or ""] = times
 
     def made(self, name: str, dim: int) -> Axis:
         """The channels that a weight makes along a dimension."""
@@ -461,7 +479,7 @@ class Trace(Recording):
 
     def factor(self, call: Call, tensor: torch.Tensor, outputs: list[int], contracted: list[int]) -> list[Axis | None]:
         """The same for one with any number of either."""
-        name = self._named(tensor) or ""
+        name = self.named(tensor) or ""
         axes = self.axes_of(tensor)
         own = {id(axis): dim for dim, axis in enumerate(self.axes[name])}  # a view has them in another order
         self.outputs.update(((name, own[id(axes[dim])]), None) for dim in outputs)
@@ -473,11 +491,11 @@ class Trace(Recording):
 
     def scaled_weight(self, call: Call, v: torch.Tensor, g: torch.Tensor, dim: int) -> bool:
         """Whether v is a parameter whose norm another one, g, makes up for. What the call makes is then a weight."""
-        names = self._named(v), self._named(g)
+        names = self.named(v), self.named(g)
         if None in names or self.axes_of(v) is not self.axes.get(names[0]):
             return False
         if self.scales.setdefault(names[1], (names[0], dim)) != (names[0], dim):  # of several weights
-            self._copied.add(names[1])
+            self._copies(call, {names[1]: names[1]})
             return False
         self._views[id(call.out)] = call.out, names[0]
         return True
@@ -489,15 +507,41 @@ class Trace(Recording):
             if d != dim:
                 fix(axis, f"{v!r} is normalised over them, and its scale {g!r} is used otherwise in another place")
 
+    def layer_weight(self, call: Call, tensor: torch.Tensor, output: int, contracted: int) -> list[Axis | None] | None:
+        """The same for a parameter or buffer, and for what is computed from such so that it can be divided for the
+        copies of what it sums over; None for any other."""
+        if self.is_parameter(tensor):
+            return self.weight(call, tensor, output, contracted)
+        value = self.value_of(tensor)
+        its = computed.shares(self, value, contracted) if value.constant else None
+        if its is None:
+            return None
+        for dim, axis in enumerate(value.axes):
+            if dim not in (output % tensor.ndim, contracted % tensor.ndim):
+                fix(axis, "they are kernel taps")
+        self._makes(value, output)
+        self.contracted.update(its.of)
+        self._plain.update(name for name, _ in its.of)
+        for each, reader in ((value, call), *its.read):
+            if isinstance(each, Value):
+                self._on_the_way[id(each)] = each, value.axes[contracted]
+            self._shared.add((each if isinstance(each, str) else id(each), id(reader)))
+        return value.axes
+
     def computed_weight(self, tensor: torch.Tensor, output: int, where: str) -> list[Axis | None]:
-        """Axes of a weight that is computed from parameters, e.g. standardised: only what it makes can grow."""
+        """Axes of a weight that is computed from parameters in any way: only what it makes can grow."""
         axes = self.axes_of(tensor)
         for dim, axis in enumerate(axes):
             if dim != output:
                 fix(axis, f"{where} computes its weight")
-        made = resolve(axes[output] or ())
-        before, seen = [self.value_of(tensor)], set()
-        while before:  # back to the parameters that it is computed from
+        self._makes(self.value_of(tensor), output)
+        return axes
+
+    def _makes(self, weight: Value, output: int) -> None:
+        """Note the parameters that a weight is computed from as makers of its channels."""
+        made = resolve(weight.axes[output] or ())
+        before, seen = [weight], set()
+        while before:
             value = before.pop()
             name = self.names.get(id(value.tensor))
             if name is not None and value.tensor.ndim > 1:
@@ -507,7 +551,6 @@ class Trace(Recording):
             elif value.call is not None and id(value) not in seen:
                 seen.add(id(value))
                 before += value.call.inputs
-        return axes
 
     def steps(self) -> dict[Space, int]:
         """How many channels of the first layer that makes a space grow with each of its own, e.g. those of a group."""

@@ -20,9 +20,8 @@ def _layer(trace: Trace, call: Call, out_dim: int, in_dim: int, channels: int) -
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
     axes = trace.axes_of(x)
     channels %= x.ndim
-    if trace.is_parameter(weight):
-        w = trace.weight(call, weight, out_dim, in_dim)
-    else:  # computed from others: what it makes can grow, how what it sums over would depends on how
+    w = trace.layer_weight(call, weight, out_dim, in_dim) if x is not weight else None
+    if w is None:  # what it makes can grow; how what it sums over would depends on how it is computed
         w = trace.computed_weight(weight, out_dim, call.where)
         fix(axes[channels], f"{call.where} sums over them with a weight that is computed")
     tie(axes[channels], w[in_dim], f"{call.where} reads them from the network's input or a tensor that cannot follow")
@@ -214,15 +213,17 @@ def _product(trace: Trace, call: Call, a: Value, b: Value) -> list[Axis | None]:
     if min(a.tensor.ndim, b.tensor.ndim) < 2:
         return opaque(trace, call)
     left, right = (trace.is_parameter(value.tensor) for value in (a, b))
+    if not left and not right:  # computed from parameters, which the other is not
+        left, right = (one.constant and not other.constant for one, other in ((a, b), (b, a)))
+    made = None
     if left != right and min(a.tensor.ndim, b.tensor.ndim) == 2:
         reason = f"{call.where} reads them from the network's input or a tensor that cannot follow"
-        if right:
-            made = trace.weight(call, b.tensor, b.tensor.ndim - 1, b.tensor.ndim - 2)
-            tie(a.axes[-1], made[-2], reason)
-        else:
-            made = trace.weight(call, a.tensor, a.tensor.ndim - 2, a.tensor.ndim - 1)
-            tie(b.axes[-2], made[-1], reason)
-    else:
+        weight, output, summed = (b, -1, -2) if right else (a, -2, -1)
+        output, summed = output % weight.tensor.ndim, summed % weight.tensor.ndim
+        made = trace.layer_weight(call, weight.tensor, output, summed)
+        if made is not None:
+            tie(a.axes[-1] if right else b.axes[-2], made[summed], reason)
+    if made is None:
         for axis in (a.axes[-1], b.axes[-2]):
             fix(axis, f"{call.where} sums over them")
     return [*_leading(trace, call, [a, b], call.out.ndim), a.axes[-2], b.axes[-1]]

@@ -517,6 +517,13 @@ def test_constants_that_are_changed_in_parts_hold_their_channels(name):
     assert (student.a.out_channels, student.b.out_channels) == (4, 12)
 
 
+def test_a_vector_that_sums_over_channels_takes_noise():
+    net = Net(lambda m, x: torch.einsum("nc,c->n", F.relu(m.a(x)), m.v), a=nn.Linear(5, 4))
+    net.v = nn.Parameter(torch.randn(4))
+    student = grown(net.double(), images(5))
+    assert len(student.v.unique()) == len(student.v) == 8
+
+
 def test_a_layer_of_two_inputs_sums_over_both():
     torch.manual_seed(0)
     parts = {"a": nn.Linear(5, 4), "b": nn.Linear(5, 3), "both": nn.Bilinear(4, 3, 6), "o": nn.Linear(6, 2)}
@@ -534,6 +541,12 @@ SCALED = {
     "a mask": lambda m, w: m.mask * w,
     "another weight": lambda m, w: w * m.other,
     "a cast and back": lambda m, w: (w.float().to(w) * 2.0).t().contiguous().t(),
+    "a sum": lambda m, w: w + m.other,
+    "noise": lambda m, w: w + m.other * m.mask,
+    "a mask of a sum": lambda m, w: m.mask * (w - 0.5 * m.other),
+    "a product with a sum": lambda m, w: (m.other + m.mask) * w,
+    "a product of low rank on it": lambda m, w: w + 0.5 * m.tall @ m.flat,
+    "a sum over and over": lambda m, w: (s := w + m.other) + s * 0.5,
 }
 HELD_BY_WEIGHTS = {
     "itself": lambda m, w: w * w,
@@ -541,7 +554,12 @@ HELD_BY_WEIGHTS = {
     "one over it": lambda m, w: 1 / (w + 9),
     "a mask of its places": lambda m, w: w * (torch.arange(w.shape[1], dtype=w.dtype) > 1),
     "a share of it": lambda m, w: w / w.norm(dim=1, keepdim=True),
-    "a sum": lambda m, w: w + m.other,
+    "a sum with a number": lambda m, w: w + 1,
+    "a sum with one of each output": lambda m, w: w + m.rows[:, None],
+    "a sum with its own square": lambda m, w: w + (w * 2) * w,
+    "the square of a sum": lambda m, w: (s := w + m.other) * s,
+    "a sum over its norm": lambda m, w: (s := w + m.other) / s.norm(dim=1, keepdim=True),
+    "a sum that bends": lambda m, w: F.softplus(w + m.other),
 }
 
 
@@ -549,7 +567,16 @@ def scaled(make):
     torch.manual_seed(0)
     net = Net(lambda m, x: m.o(F.relu(F.linear(F.relu(m.a(x)), make(m, m.w), m.bias))),
               a=nn.Linear(5, 4), o=nn.Linear(6, 2))  # fmt: skip
-    for name, shape in {"w": (6, 4), "bias": (6,), "scale": (), "rows": (6,), "columns": (4,), "other": (6, 4)}.items():
+    for name, shape in {
+        "w": (6, 4),
+        "bias": (6,),
+        "scale": (),
+        "rows": (6,),
+        "columns": (4,),
+        "other": (6, 4),
+        "tall": (6, 2),
+        "flat": (2, 4),
+    }.items():
         net.register_parameter(name, nn.Parameter(torch.rand(shape) + 0.5))
     net.register_buffer("mask", (torch.rand(6, 4) > 0.5).float())
     return net.double()
@@ -569,6 +596,44 @@ def test_weights_that_are_scaled_entry_by_entry_grow(name):
 @pytest.mark.parametrize("name", HELD_BY_WEIGHTS)
 def test_weights_that_are_computed_otherwise_hold_what_they_read(name):
     student = grown(scaled(HELD_BY_WEIGHTS[name]), images(5))
+    assert (student.a.out_features, student.w.shape) == (4, (12, 4))
+
+
+KERNELS = {
+    "a branch of another size": lambda m, x: F.conv2d(x, m.w + F.pad(m.point, (1, 1, 1, 1)), padding=1),
+    "twice, once mirrored": lambda m, x: F.conv2d(x, m.w, padding=1) - F.conv2d(x, m.w.flip(3), padding=1),
+    "less its sum": lambda m, x: F.conv2d(x, m.w, padding=1) - F.conv2d(x, m.w.sum((2, 3), keepdim=True)),
+    "less its mean": lambda m, x: F.conv2d(x, m.w - m.w.mean((2, 3), keepdim=True), padding=1),
+    "by hand": lambda m, x: (m.w.view(m.w.size(0), -1) @ F.unfold(x, 3, padding=1)).view(len(x), -1, *x.shape[2:]),
+    "by hand, transposed": lambda m, x: (F.unfold(x, 3, padding=1).transpose(1, 2) @ m.w.flatten(1).t())
+    .transpose(1, 2).reshape(len(x), -1, *x.shape[2:]),
+    "splines": lambda m, x: F.linear(
+        torch.stack([x, x.tanh(), x.square()], 2).permute(0, 3, 4, 1, 2).flatten(3),
+        (m.splines * m.point[..., 0]).view(len(m.splines), -1)).permute(0, 3, 1, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [1.5, 2])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_that_are_computed_grow(name, factor, randomise):
+    layer = Net(KERNELS[name])
+    shapes = {"w": (6, 4, 3, 3), "point": (6, 4, 1, 1), "splines": (6, 4, 3)}
+    for key, shape in shapes.items():
+        layer.register_parameter(key, nn.Parameter(torch.empty(shape)))
+        nn.init.normal_(getattr(layer, key))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(6, 2, 1))
+    student = grown(randomise(net).double(), images(3, 6, 6), factor)
+    assert (student[0].out_channels, student[5].in_channels) == (4 * factor, 6 * factor)
+
+
+def test_a_computed_weight_that_something_else_reads_stays():
+    def run(m, x):
+        weight = m.w + m.other
+        return m.o(F.relu(F.linear(F.relu(m.a(x)), weight, m.bias) + F.linear(weight, m.reads)[:, 0]))
+
+    net = scaled(None)
+    net.run, net.reads = run, nn.Parameter(torch.rand(1, 4).double())
+    student = grown(net, images(5))
     assert (student.a.out_features, student.w.shape) == (4, (12, 4))
 
 

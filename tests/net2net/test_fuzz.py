@@ -796,3 +796,76 @@ def test_numbers_that_modules_keep_follow_or_hold_their_channels(randomise, oper
     student, _ = attempt(widen, teacher, x, factor, verify=False)
     if student is not None:
         certify(teacher, student, x)
+
+
+# What a weight can be computed by: linear in its parameters or not, along channels or not.
+WEIGHED = {
+    "sum": lambda m, a, b: a + b,
+    "difference": lambda m, a, b: a - 0.5 * b,
+    "product": lambda m, a, b: a * b,
+    "masked": lambda m, a, b: a * m.mask + b,
+    "share": lambda m, a, b: a / (b.abs() + 1),
+    "flipped": lambda m, a, b: a.flip(2),
+    "turned": lambda m, a, b: a.transpose(2, 3),
+    "pointwise": lambda m, a, b: F.pad(a.sum((2, 3), keepdim=True), (1, 1, 1, 1)) + b,
+    "seen as a matrix": lambda m, a, b: a.flatten(1).t().reshape(*a.shape[1:], len(a)).permute(3, 0, 1, 2),
+    "stacked": lambda m, a, b: torch.stack((a, b)).mean(0),
+    "joined": lambda m, a, b: torch.cat((a[..., :2], b[..., 2:]), 3),
+    "of low rank": lambda m, a, b: (a.flatten(1)[:, :2] @ b.flatten(1)[:2]).view_as(a),
+    "product of matrices": lambda m, a, b: (a.sum((2, 3)) @ b.flatten(1)).view_as(b),
+    "rows": lambda m, a, b: a * m.rows.view(-1, 1, 1, 1),
+    "columns": lambda m, a, b: a * m.columns.view(1, -1, 1, 1) + b,
+    "more": lambda m, a, b: a + m.rows.view(-1, 1, 1, 1),
+    "centred": lambda m, a, b: a - a.mean((2, 3), keepdim=True),
+    "one more": lambda m, a, b: a + 1,
+    "bent": lambda m, a, b: F.softplus(a),
+    "filters at length one": lambda m, a, b: F.normalize(a.flatten(1), dim=1).view_as(a),
+}
+
+
+class Weighed(nn.Module):
+    """A convolution whose weight is computed, step by step, and may be used a second time on the way."""
+
+    def __init__(self, width, steps, again, by_hand):
+        super().__init__()
+        self.steps, self.again, self.by_hand = steps, again, by_hand
+        self.kernels = nn.ParameterList(torch.empty(width, width, 3, 3) for _ in range(3))
+        self.rows, self.columns = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.register_buffer("mask", torch.empty(width, width, 3, 3))
+
+    def forward(self, x):
+        found = list(self.kernels)
+        for name, a, b in self.steps:
+            found.append(WEIGHED[name](self, found[-1 - a % len(found)], found[-1 - b % len(found)]))
+        weight = found[-1]
+        if self.by_hand:
+            n, _, h, w = x.shape
+            made = (weight.flatten(1) @ F.unfold(x, 3, padding=1)).view(n, -1, h, w)
+        else:
+            made = F.conv2d(x, weight, padding=1)
+        if self.again is not None:
+            made = made + F.conv2d(x, found[self.again % len(found)], padding=1)
+        return made
+
+
+@fuzz(25)
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(WEIGHED)), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=4),
+    st.none() | st.integers(0, 7),
+    st.booleans(),
+    factors,
+    factors,
+    seeds,
+)
+def test_weights_that_are_written_out_grow_or_stay(randomise, steps, again, by_hand, first, second, seed):
+    layers = [Weighed(4, steps, again, by_hand) for _ in range(2)]
+    teacher, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh(), *layers, nn.ReLU(), nn.Conv2d(4, 2, 1)), images(3, 4, 4)
+    for p in teacher.parameters():
+        nn.init.normal_(p, 0.3, 0.2)
+    teacher = randomise(teacher).double()
+    student, _ = attempt(widen, teacher, x, first, seed=seed, verify=False)
+    if student is not None:
+        certify(teacher, student, x)
+        grown, _ = attempt(widen, student, x, second, seed=seed + 1, verify=False)
+        if grown is not None:
+            certify(teacher, grown, x)
