@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from net2net.recording import Call
 from net2net.rules.opaque import opaque
-from net2net.spaces import Axis, Space, cut, fix, resolve, tie
+from net2net.spaces import Axis, Space, cut, fix, length, resolve, tie
 
 if TYPE_CHECKING:
     from net2net.trace import Trace
@@ -27,6 +28,10 @@ def batch_norm(trace: Trace, call: Call) -> list[Axis | None]:
     for axis in (axes[0], *axes[2:]):
         fix(axis, f"{call.where} averages over them")
     tie_arguments(trace, call, axes[1], {"running_mean": 1, "running_var": 2, "weight": 3, "bias": 4})
+    module = trace.skeleton.get_submodule(call.module)
+    bare = axes[1] is not None and len(call.inputs) == 1  # no tensor of the layer says how many there are
+    if bare and isinstance(module, nn.modules.batchnorm._NormBase) and module.num_features == length(axes[1]):
+        trace.keeps(call.module, "num_features", axes[1])
     return list(axes)
 
 

@@ -4,6 +4,7 @@ on them, hooks, modes, and the integers that modules keep of their widths."""
 import copy
 import types
 import warnings
+from functools import partial
 
 import pytest
 import timm
@@ -329,6 +330,15 @@ def test_integers_that_modules_keep_of_their_widths_follow(randomise):
     # The teacher's own are untouched, lists and objects too.
     assert vars(model.config) == vars(Blocks().config)
     assert (model.dims, model.info[0]["num_chs"], model.num_features) == ((8, 20), 8, 8)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d, partial(nn.BatchNorm2d, affine=False, track_running_stats=False)])
+def test_norms_without_tensors_know_their_widths(norm, recwarn):
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(), nn.Conv2d(8, 2, 1)), torch.randn(2, 3, 6, 6)
+    student = net2net.widen(model, x, 1.5)
+    student(x)
+    assert (model[1].num_features, student[1].num_features) == (8, 12)
+    assert not recwarn  # instance norm compares them
 
 
 PACKED = {
