@@ -308,7 +308,9 @@ def _hold(trace: Trace, maps: Maps, conflict: Conflict, kept: Kept, further: Cal
         for path, n in integers(trace.skeleton.get_submodule(call.module))
         if path in kept.unclear.get(call.module, ())
     }
-    for calls in (_siblings(trace, call, theirs), inside):
+    own = _growing(trace, call, maps)
+    alike = [each for each in _siblings(trace, call, theirs) if _growing(trace, each, maps) == own]
+    for calls in (alike, inside):
         axes = [axis for c in calls for each in (*(v.axes for v in c.inputs), *c.axes) for axis in each]
         axes = [axis for axis in axes if axis is not None and _grows(axis, maps)]
         # First the axes whose width equals an integer of the module that could not be told to follow or to stay.
@@ -353,6 +355,13 @@ def _siblings(trace: Trace, call: Call, calls: Sequence[Call]) -> list[Call]:
         for module, each in own.items()
         if at < len(each) and each[at].name == call.name and type(trace.skeleton.get_submodule(module)) is kind
     ]
+
+
+def _growing(trace: Trace, call: Call, maps: Maps) -> list[bool]:
+    """Which dimensions grow of what a call reads and makes, and of what its module is given."""
+    given = (value.axes for value in trace.given.get(call.module, ()) if value is not None)
+    axes = (axis for each in (*(value.axes for value in call.inputs), *call.axes, *given) for axis in each)
+    return [axis is not None and _grows(axis, maps) for axis in axes]
 
 
 def _first_difference(

@@ -88,6 +88,30 @@ def test_a_number_that_moves_something_else_holds_only_the_channels_it_comes_fro
     assert (student.a.out_features, student.b.out_features) == (4, 12)
 
 
+class Attention(nn.Module):
+    """The width of a head is what it is given over their number, as in many published nets."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.num_heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        n, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(n, tokens, 3, self.num_heads, width // self.num_heads)
+        heads = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+        return x + self.out(heads.transpose(1, 2).reshape(n, tokens, width))
+
+
+def test_heads_that_cannot_grow_hold_none_of_the_same_class_that_can(randomise):
+    """The last one's input is the network's output."""
+    net = nn.Sequential(
+        nn.Linear(3, 8), Attention(8, 2), nn.Linear(8, 6), Attention(6, 2), nn.Linear(6, 4), Attention(4, 2)
+    )
+    student = grown(randomise(net).double(), torch.randn(2, 5, 3, dtype=torch.float64))
+    assert [student[k].num_heads for k in (1, 3, 5)] == [4, 4, 2]
+    assert [student[k].qkv.out_features for k in (1, 3, 5)] == [48, 36, 12]
+
+
 @pytest.mark.parametrize("options", [{"factor": 2}, {"factor": None, "widths": {"a": 8}}])
 def test_what_is_normalised_together_with_channels_that_stay_stays(options):
     net = vector(normalised_with_one_that_stays, b=nn.Linear(5, 4), ln=nn.LayerNorm(8), both=nn.Linear(8, 2))
