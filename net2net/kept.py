@@ -128,6 +128,17 @@ class Kept:
         self.drop([each for each in self._supposed if everywhere or each[0] in doubted])
         return bool(doubted)
 
+    def doubt_unless(self, module: str, size: Size, worse: Callable[[], bool]) -> bool:
+        """Likewise, unless a student gets less far so: then the numbers are needed as they are."""
+        before = set(self._doubted), dict(self._supposed)
+        if not self.doubt(module):
+            return False
+        if not worse():
+            return True
+        self._doubted, self._supposed = before
+        self.find(size, anew=False)
+        return False
+
     def blame(self, size: Size, better: Callable[[], bool]) -> bool:
         """Let go of the numbers of one module, wherever it is, if a student gets further so; if of none, of all."""
         before, names = set(self._doubted), list(self.follow)

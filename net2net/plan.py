@@ -71,10 +71,10 @@ def plan_growth(
             if conflict is None:
                 noted.stayed = _stayed(trace, maps, scale, modules)
                 return noted
-            better = partial(_further, tried, conflict)
+            better, worse = partial(_further, tried, conflict), partial(_less_far, tried, conflict)
             if not (
                 _supposed(trace, kept, conflict, size, better)
-                or kept.doubt(conflict.call.module)
+                or kept.doubt_unless(conflict.call.module, size, worse)
                 or kept.blame(size, better)
             ):
                 break
@@ -92,6 +92,12 @@ def _further(tried: Callable, conflict: Conflict) -> bool:
     """Whether a student gets further in its forward pass than to a conflict."""
     after = tried()[1]
     return after is None or after.at > conflict.at
+
+
+def _less_far(tried: Callable, conflict: Conflict) -> bool:
+    """Whether a student does not even get as far as to a conflict."""
+    after = tried()[1]
+    return after is not None and after.at < conflict.at
 
 
 def _gets_further(
