@@ -173,8 +173,11 @@ class Growth:
         if 0 in axes:
             mean, squares = (t.index_select(0, axes[0].index.to(t.device)) for t in (mean, squares))
         dim = self._shared(name)[0]
-        draw = normal(new, generator_for(seed, "standardised", name))
+        # Copies of a filter are the same to the bit: what rounding made of a difference would grow from layer to layer.
+        draw = normal(new[: len(weight)], generator_for(seed, "standardised", name))
         draw = balance(draw.movedim(dim, 0), axes[dim]).movedim(0, dim)
+        if 0 in axes:
+            draw = draw.index_select(0, axes[0].index.to(draw.device))
         lacking = squares * (new[0].numel() - correction) - new.square().sum(taps, keepdim=True)
         amount = (lacking / draw.square().sum(taps, keepdim=True)).clamp_min(0).sqrt()
         return new.addcmul_(draw, amount).add_(mean)

@@ -145,6 +145,27 @@ def test_standardised_weights_grow_in_what_they_read_and_make(kind, factor, rand
     assert padded.read.in_channels == wide[3]
 
 
+def test_copies_of_a_standardised_filter_are_one_until_they_are_trained(randomise):
+    """To the bit: what rounding makes of a difference grows from layer to layer."""
+    net = between(
+        lambda m, h: m.b(m.a(h)),
+        make=nn.Conv2d(3, 8, 1),
+        a=Standardised(8, 8),
+        b=Standardised(8, 8),
+        read=nn.Conv2d(8, 5, 1),
+    )
+    teacher, x = randomise(net), images(3, 4, 4).float()
+    student = widen(teacher, x, 2, noise=0)
+    for name in ("a", "b"):
+        weight, space = (
+            student.get_submodule(name).weight,
+            next(s for s in history(student)[0]["spaces"] if s["made_by"][0] == f"{name}.weight"),
+        )
+        assert torch.equal(weight[8:], weight[space["copies_of"]])
+    learns(student, x)
+    assert len(student.a.weight.flatten(1).unique(dim=0)) == 16
+
+
 def deviation_alone(m, h):
     return F.conv2d(h, m.ws.weight / m.ws.weight.std((1, 2, 3), keepdim=True), padding=1)
 
