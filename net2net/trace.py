@@ -508,8 +508,8 @@ class Trace(Recording):
                 fix(axis, f"{v!r} is normalised over them, and its scale {g!r} is used otherwise in another place")
 
     def layer_weight(self, call: Call, tensor: torch.Tensor, output: int, contracted: int) -> list[Axis | None] | None:
-        """The same for a parameter or buffer, and for what is computed from such so that it can be divided for the
-        copies of what it sums over; None for any other."""
+        """Axes of a layer's weight, as by `weight`: of a parameter or buffer, or of what is computed from such so that
+        it can be divided for the copies of what it sums over. None for any other."""
         if self.is_parameter(tensor):
             return self.weight(call, tensor, output, contracted)
         value = self.value_of(tensor)
