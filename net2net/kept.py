@@ -241,6 +241,10 @@ class _Evidence:
                             self.given.setdefault(name, set()).add(size)
 
     @cached_property
+    def _names(self) -> set[str]:
+        return {name for name, _ in self.trace.skeleton.named_modules()}
+
+    @cached_property
     def within(self) -> dict[str, list[Axis]]:
         """By module: what the operations of its own forward touch."""
         found: dict[str, dict[int, Axis]] = {}
@@ -280,6 +284,8 @@ class _Evidence:
         if isinstance(where, str) and where in self.trace.returned:
             yield self.at.get(where, {}).get("out", [])
             return
+        if isinstance(where, str) and where in self._names:  # a list of modules: what the last of them returns
+            yield [axis for child in self._children(where)[-1:] for axis in self.at.get(child, {}).get("out", [])]
         if side is not None:
             yield self.at.get(module, {}).get(side, [])
         yield [axis for axes in self.at.get(module, {}).values() for axis in axes]

@@ -341,6 +341,25 @@ def test_norms_without_tensors_know_their_widths(norm, recwarn):
     assert not recwarn  # instance norm compares them
 
 
+def test_a_number_that_names_a_list_of_modules_is_what_the_last_of_them_makes():
+    """As in CoaT: two stages of one width, of which one grows."""
+
+    class Stages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.info = [{"module": name, "num_chs": 8} for name in ("first", "second")]
+            self.first = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8)])
+            self.second = nn.ModuleList([nn.Linear(8, 8)])
+
+        def forward(self, x):
+            for layer in (*self.first, *self.second):
+                x = layer(x).relu()
+            return x
+
+    student = net2net.widen(Stages(), torch.randn(3, 6), 1.5)
+    assert [each["num_chs"] for each in student.info] == [12, 8]
+
+
 PACKED = {
     "a tuple": (lambda x: (x, x.mean(1, keepdim=True)), lambda found: found[0]),
     "a list": (lambda x: [x.mean(1, keepdim=True), x], lambda found: found[1]),
