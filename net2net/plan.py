@@ -90,8 +90,7 @@ def plan_growth(
 
 def _further(tried: Callable, conflict: Conflict) -> bool:
     """Whether a student gets further in its forward pass than to a conflict."""
-    after = tried()[1]
-    return after is None or after.at > conflict.at
+    return conflict.passed(tried()[1])
 
 
 def _less_far(tried: Callable, conflict: Conflict) -> bool:
@@ -112,8 +111,7 @@ def _gets_further(
     """Whether a student that grows by these maps gets further than to a conflict."""
     kept.find(partial(_size, widths={space: len(g) for space, g in maps.items()}), anew=False)
     growth = _growth(trace, maps, producers, scale).noting(kept.follow, kept.unclear)
-    after = find_conflict(trace, growth, maps, example_inputs)
-    return after is None or after.at > conflict.at
+    return conflict.passed(find_conflict(trace, growth, maps, example_inputs))
 
 
 def _supposed(trace: Trace, kept: Kept, conflict: Conflict, size: Size, better: Callable[[], bool]) -> bool:
@@ -270,6 +268,10 @@ class Conflict(NamedTuple):
     calls: Sequence[Call]
     why: str
     at: tuple[bool, int]
+
+    def passed(self, after: Conflict | None) -> bool:
+        """Whether another student's first conflict, if any, comes later."""
+        return after is None or after.at > self.at
 
 
 def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any) -> Conflict | None:

@@ -126,7 +126,8 @@ def _statistics(trace: Trace, call: Call, x: Filters) -> list[list[Axis | None]]
     results = [call.out] if isinstance(call.out, torch.Tensor) else list(call.out)
     keeps = results[0].ndim == len(axes)
     complete = all(n == 1 or d in dims for d, n in enumerate(x.tensor.shape) if d != x.at)
-    begun = call.name == "mean" and keeps and (x.mean is not None or min(dims) < 2)  # of taps alone it is no statistic
+    # Of taps alone it is none.
+    begun = call.name == "mean" and keeps and (x.mean is not None or min(dims, default=2) < 2)
     if x.at in dims or x.spread or not (complete or begun):
         return None
     correction = trace.standardised.get(x.name)
