@@ -736,7 +736,7 @@ def _measurements(day: Day, bench: Any) -> Iterator[tuple[str, float, Callable[[
 def part_3(day: Day) -> bool:
     """All arms of the scale by the launcher of the figures, stopped in time; what is there so far, in two files."""
     from experiments import arms as arms_of
-    from replicate.runner import Runner
+    from replicate.runner import Runner, gpus_here
     from replicate.stage import plan
     from training.files import write_atomic
 
@@ -746,7 +746,7 @@ def part_3(day: Day) -> bool:
     stages = plan(scale, arms, day.options.seeds, runs, overrides=overrides)
     jobs = day.options.jobs
     # One GPU named several times is shared by so many stages.
-    gpus = ["0"] * jobs if day.session.cuda else []
+    gpus = (gpus_here()[:1] or ["0"]) * jobs if day.session.cuda else []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     runner = Runner(stages, jobs, threads, {stage.name: 1 for stage in stages}, gpus)
     # The launcher's own way to stop: its stages save, and go on the next time.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from replicate.runner import Runner, fetch_data, gpus_here
 from replicate.slurm import SlurmError, describe, launch, load_cluster
 from replicate.stage import CONFIGS, Stage, plan
 from replicate.status import states
+from training.data.workers import cpus
 from training.errors import ConfigError
 
 LOCAL = ("jobs", "processes", "per_gpu")
@@ -119,15 +119,16 @@ def _local(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stage
         arguments.processes, gpus = 1, gpus * arguments.per_gpu  # a GPU that is named twice is free twice
     processes = {stage.name: _processes(stage, arguments.processes, len(gpus)) for stage in stages}
     # Nets of this kind use one core each best: two runs of one thread see more images than one run of two threads.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpus()
     widest = max(processes.values())
     side_by_side = len(gpus) if gpus else max(1, cores // widest)  # with GPUs the free ones decide
     jobs = arguments.jobs or min(side_by_side, len(stages))
     if arguments.dry_run:
         gpu = bool(gpus) or not _small(stages)
-        print(_with_cost(arguments, stages, len(gpus)) if gpu else with_seconds(stages, jobs))
+        print(_with_cost(arguments, stages, len(set(gpus))) if gpu else with_seconds(stages, jobs))
         return 0
-    threads = max(1, cores // (len(gpus) or jobs * widest))
+    at_once = sum(sorted(processes.values())[-jobs:])  # processes
+    threads = max(1, cores // (min(at_once, len(gpus)) if gpus else at_once))
     return Runner(stages, jobs, threads, processes, gpus).run()
 
 

@@ -34,6 +34,7 @@ def _train(arguments: list[str], log: str, threads: int) -> None:
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
+    os.environ["TRAIN_CORES"] = str(threads)
     torch.set_num_threads(threads)
     parent = os.getppid()
     sys.exit(train.main(arguments, orphaned=lambda: os.getppid() != parent))
@@ -113,6 +114,9 @@ class Torchrun:
         return self.popen.returncode
 
 
+DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev, where there is a GPU: NVIDIA's, AMD's, in Windows
+
+
 def gpus_here() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may name on this machine, without the seconds that importing torch takes."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
@@ -120,15 +124,21 @@ def gpus_here() -> list[str]:
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return []
+    except (OSError, subprocess.SubprocessError):  # a container may have GPUs without it
+        return _gpus_of_torch() if any(True for name in DEVICES for _ in Path("/dev").glob(name)) else []
+
+
+def _gpus_of_torch() -> list[str]:
+    ask = [sys.executable, "-c", "import torch; print(*range(torch.cuda.device_count()))"]
+    return subprocess.run(ask, capture_output=True, text=True).stdout.split()
 
 
 class Runner:
     """Keeps `jobs` stages running until none is left that can.
 
     With GPUs each stage has one for each of its `processes`; stages run side by side until no GPU is free. A GPU that
-    `gpus` names several times is shared by stages of one process. `threads` is per process.
+    `gpus` names several times is shared by stages of one process. `threads` is per process: the cores that it has for
+    itself and its data workers.
     """
 
     def __init__(self, stages: list[Stage], jobs: int, threads: int, processes: dict[str, int], gpus: list[str]):
@@ -186,7 +196,7 @@ class Runner:
         stage.begin_log("on this machine")
         processes = self.processes[stage.name]
         if self.gpus or processes > 1:
-            environment = {"OMP_NUM_THREADS": str(self.threads)}
+            environment = {"OMP_NUM_THREADS": str(self.threads), "TRAIN_CORES": str(self.threads)}
             if self.gpus:
                 mine = self.taken[stage.name] = [self.free.pop(0) for _ in range(processes)]
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)

@@ -21,6 +21,7 @@ from replicate.stage import ROOT, Stage
 
 SAVE_SECONDS = 120  # warning before the time limit: to save, and to be queued again
 LEAVE_SECONDS = 60  # how long a job may take to leave the queue after it ended
+PORT, PORTS = 10000, 20000  # where a job's processes meet: below what Linux gives to connections, 32768 and up
 REQUEUES = 1000  # after time limits; a stage may need many
 
 
@@ -127,8 +128,8 @@ class Job:
         if first:
             self.stage.begin_log(f"Slurm job {environment.job_id}")
             self.stage.note(job=environment.job_id, host=environment.hostname, started=time.time())
-        job = int(environment.raw_job_id)
-        rank, address, port = str(environment.node), environment.hostnames[0], str(20000 + job % 20000)
+        rank, address = str(environment.node), environment.hostnames[0]
+        port = str(PORT + int(environment.raw_job_id) % PORTS)
         command = torchrun(self.stage.arguments, self.cluster.processes, self.cluster.nodes, rank, address, port)
         cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         torch = spawn(command, self.stage.log, OMP_NUM_THREADS=str(max(1, cpus // self.cluster.processes)))
@@ -143,7 +144,7 @@ class Job:
             deadline = time.monotonic() + LEAVE_SECONDS
             while signal.SIGTERM not in received and time.monotonic() < deadline:
                 time.sleep(0.2)
-        elif signal.SIGUSR2 in received or (received and _state(job) == "RUNNING"):
+        elif signal.SIGUSR2 in received or (received and _state(environment.job_id) == "RUNNING"):
             submitits(signal.SIGUSR2, None)  # has the job queued again; does not return, unless with an error
         elif received:
             sys.exit(128 + received[0])  # cancelled, or queued again by Slurm
@@ -159,8 +160,13 @@ class Job:
         return DelayedSubmission(self)
 
 
-def _state(job: int) -> str:
-    return subprocess.run(["squeue", "-h", "-j", str(job), "-o", "%T"], capture_output=True, text=True).stdout.strip()
+def _state(job: str) -> str:
+    """A job's state; of an array its element's. (The last element's raw number is the whole array's.)"""
+    command = ["squeue", "-h", "-j", job, "-o", "%T"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 class Queued(NamedTuple):
@@ -312,20 +318,27 @@ def launch(stages: list[Stage], cluster: Cluster, folder: Path, say: Callable[[s
             if stage.name in jobs:
                 say(f"{stage.name}: in the queue already, job {jobs[stage.name]}")
         elsewhere = [stage for stage in stages if stage.locked and stage.name not in jobs]
-        busy = {stage.name for stage in elsewhere}
-        left = [stage for stage in stages if stage.name in busy or (stage.teacher in busy and not stage.finished)]
+        left = with_students(elsewhere, stages)
         if left:
-            names = ", ".join(stage.name for stage in left)
-            say(f"left out, a process of this machine is training them or their teachers: {names}")
-        new = submit_all([stage for stage in stages if stage not in left], jobs, submit)
+            say(f"left out, a process of this machine is training them or their teachers: {', '.join(left)}")
+        new = submit_all([stage for stage in stages if stage.name not in left], jobs, submit)
     done = sum(stage.finished for stage in stages)
     say(f"{done} of {len(stages)} runs are finished, {len(jobs)} were in the queue, {len(new)} were submitted")
+
+
+def with_students(some: list[Stage], stages: list[Stage]) -> list[str]:
+    """The names of some stages and of all unfinished ones that start from them, directly or by way of others."""
+    names = {stage.name for stage in some}
+    for stage in stages:  # a plan has teachers before their students
+        if stage.teacher in names and not stage.finished:
+            names.add(stage.name)
+    return [stage.name for stage in stages if stage.name in names]
 
 
 def describe(stages: list[Stage], cluster: Cluster, folder: Path) -> str:
     """The torchrun line of each stage and the sbatch file of each submission, for reading and pasting."""
     parts = []
-    shell = {"rank": "$SLURM_NODEID", "address": "$MASTER", "port": "$((20000 + SLURM_JOB_ID % 20000))"}
+    shell = {"rank": "$SLURM_NODEID", "address": "$MASTER", "port": f"$(({PORT} + SLURM_JOB_ID % {PORTS}))"}
     for stage in stages:
         command = torchrun(stage.arguments, cluster.processes, cluster.nodes, **shell)
         words = [word if "$" in word else shlex.quote(word) for word in command]

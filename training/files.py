@@ -46,7 +46,7 @@ def write_atomic(path: Path, content: bytes | memoryview, *, durable: bool = Fal
             file.write(content)
             if durable:
                 file.flush()
-                _sync(file.fileno())
+                sync(file.fileno())
         temporary.replace(path)
         if durable:
             _sync_folder(path.parent)
@@ -85,7 +85,8 @@ def _or_clean_up(temporary: Path, action: Callable[[], None]) -> None:
         raise
 
 
-def _sync(descriptor: int) -> None:
+def sync(descriptor: int) -> None:
+    """Onto the disk, where the file system can."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -102,6 +103,6 @@ def _sync_folder(folder: Path) -> None:
             raise
         return
     try:
-        _sync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from training.files import sync
+
 BEAT = 10.0  # seconds between two counts
 PATIENCE = 45.0  # seconds without a count after which an owner on another machine is taken for dead
 NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
@@ -95,6 +97,7 @@ class Lease:
         text = json.dumps({**self._me, "count": self._count})
         # In place, since the kernel's lock is on this very file, and in one write of one length: no reader sees half.
         os.pwrite(self._file.fileno(), f"{text:<255}\n".encode(), 0)
+        sync(self._file.fileno())  # else NFS may keep it on this machine for longer than others wait
 
     def _keep(self) -> None:
         while not self._end.wait(BEAT):

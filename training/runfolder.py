@@ -145,6 +145,11 @@ class RunFolder:
                 f"{fingerprint[:16]} now ({_counts(before)}, now {_counts(data)}). Nothing was touched; "
                 "give it the old data (--set data.root=…), or choose another folder with --out"
             )
+        if before.get("resized") != data.get("resized"):  # names and labels are the same
+            raise RunError(
+                f"{self.folder} was begun on {_pixels(before)}, now the data folder has {_pixels(data)}. Nothing was "
+                "touched; give it the old data (--set data.root=…), or choose another folder with --out"
+            )
         # All that earlier calls noted stays, but for how the last one ended and what this one says anew.
         for key in ("error", "result"):
             self.manifest.pop(key, None)
@@ -353,6 +358,13 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def _counts(data: dict[str, Any]) -> str:
     return f"{data.get('train_images')} + {data.get('val_images')} images"
+
+
+def _pixels(data: dict[str, Any]) -> str:
+    resized = data.get("resized")
+    if not resized:
+        return "the original images"
+    return f"images resized to {resized.get('short_side')} pixels, JPEG quality {resized.get('quality')}"
 
 
 def versions() -> dict[str, str]:

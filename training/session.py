@@ -107,7 +107,9 @@ class Session:
                     backend, store=self._store, rank=self.rank, world_size=self.world, timeout=TIMEOUT
                 )
             except (RuntimeError, ValueError) as error:
-                why = (str(error).splitlines() or [type(error).__name__])[0]
+                why = said(error)
+                if self.world > self.local_world:
+                    why += "; of several network interfaces GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose one"
                 raise RunError(f"the {self.world} processes of this run do not find each other: {why}") from None
             finally:
                 told.cancel()
@@ -220,11 +222,14 @@ class Session:
 
         An error of this rank's own is left in the store, for the main rank to find.
         """
-        if isinstance(error, RuntimeError) and lost_contact(error):
-            why = "; ".join(self.posted_errors()) or "its own message says why, unless it was killed"
-            return RunError(
-                f"another process of this run ended: {why}; the same command goes on from the last checkpoint"
-            )
+        if isinstance(error, RuntimeError) and (what := broken_contact(error)):
+            posted = "; ".join(self.posted_errors())
+            if what == ENDED:
+                posted = posted or "its own message says why, unless it was killed"
+            why = f"{ENDED}: {posted}" if posted else f"{what}: {said(error)}"
+            if not posted:
+                self.post_error(RunError(why))
+            return RunError(f"{why}; the same command goes on from the last checkpoint")
         if isinstance(error, UserError) and not isinstance(error, FailedOnAnotherRank):
             self.post_error(error)
         return error
@@ -257,9 +262,26 @@ def _from_environment(name: str, default: int) -> int:
     return int(text)
 
 
-def lost_contact(error: RuntimeError) -> bool:
-    """Whether this is what is left of a call to a rank that is no more."""
+ENDED = "another process of this run ended"
+LATE = "the processes of this run waited too long for one of them"
+BROKEN = "the processes of this run cannot work together"
+# By what stands in the errors of calls to other ranks. NCCL's own begin with its name, whatever went wrong.
+SIGNS = {
+    ENDED: ("connection closed", "closed by peer", "reset by peer", "broken pipe", "remote process"),
+    LATE: ("timed out", "timeout"),
+    BROKEN: ("nccl", "gloo"),
+}
+
+
+def broken_contact(error: RuntimeError) -> str | None:
+    """What it means, if it is what is left of a call to other ranks."""
+    if not dist.is_initialized():
+        return None
     text = str(error).lower()
-    return dist.is_initialized() and any(
-        sign in text for sign in ("gloo", "nccl", "connection closed", "connection reset", "timed out", "peer")
-    )
+    return next((what for what, signs in SIGNS.items() if any(sign in text for sign in signs)), None)
+
+
+def said(error: Exception) -> str:
+    """An error's text in one line, without the stack of C++ that torch puts after it."""
+    text = " ".join(re.split(r"Exception raised from|frame #0", str(error))[0].split())
+    return (text if len(text) <= 500 else f"{text[:500]} …") or type(error).__name__

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import experiments
 from replicate import cost, launch, slurm, status
 from replicate.runner import STOP, Runner, spawn, torchrun
-from replicate.slurm import Queued, SlurmError, load_cluster, submit_all
+from replicate.slurm import Queued, SlurmError, _state, load_cluster, submit_all, with_students
 from replicate.stage import ROOT, plan
 from training.config import flatten, load
 
@@ -150,6 +151,21 @@ def test_what_is_submitted_is_not_submitted_again(fake_slurm, tmp_path, capsys):
     (fake_slurm / "queue").write_text("")  # all cancelled
     assert launch.main("", ("fig4",), command) == 0
     assert "0 were in the queue, 8 were submitted" in capsys.readouterr().out
+
+
+def test_what_grows_from_a_run_of_another_process_waits_with_it():
+    """A student of its student, too, which would find no checkpoint of its teacher."""
+
+    def stage(name, teacher=None, finished=False):
+        return SimpleNamespace(name=name, teacher=teacher, finished=finished)
+
+    stages = [stage("a"), stage("b", "a"), stage("c", "b"), stage("d", "a", finished=True), stage("e", "f"), stage("f")]
+    assert with_students(stages[:1], stages) == ["a", "b", "c"]
+
+
+def test_the_state_of_one_job_of_an_array(fake_slurm, tmp_path):
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho RUNNING\n[ $3 = 12_1 ] || echo RUNNING\n")
+    assert _state("12_1") == "RUNNING"
 
 
 def test_a_refusal_of_sbatch_is_passed_on_in_a_sentence(fake_slurm, tmp_path, capsys):
@@ -309,7 +325,7 @@ def test_gpus_are_shared_out_and_given_back(tmp_path, monkeypatch):
             return None
 
     def pretend(command, log, **environment):
-        seen.append((environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]))
+        seen.append((environment["CUDA_VISIBLE_DEVICES"], environment["TRAIN_CORES"]))
         return Pretended()
 
     monkeypatch.setattr("replicate.runner.spawn", pretend)
@@ -339,6 +355,15 @@ def test_several_stages_share_a_gpu_where_they_are_told_to(tmp_path, monkeypatch
     call = ["--scale", "gpu", "--seeds", "0", "1", "--runs", str(tmp_path)]
     assert launch.main("", ("fig4",), [*call, "--per-gpu", "3"]) == 0
     assert made == [(6, 2, {1}, ["0", "1"] * 3)]
+    assert launch.main("", ("fig4",), [*call, "--processes", "1", "--jobs", "2"]) == 0
+    assert made[1] == (2, 6, {1}, ["0", "1"])  # the cores of the machine, shared out among what runs at once
+
+
+def test_gpus_that_are_shared_are_counted_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "gpus_here", lambda: ["0", "1"])
+    call = ["--scale", "gpu", "--seeds", "0", "1", "--runs", str(tmp_path), "--per-gpu", "3", "--dry-run"]
+    assert launch.main("", ("fig4",), call) == 0
+    assert "with all of 2 GPUs busy" in capsys.readouterr().out
 
 
 def test_gpus_are_those_that_may_be_seen(monkeypatch):
@@ -349,8 +374,12 @@ def test_gpus_are_those_that_may_be_seen(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus_here() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PATH", "/nowhere")  # no nvidia-smi, as in a container that has what computing needs
+    monkeypatch.setattr("replicate.runner.DEVICES", ("no-such-device*",))
     assert gpus_here() == []
+    monkeypatch.setattr("replicate.runner.DEVICES", ("null",))
+    monkeypatch.setattr("replicate.runner._gpus_of_torch", lambda: ["0", "1"])
+    assert gpus_here() == ["0", "1"]
 
 
 def test_the_command_is_understood_by_torchrun():

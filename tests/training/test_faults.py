@@ -432,6 +432,20 @@ def test_other_data_are_refused_with_both_fingerprints(stopped, capsys, monkeypa
     assert after == {name: found for name, found in before.items() if name != "run.json"}
 
 
+def test_other_pixels_under_the_same_names_are_refused(stopped, capsys):
+    """A run on the original images that is to go on on their resized copy, which has the same names and labels."""
+    content = manifest(stopped)
+    content["data"]["resized"] = {"short_side": 256, "quality": 90}
+    (stopped / "run.json").write_text(json.dumps(content))
+    assert call("standard", stopped, *FAST) == 2
+    error = capsys.readouterr().err
+    assert (
+        "was begun on images resized to 256 pixels, JPEG quality 90, now the data folder has the original images"
+        in error
+    )
+    assert manifest(stopped)["data"]["resized"] == {"short_side": 256, "quality": 90}
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path):
     out = finish("standard", tmp_path / "run", *FAST, "training.keep=3")
     names = ["checkpoint-00000002.pt", "checkpoint-00000004.pt", "checkpoint.pt"]

@@ -625,12 +625,16 @@ def job(monkeypatch):
     return of
 
 
-def test_the_jobs_cores_and_not_the_machines(job):
+def test_the_jobs_cores_and_not_the_machines(job, monkeypatch):
     assert job() == 64
     assert job(cores=3) == 3
     assert job(local_world=8) == 8
     assert job(local_world=8, cores=4) == 1
     assert job(quota=6.5) == 6
+    monkeypatch.setenv("TRAIN_CORES", "5")  # of each process, as the launcher shares them out
+    assert job(local_world=2) == 5
+    assert job(local_world=16) == 4
+    monkeypatch.delenv("TRAIN_CORES")
     assert job(local_world=2, quota=6.5) == 3
     assert job(CPUS_ON_NODE="12") == 12
     assert job(CPUS_ON_NODE="²", CPUS_PER_TASK="9" * 5000, NTASKS_PER_NODE="9" * 5000) == 64

@@ -629,6 +629,18 @@ def test_an_evaluation_has_the_workers_of_training(original, workers_of, load, r
     assert set(multiprocessing.active_children()) == set(processes)
 
 
+def test_mini_batches_that_come_in_an_evaluation_can_be_trained_on(original, load):
+    """`evaluate` runs in inference mode, whose tensors no backward pass takes."""
+    data = load(original, workers=1)
+    stream = data.stream(0)
+    next(stream)
+    with torch.inference_mode():
+        for _ in data.validation():
+            pass
+    for _ in range(3):
+        assert not any(tensor.is_inference() for tensor in next(stream))
+
+
 def test_what_is_waited_for_is_what_is_read(original, load, reference):
     data = load(original)
     asked = []

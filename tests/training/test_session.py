@@ -1,5 +1,6 @@
 """What a session is told by its environment: ranks, GPUs, signals; and what a machine may lack."""
 
+import re
 import signal
 import warnings
 from datetime import timedelta
@@ -75,6 +76,30 @@ def test_a_process_without_the_others_says_that_it_waits(monkeypatch, capsys):
     with pytest.raises(RunError, match="the 2 processes of this run do not find each other"), Session("cpu"):
         pass
     assert f"process 1 of 2 waits for the others at 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            "NCCL error in: NCCLUtils.hpp:219, invalid usage, NCCL version 2.29\nncclInvalidUsage: ...\nLast error:\n"
+            "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000\nException raised from create at x",
+            r"^the processes of this run cannot work together: NCCL error in: .* both on CUDA device 1000; the same",
+        ),
+        ("[1] Timed out waiting 1800000ms for recv operation", "waited too long for one of them: .*1800000ms for recv"),
+        (
+            "[pair.cc:534] Connection closed by peer [127.0.0.1]:12",
+            "^another process of this run ended: its own message says why, unless it was killed; the same command",
+        ),
+        ("NCCL error: ncclRemoteError: a remote process exiting prematurely", "^another process of this run ended"),
+    ],
+)
+def test_what_a_failed_call_to_other_ranks_means(monkeypatch, error, words):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    explained = Session("cpu").failure(torch.distributed.DistBackendError(error))
+    assert isinstance(explained, RunError)
+    assert re.search(words, str(explained))
+    assert "raised from" not in str(explained)
 
 
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):

@@ -120,7 +120,8 @@ class Pool:
         began = time.monotonic()
         while True:
             try:
-                return next(self._results)
+                with torch.inference_mode(False):  # mini-batches of training come while an evaluation waits for its own
+                    return next(self._results)
             except (RuntimeError, OSError, EOFError) as error:
                 self._look_after(error, time.monotonic() - began)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ from training.data.imagenet.check import check
 from training.data.loader import ImageData
 from training.data.memory import MemoryImages
 from training.data.order import Batch, Order
+from training.errors import DataError
 
 T = TypeVar("T")
 
@@ -58,6 +60,11 @@ def open_data(
     data = config.data
     if isinstance(data, ImageNetDataConfig):
         report = on_main(lambda: check(data.folder, data.classes, data.train_images, data.val_images, fast=True))
+        if not report.problems and not data.folder.exists():  # the main process, which has looked, is on another node
+            raise DataError(
+                f"there is no {data.folder} on {platform.node()}, a node of this job: data on the nodes' own disks has "
+                "to be copied to each of them, in the cluster file's setup with srun --ntasks-per-node=1"
+            )
         batch, chunk = config.training.batch_size, config.training.chunk
         share = {"rank": rank, "world": world, "local_world": local_world}
         return ImageData(data, config.seed, batch, chunk, device, **share, report=report)

@@ -98,7 +98,8 @@ def beside_training(local_world: int = 1) -> int:
 def cpus(local_world: int = 1) -> int:
     """The cores that each of `local_world` processes on this machine may use, at least 1: the job's, not the machine's.
 
-    The smallest of: the cores that the process may run on, the cgroup's quota, and what Slurm gave the task or node.
+    The smallest of: the cores that the process may run on, the cgroup's quota, what Slurm gave the task or node, and
+    what the launcher leaves to each process of stages that run side by side.
     """
     on_node = _integer("SLURM_CPUS_ON_NODE")
     per_task = _integer("SLURM_CPUS_PER_TASK")
@@ -112,6 +113,8 @@ def cpus(local_world: int = 1) -> int:
         shares.append(on_node / local_world)
     if per_task:
         shares.append(per_task / sharing)
+    if left := _integer("TRAIN_CORES"):
+        shares.append(left)
     quota = cgroup_quota()
     if quota is not None:
         shares.append(quota / local_world)
