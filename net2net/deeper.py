@@ -251,7 +251,7 @@ def _identity(
     with torch.no_grad():
         linear.weight.zero_()
         centre = tuple(k // 2 for k in kernel)
-        rows = torch.arange(outputs)  # the pieces of a channel lie together
+        rows = torch.arange(outputs, device="cpu")  # the pieces of a channel lie together
         columns = torch.zeros_like(rows) if layer["depthwise"] else rows // pieces
         linear.weight[(rows, columns, *centre)] = 1
         if linear.bias is not None:

@@ -45,7 +45,7 @@ def pad(student: nn.Module, growth: Growth, init: Callable[[nn.Module], None] | 
                 f"nothing initialises {name!r}: {type(module).__name__} has no reset_parameters() that does; "
                 "pass init=, a function that initialises a module"
             )
-        old = torch.ones((), dtype=torch.bool)
+        old = torch.ones((), dtype=torch.bool, device="cpu")
         for dim, axis in growth.axes(name).items():
             old = old & ~axis.fresh.view(along(dim, tensor.ndim))
         tensor.copy_(torch.where(old.to(tensor.device), tensor, random.to(tensor.device)))

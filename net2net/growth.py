@@ -123,13 +123,13 @@ class Growth:
     def _piece(self, block: tuple[int, int] | int) -> AxisMap:
         if block not in self._pieces:
             if isinstance(block, int):
-                every = torch.arange(block)
-                piece = AxisMap(every, torch.ones_like(every), torch.zeros(block, dtype=torch.bool))
+                every = torch.arange(block, device="cpu")
+                piece = AxisMap(every, torch.ones_like(every), torch.zeros(block, dtype=torch.bool, device="cpu"))
             else:
                 space, repeat = self.spaces[block[0]], block[1]
-                index = (space.g[:, None] * repeat + torch.arange(repeat)).flatten()
+                index = (space.g[:, None] * repeat + torch.arange(repeat, device="cpu")).flatten()
                 counts = torch.bincount(space.g, minlength=space.width)[space.g]
-                fresh = torch.arange(len(space.g)) >= space.width
+                fresh = torch.arange(len(space.g), device="cpu") >= space.width
                 piece = AxisMap(index, counts.repeat_interleave(repeat), fresh.repeat_interleave(repeat))
             self._pieces[block] = piece
         return self._pieces[block]
@@ -287,7 +287,7 @@ class Growth:
                 Channels(
                     list(s["made_by"]),
                     s["from"],
-                    torch.tensor([*range(s["from"]), *s["copies_of"]], dtype=torch.int64),
+                    torch.tensor([*range(s["from"]), *s["copies_of"]], dtype=torch.int64, device="cpu"),
                     str(dict(record.get("notes", {})).get(str(k), "")),
                 )
                 for k, s in enumerate(record["spaces"])

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from net2net.errors import GrowthError
 from net2net.growth import Growth
@@ -157,6 +158,9 @@ def grow_optimizer(
                 if isinstance(value, torch.Tensor) and key in state:
                     memo[id(value)] = _placed(state[key], value, parameter, new[name])
     grown = copy.deepcopy(optimizer, memo)
+    _attributes(optimizer, grown, memo)
+    for group in grown.param_groups:
+        group.pop("initial_lr", None)  # of the old schedule: a new one would begin with it, whatever lr is set to
     for parameter in anew:
         grown.state.pop(parameter, None)
         _begin(grown, parameter)
@@ -166,6 +170,17 @@ def grow_optimizer(
             group["param_names"] = [called[parameter] for parameter in group["params"]]
     _add(grown, new, steps)
     return grown
+
+
+def _attributes(optimizer: torch.optim.Optimizer, grown: torch.optim.Optimizer, memo: dict[int, Any]) -> None:
+    """Give a copied optimizer what its class keeps in attributes, which PyTorch leaves out of a copy."""
+    for key, value in vars(optimizer).items():
+        if key in vars(grown) or key == "step":  # a schedule puts its own step there
+            continue
+        if any(isinstance(leaf, nn.Parameter) for leaf in pytree.tree_leaves(value)):
+            kind = type(optimizer).__name__
+            raise GrowthError(f"{kind} keeps parameters of its own in {key!r}: build a new optimizer for the student")
+        vars(grown)[key] = copy.deepcopy(value, memo)
 
 
 def _wrapped(optimizer: torch.optim.Optimizer, key: str, inner: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -237,7 +252,7 @@ class _Step:
             )
         if self.growth is None or name not in self.growth.tensors:
             return state
-        n, fresh = torch.ones((), dtype=torch.int64), torch.zeros((), dtype=torch.bool)
+        n, fresh = torch.ones((), dtype=torch.int64, device="cpu"), torch.zeros((), dtype=torch.bool, device="cpu")
         axes = self.growth.axes(name)
         for dim, axis in axes.items():
             fresh = fresh | axis.fresh.view(along(dim, len(shape)))
@@ -399,4 +414,4 @@ def _begin(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
     if isinstance(optimizer, torch.optim.Adagrad):
         group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
         start = torch.full_like(parameter, group["initial_accumulator_value"], memory_format=torch.preserve_format)
-        optimizer.state[parameter] = {"step": torch.tensor(0.0), "sum": start}
+        optimizer.state[parameter] = {"step": torch.tensor(0.0, device="cpu"), "sum": start}

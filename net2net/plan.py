@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from math import ceil, inf, isclose, lcm, prod
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +71,7 @@ def plan_growth(
             noted, conflict = tried()
             if conflict is None:
                 noted.stayed = _stayed(trace, maps, scale, modules)
+                _name_unread(trace, {space.width for space in maps})
                 return noted
             better, worse = partial(_further, tried, conflict), partial(_less_far, tried, conflict)
             if not (
@@ -208,6 +210,19 @@ def _stayed(trace: Trace, maps: Maps, scale: Scale | None, modules: str | Sequen
                 width += found.pop()["width"]
             found.append({"made_by": weights, "width": width, "reason": reason})
     return found
+
+
+def _name_unread(trace: Trace, widths: set[int]) -> None:
+    """Warn of parameters that no forward pass has read, if they have a dimension of a width that grows."""
+    shapes = {name: tensor.shape for name, tensor in trace.skeleton.named_parameters()}
+    names = [name for name in trace.unread_parameters if widths.intersection(shapes[name])]
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        warnings.warn(
+            f"no forward pass with these example inputs reads {', '.join(map(repr, names[:4]))}{more}: they stay as "
+            "they are, and calls of the student that reach them may not fit; give example inputs that do",
+            stacklevel=4,
+        )
 
 
 def _growth(trace: Trace, maps: Maps, producers: dict[Space, list[str]], scale: Scale | None) -> Growth:
@@ -507,7 +522,7 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
             )
         name, dim = made[module]
         axis = trace.made(name, dim)
-        if isinstance(width, bool) or not isinstance(width, int):
+        if isinstance(width, bool) or not isinstance(width, Integral):
             raise GrowthError(f"the width of {module!r} must be a whole number of channels, got {width!r}")
         current = sum(space.width * repeat for space, repeat in axis)
         if width < current:
@@ -526,7 +541,7 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
             if all(other in trace.uniform.get(space, ()) for other, _ in axis):
                 hint = f"normalised together, they take a multiple of {current}"
             raise GrowthError(f"the {current} channels of {module!r} follow other layers' ({parts}): {hint}{fixed}")
-        width, current = width // units, space.width
+        width, current = int(width) // units, space.width
         if space.fixed and width > current:
             raise GrowthError(f"cannot widen {module!r}: its channels have to stay as they are, {space.fixed}")
         if targets.get(space, (width, ""))[0] != width:
@@ -555,13 +570,13 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
 
 def _draw(old: int, new: int, seed: int, name: str) -> torch.Tensor:
     """The random map g of sec 2.3: the identity for the first `old` channels, then uniform with replacement."""
-    copies = torch.randint(old, (new - old,), generator=generator_for(seed, "map", name))
-    return torch.cat([torch.arange(old), copies])
+    copies = torch.randint(old, (new - old,), generator=generator_for(seed, "map", name), device="cpu")
+    return torch.cat([torch.arange(old, device="cpu"), copies])
 
 
 def _evenly(old: int, new: int) -> torch.Tensor:
     """A map under which each channel comes equally often: what normalising over the channels needs."""
-    return torch.arange(old).repeat(new // old)
+    return torch.arange(old, device="cpu").repeat(new // old)
 
 
 def _grows(axis: Axis, maps: Maps) -> bool:

@@ -30,7 +30,7 @@ from net2net.outside import Outside
 
 # Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
 SIZED = """
-zeros ones empty new_empty new_zeros new_ones view reshape reshape_as view_as unflatten split split_with_sizes chunk
+zeros ones empty new new_empty new_zeros new_ones view reshape reshape_as view_as unflatten split split_with_sizes chunk
 narrow expand broadcast_to repeat tile __getitem__
 """
 SIZED = frozenset(SIZED.split())
@@ -594,10 +594,14 @@ def own_copy(inputs: Any) -> Any:
 def seeded(devices: Iterable[torch.device]) -> Iterator[None]:
     """The same random numbers each time; the caller's streams, of the CPU and of these devices, go on as they were."""
     state, python = torch.default_generator.get_state(), random.getstate()
+    numpy = getattr(sys.modules.get("numpy"), "random", None)  # what the model's code may use, if it is there at all
+    drawn = numpy.get_state() if numpy else None
     others = {device: torch.get_device_module(device) for device in devices if device.type not in ("cpu", "meta")}
     states = {device: _stream(module.get_rng_state, device) for device, module in others.items()}
     try:
         random.seed(0)
+        if numpy:
+            numpy.seed(0)
         torch.default_generator.manual_seed(0)
         for device, module in others.items():
             generators = getattr(module, "default_generators", None)  # `manual_seed_all` would reach the others
@@ -608,6 +612,8 @@ def seeded(devices: Iterable[torch.device]) -> Iterator[None]:
         yield
     finally:
         random.setstate(python)
+        if numpy:
+            numpy.set_state(drawn)
         torch.default_generator.set_state(state)
         for device, module in others.items():
             _stream(module.set_rng_state, device, states[device])

@@ -294,7 +294,7 @@ class Inputs(NamedTuple):
             generator = torch.Generator().manual_seed(self.seed)
             shape = (self.batch, *(self.shape or self._known(model)))
             with attempt(f"cannot make {self.batch} examples of {'x'.join(map(str, shape[1:]))}"):
-                examples = torch.randn(shape, generator=generator)
+                examples = torch.randn(shape, generator=generator, device="cpu")
         return as_the_model(examples, model)
 
     def _known(self, model: nn.Module) -> Shape:

@@ -66,14 +66,15 @@ def blocks_of(tensor: torch.Tensor) -> Iterator[slice]:
 
 
 def normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Drawn on the CPU in float64, whatever it is for: the numbers depend on the generator alone."""
-    drawn = torch.empty(like.shape, dtype=like.dtype)
+    """Drawn on the CPU in float64, whatever it is for: the numbers depend on the generator alone, and on no default
+    device."""
+    drawn = torch.empty(like.shape, dtype=like.dtype, device="cpu")
     flat, at = drawn.view(-1), 0
     while at < len(flat):
         end = (
             len(flat) if len(flat) - at < 2 * BLOCK else at + BLOCK
         )  # PyTorch draws sixteen together, or fewer at the end
-        flat[at:end] = torch.randn(end - at, generator=generator, dtype=torch.float64)
+        flat[at:end] = torch.randn(end - at, generator=generator, dtype=torch.float64, device="cpu")
         at = end
     return drawn.to(like.device)
 

@@ -26,9 +26,11 @@ from net2net.recording import (
     place,
     rebuilt,
     slices,
+    tensors,
 )
 from net2net.rules import computed, standardised
-from net2net.rules.elementwise import broadcast
+from net2net.rules.elementwise import broadcast, reduction
+from net2net.rules.shape import overwrite
 from net2net.rules.standardised import CASTS, SCALINGS, Filters
 from net2net.spaces import Axis, Space, cut, fix, length, resolve
 
@@ -90,6 +92,7 @@ class Trace(Recording):
     ):
         super().__init__(local(rebuilt(model, cloned_tensor)) if real else on_meta(model), real)
         self.model = model
+        self._originals = {id(tensor): name for name, tensor in tensors(model)}
         self._rules = rules.RULES
         self._strict = strict
         self.unknown: dict[str, list[str]] = {}
@@ -120,6 +123,7 @@ class Trace(Recording):
         self._shared: set[Read] = set()  # on the way to a weight that is computed
         self._on_the_way: dict[int, tuple[Value, Axis]] = {}
         self._values: dict[int, Value] = {}
+        self._unread: dict[int, tuple[torch.Tensor, Axis | None, str]] = {}
         self._waiting: list[Value] = []
         self.training_calls: list[Call] | None = None
         with Modes(self.skeleton) as modes:
@@ -153,7 +157,26 @@ class Trace(Recording):
         for name, dim in self.contracted:
             if self._is_copied(name) or (name, dim) in self.outputs:
                 fix(self.axes[name][dim], f"{name!r} sums over them in one place and is used otherwise in another")
+        trained = self._trained()
+        for space, weights in self.producers().items():
+            if space not in trained:
+                fix(((space, 1),), f"buffers make them ({weights[0]!r}): copies would stay copies for ever")
         self.uniform = self._groups()
+
+    def _trained(self) -> set[Space]:
+        """The spaces along which parameters, and not buffers alone, make channels or follow them, vectors aside."""
+        return {
+            space
+            for name, parameter in self.skeleton.named_parameters()
+            for dim, axis in enumerate(self.axes.get(name, ()))
+            if parameter.ndim > 1 and (name, dim) not in self.contracted
+            for space, _ in resolve(axis or ())
+        }
+
+    @property
+    def unread_parameters(self) -> list[str]:
+        """Those that no forward pass with these inputs has read, in neither mode."""
+        return [name for name, _ in self.skeleton.named_parameters() if name not in self._used]
 
     @property
     def writes_nothing(self) -> bool:
@@ -238,7 +261,7 @@ class Trace(Recording):
         if given and results and results[0] is given[0] and self._waiting:
             self._changed(call)
         joined = call.name in JOINS and any(value.waits for value in call.inputs)
-        if not joined and not any(value.tracked for value in call.inputs):
+        if call.name in FILLED or not (joined or any(value.tracked for value in call.inputs)):
             axes = self._waits(call, results)
             self._set(call, results, axes or [[None] * tensor.ndim for tensor in results], axes is not None)
             return
@@ -289,9 +312,13 @@ class Trace(Recording):
         if len(results) > 1 or not call.inputs:
             return None
         places = call.name in SPREADS and results[0].dtype in (torch.int64, torch.int32)
-        if not places and not all(value.constant for value in call.inputs):
+        read = call.inputs[:1] if call.name in CASTS else call.inputs  # `to` can be given another tensor
+        if not places and not all(value.constant for value in read):
             return None
-        if call.name not in SPREADS and not (call.name in CARRIES and any(value.waits for value in call.inputs)):
+        waiting = any(value.waits for value in call.inputs)
+        if waiting and self._rules.get(call.name) is reduction:  # how many there are
+            self._ruled(call, [value.tensor for value in call.inputs], results)
+        if call.name not in SPREADS and not (call.name in CARRIES and waiting):
             return None
         axes = self._ruled(call, [value.tensor for value in call.inputs], results)
         return [axes] if any(axis is not None for axis in axes) else None
@@ -391,6 +418,9 @@ class Trace(Recording):
         value, others = call.inputs[0], call.inputs[1:]
         items = slices(value.tensor.shape, call.args[1]) if call.name == "__setitem__" else None
         reason = f"{call.where} overwrites a part of a tensor"
+        if items is None and call.name == "__setitem__" and overwrite(self, call, *call.args[1:3]):
+            value.waits = value.constant = False
+            return
         if items is None or len(others) > 1 or any(type(item) is int for item in items):
             for axis in (axis for each in call.inputs for axis in each.axes):
                 fix(axis, reason)
@@ -422,18 +452,29 @@ class Trace(Recording):
     def _set(self, call: Call, results: list[torch.Tensor], axes: list[list[Axis | None]], waits: bool = False) -> None:
         call.axes = axes
         read = call.inputs[:1] if call.name in CASTS else call.inputs  # `to` can be given another tensor
-        constant = all(value.constant for value in read)
+        constant = call.name in FILLED or all(value.constant for value in read)
         for tensor, its in zip(results, axes, strict=True):
             if id(tensor) not in self.names:  # a parameter or buffer updated in place keeps its own axes
                 made = self._values[id(tensor)] = Value(tensor, its, call, constant, waits)
                 if waits:
                     self._waiting.append(made)
 
+    def unread(self, tensor: torch.Tensor, axis: Axis | None, reason: str) -> None:
+        """Hold an axis as soon as anything reads a tensor."""
+        self._unread[id(tensor)] = tensor, axis, reason
+
     def value_of(self, tensor: torch.Tensor) -> Value:
         """What is known of a tensor. A parameter or buffer starts with a space of its own along every dimension."""
+        if id(tensor) in self._unread:
+            fix(*self._unread[id(tensor)][1:])
         value = self._values.get(id(tensor))
         if value is None:
             name = self.names.get(id(tensor))
+            if name is None and (original := self._originals.get(id(tensor))):
+                raise GrowthError(
+                    f"{original!r} is read in {place(self.module)} from this very model, and so it would be by every "
+                    "copy: a lambda or a closure keeps it, or a forward that was replaced; make that a method"
+                )
             if name is None and (tensor.is_meta or (self.real and id(tensor) not in self._before)):
                 raise UnsupportedOperation(
                     f"a tensor of shape {tuple(tensor.shape)} in {place(self.module)} comes from code that cannot be "
@@ -573,11 +614,12 @@ class Trace(Recording):
 
 
 # Constants of one number, what repeats a constant, what joins one with something else, and what makes another of one.
-FILLED = frozenset({"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"})
+FILLED = frozenset({"zeros", "ones", "full", "empty", "new", "new_zeros", "new_ones", "new_full", "new_empty"})
 SPREADS = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
 JOINS = frozenset({"cat", "concat", "concatenate"})
 CARRIES = """
-unsqueeze squeeze transpose permute t T mT contiguous clone to float double half bfloat16 type type_as detach neg
+unsqueeze squeeze transpose permute t T mT contiguous clone requires_grad zero fill cpu cuda to float double half
+bfloat16 type type_as detach neg
 __getitem__ mul multiply div divide true_divide add sub zeros_like ones_like
 """
 CARRIES = frozenset(CARRIES.split())

@@ -19,7 +19,7 @@ from experiments.paths import to_path
 from replicate.slurm import SlurmError, queue
 from replicate.stage import locked, read_json
 
-OURS = {"run.json", "job.json", "log.txt", "lock", "progress.json"}  # of a run that has no checkpoint
+OURS = {"run.json", "job.json", "log.txt", "lock", "progress.json", "wandb"}  # of a run that has no checkpoint
 TRAINED = ("checkpoint.pt", "metrics.csv", "step0.pt")
 
 

@@ -28,7 +28,7 @@ import experiments
 from experiments.paths import to_path
 from experiments.reading import YamlError, read
 from replicate.stage import CONFIGS
-from training.config import SCALE, Config, ImageNetDataConfig, expanded, load
+from training.config import SCALE, Config, ImageNetDataConfig, expanded, flatten, load
 from training.errors import ConfigError, DataError
 
 STEPS = ("training.steps", "training.eval_every", "schedule.decay_steps", "schedule.warmup_steps")
@@ -85,8 +85,9 @@ def create(folder: Path, source: str, root: str, epochs: float | None, overrides
     values = {"data.name": "folder", "data.root": root}
     values |= dict.fromkeys(("data.classes", "data.train_images", "data.val_images"))  # null: as many as are found
     values |= follow(before, wanted, images, epochs) | chosen(wanted, overrides)
-    ratio = values["training.steps"] / before.training.steps
-    arms = {arm: _in_proportion(changes, ratio) for arm, changes in (read(base, "scale").get("arms") or {}).items()}
+    was = flatten(before)
+    ratios = {key: values[key] / was[key] for key in STEPS if was.get(key) and key in values}
+    arms = {arm: _in_proportion(changes, ratios) for arm, changes in (read(base, "scale").get("arms") or {}).items()}
     facts = f"{report.facts['classes']:,} classes, {images:,} + {report.facts['val_images']:,} images"
     words = [folder.name, "--from", source, "--data", root, *(["--epochs", f"{epochs:g}"] if epochs else [])]
     words += [word for override in overrides for word in ("--set", override)]
@@ -160,9 +161,9 @@ def chosen(wanted: Config, overrides: list[str]) -> dict[str, Any]:
     return found
 
 
-def _in_proportion(changes: dict[str, Any], ratio: float) -> dict[str, Any]:
-    """What a scale changes of an arm, with numbers of mini-batches in proportion to this scale's."""
-    return {k: max(1, round(v * ratio)) if k in STEPS and v else v for k, v in changes.items()}
+def _in_proportion(changes: dict[str, Any], ratios: dict[str, float]) -> dict[str, Any]:
+    """What a scale changes of an arm, with numbers of mini-batches in proportion to this scale's own."""
+    return {k: max(1, round(v * ratios[k])) if k in ratios and v else v for k, v in changes.items()}
 
 
 def _section(name: str, values: dict[str, Any]) -> str:

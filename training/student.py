@@ -76,6 +76,7 @@ def load_teacher(checkpoint: Path, data: DataConfig) -> tuple[InceptionBN, Model
 
 
 OptimizerState = dict[str, dict[str, Any]]  # by name of the parameter
+CERTIFIED = 32  # images that teacher and student are compared on, in float64: at 224 pixels 256 would take minutes
 
 
 def grow(
@@ -98,6 +99,7 @@ def grow(
             "growth.new_head=true gives the student a classifier of random weights"
         )
     batch = data.first_images(growth.calibration_images).cpu()
+    few = batch[:CERTIFIED]
 
     def student(noise: float) -> nn.Module:
         if growth.method == "continue":
@@ -105,7 +107,7 @@ def grow(
         if growth.method == "net2deeper":
             pairs = PAIR * (config.model.extra_pairs - was.extra_pairs)
             sites = {"inception.*.middle.2": pairs, "inception.*.long.3": pairs}
-            return net2net.deepen(teacher, batch, sites, calibration=[batch])
+            return net2net.deepen(teacher, few, sites, calibration=[batch])
         widths = {
             name: module.out_channels
             for name, module in reference.named_modules()
@@ -113,10 +115,10 @@ def grow(
         }
         if growth.method == "random_pad":
             return net2net.random_pad(
-                teacher, batch, widths=widths, init=INITIALISATIONS[config.model.init], seed=config.seed
+                teacher, few, widths=widths, init=INITIALISATIONS[config.model.init], seed=config.seed
             )
         return net2net.widen(
-            teacher, batch, widths=widths, noise=noise, exact=growth.exact and noise > 0, seed=config.seed
+            teacher, few, widths=widths, noise=noise, exact=growth.exact and noise > 0, seed=config.seed
         )
 
     try:
@@ -129,6 +131,16 @@ def grow(
         _same_architecture(trained, reference)
         carried = {}
         if growth.optimizer == "carried":
+            if saved.get("predictors"):
+                raise CheckpointError(
+                    f"the teacher {checkpoint} was trained with layers that predict its own teacher's, and its "
+                    "optimizer holds theirs: use growth.optimizer=fresh"
+                )
+            if config.optimizer.momentum and not saved["config"].get("optimizer.momentum"):
+                raise CheckpointError(
+                    f"the teacher {checkpoint} was trained without momentum, and optimizer.momentum is "
+                    f"{config.optimizer.momentum:g}: there is none to carry; use growth.optimizer=fresh"
+                )
             with contents_of(checkpoint, "teacher"):
                 optimizer = make_optimizer(config, teacher)
                 optimizer.load_state_dict(saved["optimizer"])
@@ -139,10 +151,10 @@ def grow(
         **facts_of(checkpoint, saved),
         "method": growth.method,
         "history": net2net.history(trained),
-        "error": _certificates(teacher, grown, batch),
+        "error": _certificates(teacher, grown, few),
     }
     if growth.method == "net2wider":
-        record["error_without_noise"] = _certificates(teacher, student(0.0), batch) if growth.noise else record["error"]
+        record["error_without_noise"] = _certificates(teacher, student(0.0), few) if growth.noise else record["error"]
     return trained, carried, record
 
 

@@ -151,11 +151,13 @@ class Trainer:
         """Record the result, measured on the whole validation set."""
         last = {k: self.rows[-1][k] for k in ("train_top1", "val_top1", "wall_s")}
         result = {"steps": self.step, "val_images": self.data.val_images, **last}
+        top1 = last["val_top1"]
         if self.data.all_val_images > self.data.val_images:
             measured = self._evaluate(whole=True)
             if measured is None:
                 raise Stopped(self.step)
-            result |= {"all_val_images": self.data.all_val_images, "all_val_top1": measured[1]}
+            top1 = measured[1]
+        result |= {"all_val_images": self.data.all_val_images, "all_val_top1": top1}
         self.run.note(status="finished", result=result)
 
     @property

@@ -215,6 +215,9 @@ def _product(trace: Trace, call: Call, a: Value, b: Value) -> list[Axis | None]:
     left, right = (trace.is_parameter(value.tensor) for value in (a, b))
     if not left and not right:  # computed from parameters, which the other is not
         left, right = (one.constant and not other.constant for one, other in ((a, b), (b, a)))
+    if left != right and trace.is_parameter((b if right else a).tensor) and _stacked(a.tensor, b.tensor):
+        terms = [_letters(value.tensor.ndim, *ends) for value, ends in ((a, "lk"), (b, "kn"))]
+        return _contracted(trace, call, terms, _letters(call.out.ndim, *"ln"), [a, b])
     made = None
     if left != right and min(a.tensor.ndim, b.tensor.ndim) == 2:
         reason = f"{call.where} reads them from the network's input or a tensor that cannot follow"
@@ -227,6 +230,16 @@ def _product(trace: Trace, call: Call, a: Value, b: Value) -> list[Axis | None]:
         for axis in (a.axes[-1], b.axes[-2]):
             fix(axis, f"{call.where} sums over them")
     return [*_leading(trace, call, [a, b], call.out.ndim), a.axes[-2], b.axes[-1]]
+
+
+def _stacked(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether a product is one of matrices of the same number, e.g. with a weight for each expert."""
+    leading = zip(reversed(a.shape[:-2]), reversed(b.shape[:-2]), strict=False)
+    return min(a.ndim, b.ndim) > 2 and all(n == m for n, m in leading)
+
+
+def _letters(ndim: int, row: str, column: str) -> str:
+    return "".join(chr(0x4E00 + k) for k in reversed(range(ndim - 2))) + row + column
 
 
 def addmm(trace: Trace, call: Call) -> list[Axis | None]:

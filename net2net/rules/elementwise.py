@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,13 +96,22 @@ def reduction(trace: Trace, call: Call) -> list:
         reason = f"{call.where} reduces over them"
         if call.name == "mean" or (biased and call.name in ("var", "std", "var_mean", "std_mean")):
             trace.evenly(value.axes[dim], reason)
-        elif call.name not in ("amax", "amin", "all", "any", "_is_all_true", "_is_any_true"):
+        elif not _is_extreme(call):
             fix(value.axes[dim], reason)
+        elif len(results) > 1 and not results[1].is_floating_point():  # of copies it says which one: nobody may ask
+            trace.unread(results[1], value.axes[dim], f"{call.where} tells the places of their extremes")
     if results[0].ndim == value.tensor.ndim:
         axes = [None if d in dims else axis for d, axis in enumerate(value.axes)]
     else:
         axes = [axis for d, axis in enumerate(value.axes) if d not in dims]
     return axes if isinstance(call.out, torch.Tensor) else [list(axes) for _ in results]
+
+
+def _is_extreme(call: Call) -> bool:
+    """Whether a reduction gives a number that is among those that it reduces, whichever of its copies."""
+    if call.name in ("norm", "linalg_vector_norm", "linalg_norm"):
+        return call.get(1, "ord", call.kwargs.get("p")) in (inf, -inf)
+    return call.name in EXTREMES
 
 
 def extreme(trace: Trace, call: Call) -> list:
@@ -136,9 +146,10 @@ contiguous clone detach data to float half double bfloat16 type type_as cpu cuda
 bool byte char short int long alias cfloat cdouble resolve_neg
 """
 ALONG = "softmax softmin log_softmax normalize cumsum cumprod cummax cummin flip roll sort argsort topk"
+EXTREMES = frozenset(["amax", "amin", "aminmax", "max", "min", "all", "any", "_is_all_true", "_is_any_true"])
 REDUCTIONS = """
-mean sum amax amin var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum count_nonzero
-all any _is_all_true _is_any_true
+mean sum amax amin aminmax var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum
+count_nonzero all any _is_all_true _is_any_true
 """
 
 

@@ -27,7 +27,7 @@ local_response_norm
 conv_tbc rot90 outer cdist linalg_norm
 rand_like randn_like
 affine_grid
-rrelu bernoulli mv dot vdot quantile diagonal aminmax nanmean cosine_similarity
+rrelu bernoulli mv dot vdot quantile diagonal nanmean cosine_similarity
 nonzero argwhere nms unique bucketize searchsorted multinomial
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -292,7 +292,11 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
 
 def _picked(trace: Trace, call: Call, value: Value) -> list[Axis | None]:
     """By tensors of places or a mask, e.g. the last word of each sentence: along other dimensions all is kept."""
-    index = call.args[1]
+    return opaque(trace, call) if (axes := _part(trace, call, value, call.args[1])) is None else axes
+
+
+def _part(trace: Trace, call: Call, value: Value, index: Any) -> list[Axis | None] | None:
+    """The axes of a part that tensors of places or a mask say; None for an index that does not say it so."""
     items = list(index) if isinstance(index, tuple) else [index]
     tensors = [item for item in items if isinstance(item, torch.Tensor)]
     masks = [item for item in tensors if item.dtype in (torch.bool, torch.uint8)]
@@ -300,7 +304,7 @@ def _picked(trace: Trace, call: Call, value: Value) -> list[Axis | None]:
     if any(not (item is Ellipsis or type(item) is int or item == slice(None)) for item in others) or (
         not tensors or any(item.is_floating_point() for item in tensors) or (masks and len(tensors) > 1)
     ):
-        return opaque(trace, call)
+        return None
     taken = sum(mask.ndim for mask in masks) + len(tensors) - len(masks) + sum(item is not Ellipsis for item in others)
     if Ellipsis not in others:
         items.append(Ellipsis)
@@ -317,7 +321,39 @@ def _picked(trace: Trace, call: Call, value: Value) -> list[Axis | None]:
         for axis in trace.axes_of(item) if isinstance(item, torch.Tensor) else []:
             fix(axis, f"{call.where} picks by them")
     start = min(places) if len(places) == 1 else 0  # where indices stand apart, what they pick comes first
-    return [*kept[:start], *[None] * (call.out.ndim - len(kept)), *kept[start:]]
+    listed = 1 if masks else max(item.ndim for item in tensors)
+    return [*kept[:start], *[None] * listed, *kept[start:]]
+
+
+def overwrite(trace: Trace, call: Call, index: Any, new: Any) -> bool:
+    """`x[index] = new` by tensors of places or a mask: along other dimensions both follow one map. False for any other
+    index."""
+    value, reason = call.inputs[0], f"{call.where} overwrites a part of a tensor"
+    is_mask = isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
+    if is_mask and not (isinstance(new, torch.Tensor) and new.ndim):  # one number wherever it holds
+        for own, its in zip(value.axes, trace.axes_of(index), strict=False):
+            tie(own, its, reason)
+        return True
+    part = _part(trace, call, value, index)
+    if part is None:
+        return False
+    if isinstance(new, torch.Tensor):
+        its = trace.axes_of(new)
+        if len(its) > len(part):
+            return False
+        for own, other, n in zip(part[len(part) - len(its) :], its, new.shape, strict=True):
+            if n == 1 and own is not None and length(own) > 1:  # spread over all of them: equal for every copy
+                fix(other, reason)
+            else:
+                tie(own, other, reason)
+    return True
+
+
+def index_put(trace: Trace, call: Call) -> list[Axis | None]:
+    index = tuple(slice(None) if item is None else item for item in call.get(1, "indices"))
+    if not overwrite(trace, call, index if len(index) > 1 else index[0], call.get(2, "values")):
+        return opaque(trace, call)
+    return list(call.inputs[0].axes)
 
 
 def narrow(trace: Trace, call: Call) -> list[Axis | None]:
@@ -517,6 +553,7 @@ RULES = {
     **dict.fromkeys(("index_add", "index_copy", "index_fill"), put),
     **dict.fromkeys(("tril", "triu"), triangle),
     "__getitem__": getitem,
+    "index_put": index_put,
     "narrow": narrow,
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
     "stack": stack,

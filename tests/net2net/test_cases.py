@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -1035,3 +1036,158 @@ def test_an_object_that_refuses_to_be_looked_at_is_left_alone():
 
     student = grown(net_of(run), images(3, 4, 5))
     assert (student.a.out_channels, student.b.out_channels) == (8, 12)
+
+
+# Kinds that small nets of several fields brought.
+
+EXTREMES = {
+    "max": lambda h: h.max(1, keepdim=True)[0],
+    "torch.max": lambda h: torch.max(h, 1).values[:, None],
+    "min": lambda h: h.min(1, keepdim=True).values,
+    "aminmax": lambda h: torch.aminmax(h, dim=1, keepdim=True)[1],
+    "the infinity norm": lambda h: torch.linalg.vector_norm(h, float("inf"), dim=1, keepdim=True),
+    "of all": lambda h: h.max(),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_the_largest_of_channels_is_that_of_their_copies(name):
+    student = grown(net_of(lambda m, x: m.c(m.b((h := m.a(x)) * EXTREMES[name](h)))), images(3, 4, 5))
+    assert student.a.out_channels == 8
+
+
+def test_the_place_of_the_largest_is_one_of_the_channels():
+    student = grown(net_of(lambda m, x: m.c(m.b((h := m.a(x)) * h.max(1, keepdim=True)[1]))), images(3, 4, 5))
+    assert (student.a.out_channels, student.b.out_channels) == (4, 12)
+
+
+STATES = {
+    "on the device": lambda m, x, shape: torch.zeros(shape).to(x.device).to(x),
+    "as the input": lambda m, x, shape: torch.zeros(shape).type_as(x),
+    "with a gradient": lambda m, x, shape: torch.zeros(shape, dtype=x.dtype).requires_grad_(),
+    "of a weight": lambda m, x, shape: next(m.parameters()).new_zeros(shape),
+    "of a weight's data": lambda m, x, shape: next(m.parameters()).data.new(*shape).zero_(),
+    "filled later": lambda m, x, shape: torch.empty(shape, dtype=x.dtype).fill_(0),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_recurrent_layer_begins_with_zeros_however_they_are_made(name, kind):
+    def run(m, x):
+        states = tuple(STATES[name](m, x, (1, len(x), m.hidden)) for _ in range(1 if kind is nn.GRU else 2))
+        return m.o(m.r(x, states if kind is nn.LSTM else states[0])[0][:, -1])
+
+    net = Net(run, r=kind(4, 8, batch_first=True), o=nn.Linear(8, 2)).double()
+    net.hidden = 8
+    assert grown(net, images(5, 4), 1.5).r.hidden_size == 12
+
+
+BATCHED = {
+    "bmm": lambda m, x: torch.bmm(torch.bmm(x, m.u).relu(), m.v),
+    "matmul": lambda m, x: (x @ m.u).relu() @ m.v,
+    "baddbmm": lambda m, x: torch.bmm(torch.baddbmm(m.w, x, m.u).relu(), m.v),
+    "on the left": lambda m, x: (m.t @ (x @ m.u).mT.relu()).mT,
+}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_a_weight_for_each_expert_grows(name):
+    torch.manual_seed(0)
+    net = Net(lambda m, x: BATCHED[name](m, x.expand(4, -1, -1)))
+    for key, shape in {"u": (4, 5, 8), "v": (4, 8, 3), "w": (4, 1, 8), "t": (4, 3, 8)}.items():
+        net.register_parameter(key, nn.Parameter(torch.randn(shape)))
+    assert grown(net.double(), images(5)[:, :5].reshape(-1, 5)).u.shape == (4, 5, 16)
+
+
+ROUTED = {
+    "a mask": lambda out, mask, places, new: out.__setitem__(mask, new),
+    "places": lambda out, mask, places, new: out.__setitem__(places, new),
+    "added": lambda out, mask, places, new: out.__setitem__(places, out[places] + new),
+    "index_put": lambda out, mask, places, new: out.index_put_((places,), new),
+    "one number": lambda out, mask, places, new: out.__setitem__(mask, 0.5),
+    "a row": lambda out, mask, places, new: out.__setitem__(places, new[:1]),
+}
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_rows_that_are_overwritten_by_a_mask_or_places_follow(name):
+    def run(m, x):
+        h = m.i(x)
+        out, mask = torch.zeros_like(h), torch.arange(len(x)) % 3 == 0
+        ROUTED[name](out, mask, mask.nonzero().squeeze(-1), m.e(h[mask]))
+        return m.o(F.relu(h + out))
+
+    net = Net(run, i=nn.Linear(4, 8), e=nn.Linear(8, 8), o=nn.Linear(8, 2)).double()
+    with pytest.warns(UserWarning, match="was run on the example inputs"):
+        student = grown(net, images(4))
+    assert student.i.out_features == 16
+
+
+def test_numbers_below_zero_set_to_zero_in_place_hold_nothing():
+    def run(m, x):
+        h = m.a(x)
+        h[h < 0] = 0
+        return m.c(m.b(h))
+
+    assert grown(net_of(run), images(3, 4, 5)).a.out_channels == 8
+
+
+def test_a_closure_that_keeps_the_teachers_layer_is_refused():
+    net = net_of(lambda m, x: m.c(m.f(m.a(x))))
+    net.f = lambda h: F.relu(net.b(h))
+    with pytest.raises(GrowthError, match=r"'b.weight' is read in .* from this very model.*closure keeps it"):
+        widen(net, images(3, 4, 5), 2)
+
+
+def test_features_that_only_buffers_make_stay():
+    net = Net(lambda m, x: m.o(F.relu(m.l((x @ m.fourier).cos()))), l=nn.Linear(8, 6), o=nn.Linear(6, 2))
+    net.register_buffer("fourier", torch.randn(4, 8))
+    student = grown(net.double(), images(4))
+    assert (student.fourier.shape, student.l.in_features, student.l.out_features) == ((4, 8), 8, 12)
+
+
+def test_parameters_that_no_pass_reaches_are_named():
+    def run(m, x, mask=None):
+        h = F.relu(m.a(x))
+        return m.c(m.b(h if mask is None else torch.where(mask, m.token[:, None, None], h)))
+
+    net, x = net_of(run), images(3, 4, 5)
+    net.token = nn.Parameter(torch.randn(4, dtype=torch.float64))
+    with pytest.warns(UserWarning, match="no forward pass with these example inputs reads 'token'"):
+        widen(net, x, 2)
+    mask = torch.rand(len(x), 1, 4, 5) < 0.5
+    student = widen(net, (x, mask), 2)
+    assert student.token.shape == (8,)
+    assert verify(net, student, (x, mask)).relative < 1e-12
+
+
+def test_a_default_device_is_the_callers():
+    """As of scripts with torch.set_default_device("cuda"): what the library makes for itself stays on the CPU."""
+    net, x = net_of(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x)))))), images(3, 4, 5)
+    with torch.device("meta"):
+        student, padded = widen(net, x, 1.5), random_pad(net, x, 1.5)
+        replayed = replay(history(student), net)
+    for model in (student, padded, replayed):
+        assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert verify(net, student, x).relative < 1e-12
+
+
+def test_masks_that_numpy_draws_hold_nothing():
+    def run(m, x):
+        h = F.relu(m.a(x))
+        if m.training:
+            h = h * torch.as_tensor(np.random.rand(len(x)) < 0.5)[:, None, None, None]  # noqa: NPY002
+        return m.c(m.b(h))
+
+    np.random.seed(3)  # noqa: NPY002
+    wanted = np.random.rand()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    net = net_of(run).train()
+    assert widen(net, images(3, 4, 5), 2).a.out_channels == 8
+    assert np.random.rand() == wanted  # noqa: NPY002
+
+
+def test_widths_of_numpy():
+    net = net_of(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))))
+    assert widen(net, images(3, 4, 5), widths={"a": np.int64(7)}).a.out_channels == 7

@@ -155,3 +155,61 @@ def test_an_embedding_that_renormalises_its_rows_keeps_them():
     assert not traced(model, torch.tensor([1, 2])).writes_nothing
     widen(model, torch.tensor([1, 2]), 1.5)
     assert torch.equal(model[0].weight, before)
+
+
+class Heads(nn.Module):
+    """Boxes in pixels beside scores, or logits of which some are masked."""
+
+    def __init__(self, mask=None):
+        super().__init__()
+        self.scores, self.boxes, self.mask = nn.Linear(4, 6), nn.Linear(4, 2), mask
+
+    def forward(self, x):
+        scores = self.scores(x)
+        if self.mask is None:
+            return {"boxes": 640 * self.boxes(x), "scores": 0.01 * scores}
+        return scores.masked_fill(torch.arange(6) < 4, self.mask)
+
+
+@pytest.mark.parametrize("mask", [None, -1e9, torch.finfo(torch.float64).min, -float("inf")])
+def test_large_numbers_do_not_hide_a_difference_of_small_ones(mask):
+    torch.manual_seed(0)
+    teacher, x = Heads(mask), torch.randn(5, 4)
+    other = Heads(mask)
+    other.boxes = teacher.boxes
+    assert verify(teacher, other, x).relative > 1e-3
+    assert verify(teacher, teacher, x) == Certificate(0.0, 0.0, 1.0, "eval", "float64")
+
+
+def test_a_model_that_masks_with_infinity_is_widened():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.b(F.relu(self.a(x))).masked_fill(torch.tensor([True, False, False]), -float("inf"))
+
+    assert widen(Masked(), torch.randn(5, 4), 1.5).a.out_features == 9
+
+
+def test_an_output_without_numbers_may_come_first():
+    net = Net(
+        lambda m, x: {"keep": x.new_zeros(0), "logits": m.b(F.relu(m.a(x)))}, a=nn.Linear(4, 6), b=nn.Linear(6, 3)
+    )
+    student = widen(net, torch.randn(5, 4), 1.5)
+    assert verify(net, student, torch.randn(5, 4)).top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_hides_no_fault(dtype, monkeypatch):
+    """A rule that is wrong by some percent, which is what rounding the weights to bfloat16 could explain."""
+    from net2net.rules import RULES
+
+    torch.manual_seed(0)
+    monkeypatch.setitem(RULES, "logcumsumexp", RULES["relu"])
+    net = Net(
+        lambda m, x: m.o(m.d(m.c(x).logcumsumexp(1)).relu()), c=nn.Linear(4, 8), d=nn.Linear(8, 8), o=nn.Linear(8, 2)
+    )
+    with pytest.raises(GrowthError, match="does not compute its teacher's function"):
+        widen(net.to(dtype), torch.randn(5, 4, dtype=dtype), widths={"c": 9})

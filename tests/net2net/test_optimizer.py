@@ -255,6 +255,38 @@ def test_a_scheduler_of_the_old_optimizer_does_not_come_along(teacher):
     assert [group["lr"] for group in grown.param_groups] == pytest.approx([0.001, 0.01])
 
 
+def test_a_new_schedule_begins_with_the_rate_that_is_set(teacher):
+    """Not with that of the old one, which its schedule left in the groups."""
+    optimizer = trained(teacher)
+    torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+    grown = grow_optimizer(optimizer, wider(teacher))
+    for group in grown.param_groups:
+        group["lr"] = 0.003
+    assert torch.optim.lr_scheduler.StepLR(grown, 1).get_last_lr() == [0.003, 0.003]
+
+
+def test_what_a_class_of_optimizers_keeps_in_attributes_comes_along(teacher):
+    class Own(torch.optim.SGD):
+        def __init__(self, parameters, rho, **options):
+            super().__init__(parameters, **options)
+            self.rho = rho
+
+        def step(self, closure=None):
+            assert self.rho == 0.05
+            return super().step(closure)
+
+    student = wider(teacher)
+    backward(student, BATCHES[0])
+    grow_optimizer(Own(teacher.parameters(), 0.05, lr=0.1, momentum=0.9), student, teacher=teacher).step()
+
+
+def test_an_optimizer_that_keeps_parameters_of_its_own_is_refused(teacher):
+    student, optimizer = wider(teacher), torch.optim.SGD(teacher.parameters(), lr=0.1)
+    optimizer.mine = list(teacher.parameters())
+    with pytest.raises(GrowthError, match="SGD keeps parameters of its own in 'mine'"):
+        grow_optimizer(optimizer, student, teacher=teacher)
+
+
 def test_memory_layout_follows_the_student(teacher):
     optimizer = trained(teacher)
     student = wider(teacher).to(memory_format=torch.channels_last)

@@ -58,7 +58,12 @@ def test_every_arm_can_be_read_and_one_that_takes_twice_as_long_still_does(made)
         assert arm(name).data.root == "/data/mine"
     steps = arm().training.steps
     assert arm("standard_double").training.steps == 2 * steps
-    assert arm("standard_double").schedule.decay_steps == pytest.approx(2 * arm().schedule.decay_steps, abs=1)
+    assert arm("standard_double").schedule.decay_steps == 2 * arm().schedule.decay_steps
+
+
+def test_an_arm_that_takes_twice_as_long_follows_what_was_set(made):
+    _, _, arm = made("--set", "training.steps=200", "--set", "schedule.decay_steps=40")
+    assert (arm("standard_double").training.steps, arm("standard_double").schedule.decay_steps) == (400, 80)
 
 
 @pytest.mark.parametrize("images", [2, 20, 33, 500, 3200, 50_000, 1_281_167, 14_000_000])

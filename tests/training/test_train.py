@@ -244,6 +244,23 @@ def test_a_new_head_however_the_student_was_made(runs, tmp_path, capsys, arm, te
     assert len(state(tmp_path / "student")["model"]["classifier.weight"]) == 10
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"predictors": {"0.weight": torch.zeros(1)}}, "layers that predict its own teacher's"),
+        ({"config": {"optimizer.momentum": 0.0}}, "was trained without momentum, and optimizer.momentum is 0.9"),
+    ],
+)
+def test_a_state_that_cannot_be_carried_is_refused(runs, tmp_path, capsys, change, words):
+    saved = state(runs / "teacher_narrow" / "seed0")
+    saved |= {key: saved["config"] | value if key == "config" else value for key, value in change.items()}
+    torch.save(saved, tmp_path / "teacher.pt")
+    asked = (FEW, f"growth.teacher={tmp_path / 'teacher.pt'}", "growth.optimizer=carried")
+    said = refused("wider", tmp_path / "student", capsys, *asked)
+    assert words in said
+    assert "growth.optimizer=fresh" in said
+
+
 def test_a_continued_teacher_is_the_teacher(runs):
     overrides = ["growth.method=continue", "growth.teacher=standard", PLAIN]
     for optimizer in ("fresh", "carried"):
@@ -260,7 +277,7 @@ def test_the_last_accuracy_is_of_all_validation_images(runs, tmp_path):
     # Trained alike: with all of them in every evaluation the last row is that number.
     assert call("standard", tmp_path / "all" / "seed0", "data.val_images=2000") == 0
     last = manifest(tmp_path / "all" / "seed0")["result"]
-    assert "all_val_top1" not in last
+    assert (last["all_val_images"], last["all_val_top1"]) == (2000, last["val_top1"])
     assert last["val_top1"] == pytest.approx(result["all_val_top1"])
 
 

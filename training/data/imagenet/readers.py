@@ -66,7 +66,7 @@ class Reader:
         self.root, self.split, self.classes = root, split, list(classes)
         self.declared: list[str] = []  # the classes' names by the numbers that they have in the data, where it has any
         stems = [os.path.splitext(file)[0] for file in files]
-        self.order = sorted(range(len(files)), key=lambda k: (labels[k], stems[k]))
+        self.order = sorted(range(len(files)), key=lambda k: (labels[k], stems[k], files[k]))
         self.labels = torch.tensor([labels[k] for k in self.order], dtype=torch.int32)
         self.files = Strings(files[k] for k in self.order)
 
