@@ -55,8 +55,10 @@ def initialise(model: nn.Module) -> nn.Module:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, total: int, images, test) -> dict:
-    """The mini-batches `steps` of a one-cycle schedule over `total`; a grown optimizer knows where that was."""
+    """The mini-batches `steps` of a one-cycle schedule over `total`; a grown optimizer has its teacher's rate."""
     one_cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=RATE, total_steps=total + 1, cycle_momentum=False)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", RATE / 25)  # the schedule's own, where it goes on and is not begun anew
     schedule, accuracy = one_cycle(optimizer, last_epoch=steps.start - 1), {}
     for step in range(steps.start, steps.stop + 1):
         if step in (steps.start, steps.stop) or step % 25 == 0:

@@ -111,10 +111,11 @@ def grow_optimizer(
     new layers start without state. They join the group of the nearest parameter before them with as many dimensions
     (after them, if there is none before). What the optimizer did not train stays out.
 
-    Hooks and learning-rate schedulers stay with the old optimizer: build a scheduler for the new one. Raises
-    `GrowthError` if the record does not lead from the optimizer's parameters to the student's, or if the optimizer
-    keeps something that has no known rule; what only deepens needs none. These have rules: torch's SGD, Adam, AdamW,
-    NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop and Muon; timm's SGDW, SGDP, RMSpropTF, AdamWLegacy, NAdamW,
+    Hooks and learning-rate schedulers stay with the old optimizer, and so does the `initial_lr` that a scheduler
+    leaves in the groups: build a scheduler for the new one, after its `lr` is set. Raises `GrowthError` if the
+    record does not lead from the optimizer's parameters to the student's, or if the optimizer keeps something that
+    has no known rule; what only deepens needs none. These have rules: torch's SGD, Adam, AdamW, NAdam, RAdam,
+    Adamax, Adagrad, Adadelta, RMSprop, Rprop and Muon; timm's SGDW, SGDP, RMSpropTF, AdamWLegacy, NAdamW,
     NAdamLegacy, RAdamLegacy, AdamP, AdaBelief, Adan, Adopt, LaProp, Lamb, Lion and Muon, and Lookahead around any
     of these, whose slow weights begin again at the student's. Of other wrappers pass what they wrap.
     """
