@@ -127,8 +127,8 @@ def _local(parser: argparse.ArgumentParser, arguments: argparse.Namespace, stage
         gpu = bool(gpus) or not _small(stages)
         print(_with_cost(arguments, stages, len(set(gpus))) if gpu else with_seconds(stages, jobs))
         return 0
-    at_once = sum(sorted(processes.values())[-jobs:])  # processes
-    threads = max(1, cores // (min(at_once, len(gpus)) if gpus else at_once))
+    at_once = min(len(gpus), sum(sorted(processes.values())[-jobs:])) if gpus else jobs * widest  # processes
+    threads = max(1, cores // at_once)
     return Runner(stages, jobs, threads, processes, gpus).run()
 
 
