@@ -181,7 +181,10 @@ def _attributes(optimizer: torch.optim.Optimizer, grown: torch.optim.Optimizer, 
         if any(isinstance(leaf, nn.Parameter) for leaf in pytree.tree_leaves(value)):
             kind = type(optimizer).__name__
             raise GrowthError(f"{kind} keeps parameters of its own in {key!r}: build a new optimizer for the student")
-        vars(grown)[key] = copy.deepcopy(value, memo)
+        try:
+            vars(grown)[key] = copy.deepcopy(value, memo)
+        except TypeError:  # a lock or an open file is shared
+            vars(grown)[key] = value
 
 
 def _wrapped(optimizer: torch.optim.Optimizer, key: str, inner: torch.optim.Optimizer) -> torch.optim.Optimizer:

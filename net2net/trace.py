@@ -157,10 +157,10 @@ class Trace(Recording):
         for name, dim in self.contracted:
             if self._is_copied(name) or (name, dim) in self.outputs:
                 fix(self.axes[name][dim], f"{name!r} sums over them in one place and is used otherwise in another")
-        trained = self._trained()
-        for space, weights in self.producers().items():
-            if space not in trained:
-                fix(((space, 1),), f"buffers make them ({weights[0]!r}): copies would stay copies for ever")
+        parameters = {name for name, _ in self.skeleton.named_parameters()}
+        by_buffers = {space: its for space, its in self.producers().items() if parameters.isdisjoint(its)}
+        for space in by_buffers.keys() - (self._trained() if by_buffers else ()):
+            fix(((space, 1),), f"buffers make them ({by_buffers[space][0]!r}): copies would stay copies for ever")
         self.uniform = self._groups()
 
     def _trained(self) -> set[Space]:
@@ -312,8 +312,7 @@ class Trace(Recording):
         if len(results) > 1 or not call.inputs:
             return None
         places = call.name in SPREADS and results[0].dtype in (torch.int64, torch.int32)
-        read = call.inputs[:1] if call.name in CASTS else call.inputs  # `to` can be given another tensor
-        if not places and not all(value.constant for value in read):
+        if not places and not _is_constant(call):
             return None
         waiting = any(value.waits for value in call.inputs)
         if waiting and self._rules.get(call.name) is reduction:  # how many there are
@@ -451,8 +450,7 @@ class Trace(Recording):
 
     def _set(self, call: Call, results: list[torch.Tensor], axes: list[list[Axis | None]], waits: bool = False) -> None:
         call.axes = axes
-        read = call.inputs[:1] if call.name in CASTS else call.inputs  # `to` can be given another tensor
-        constant = call.name in FILLED or all(value.constant for value in read)
+        constant = _is_constant(call)
         for tensor, its in zip(results, axes, strict=True):
             if id(tensor) not in self.names:  # a parameter or buffer updated in place keeps its own axes
                 made = self._values[id(tensor)] = Value(tensor, its, call, constant, waits)
@@ -625,6 +623,12 @@ __getitem__ mul multiply div divide true_divide add sub zeros_like ones_like
 CARRIES = frozenset(CARRIES.split())
 # What only looks at a weight in another way, so that its result is that weight.
 VIEWS = frozenset({"t", "T", "mT", "transpose", "permute", "swapaxes", "detach", "contiguous", "data", "alias"})
+
+
+def _is_constant(call: Call) -> bool:
+    """Whether what a call makes depends on no input of the model. `to` can be given another tensor."""
+    read = call.inputs[:1] if call.name in CASTS else call.inputs
+    return call.name in FILLED or all(value.constant for value in read)
 
 
 def _all_tensors() -> dict[int, torch.Tensor]:

@@ -109,7 +109,7 @@ def reduction(trace: Trace, call: Call) -> list:
 
 def _is_extreme(call: Call) -> bool:
     """Whether a reduction gives a number that is among those that it reduces, whichever of its copies."""
-    if call.name in ("norm", "linalg_vector_norm", "linalg_norm"):
+    if call.name in ("norm", "linalg_vector_norm"):
         return call.get(1, "ord", call.kwargs.get("p")) in (inf, -inf)
     return call.name in EXTREMES
 
