@@ -5,6 +5,7 @@
     python bench/coverage.py --summary              # the totals of what is there
     python bench/coverage.py --heads                # timm's reset_classifier, ... on students, into results/heads.csv
     python bench/coverage.py --others               # the networks of bench/others.py, into results/others.csv
+    python bench/coverage.py --plans                # of which models this library's students are other ones; 20 minutes
 
 One row per model and factor, written as it comes; what has its row is skipped, so that calling it again goes on, with a
 larger `--max-params` to the numbers of larger models.
@@ -14,6 +15,11 @@ largest output, in float32; where one is above 1e-5, the model is converted to f
 decides. Models larger than `--max-params` are widened on the meta device: what grows is known, the numbers are not.
 Each model has a process of its own, so that none keeps another's memory. The networks of other packages are small: all
 are measured in float64.
+
+The column `plan` is a checksum of all that decides about a student's tensors: which channels are copied, and how often,
+along which dimension of which tensor. Where it is the same, so are the student and its errors. `--plans` finds it on
+the meta device, for another version of the library, and says which models were measured with another one: `--again`
+measures those that `--match` names once more.
 """
 
 from __future__ import annotations
@@ -23,6 +29,8 @@ import contextlib
 import copy
 import csv
 import fnmatch
+import hashlib
+import json
 import multiprocessing
 import random
 import sys
@@ -34,8 +42,9 @@ from typing import Any
 
 COLUMNS = (
     *("model", "family", "kind", "input", "params_m", "factor", "params_after_m", "grew", "held"),
-    *("error_eval", "error_train", "dtype", "seconds", "reason"),
+    *("error_eval", "error_train", "dtype", "seconds", "plan", "reason"),
 )
+PLANS = ("model", "params_m", "factor", "params_after_m", "grew", "plan", "reason")
 NORMALISED_OTHERWISE = ("LayerNorm", "GroupNorm", "RmsNorm", "InstanceNorm", "Attention", "MultiheadAttention")
 OTHERS = (
     *("model", "params_m", "factor", "params_after_m", "more", "grew", "held", "real"),
@@ -183,16 +192,36 @@ def size_of(model: Any) -> float:
     return sum(p.numel() for p in model.parameters()) / 1e6
 
 
+def plan_of(record: dict[str, Any]) -> str:
+    """A checksum of what decides about a student's tensors."""
+    decides = [record.get(key) for key in ("spaces", "tensors", "scales", "standardised")]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def measure_plan(name: str, row: dict[str, Any], max_params: float) -> Iterator[dict[str, Any]]:
+    """What grows of a model, without numbers."""
+    model = built_on_meta(name)
+    model, x = with_images(name, model, "meta")
+    row["params_m"] = f"{size_of(model):.2f}"
+    for factor in FACTORS:
+        found = grow(model, x, factor, False)
+        yield {"factor": factor, **{key: found[key] for key in PLANS if key in found}}
+
+
+def built_on_meta(name: str) -> Any:
+    from net2net.recording import on_meta
+
+    try:
+        return build(name, "meta")
+    except NotImplementedError:  # it computes its own widths with tensors
+        return on_meta(build(name, "cpu"))
+
+
 def measure(name: str, row: dict[str, Any], max_params: float) -> Iterator[dict[str, Any]]:
     """How a model of timm or torchvision grows."""
     import torch
 
-    from net2net.recording import on_meta
-
-    try:
-        model = build(name, "meta")
-    except NotImplementedError:  # it computes its own widths with tensors
-        model = on_meta(build(name, "cpu"))
+    model = built_on_meta(name)
     numbers = size_of(model) <= max_params
     model, x = with_images(name, model, "cpu" if numbers else "meta")
     kinds = {type(m).__name__ for m in model.modules()}
@@ -231,6 +260,7 @@ def grow(model: Any, x: Any, factor: float, numbers: bool) -> dict[str, Any]:
         "reason": "; ".join(f"{n}: {reason}" for n, reason in why)[:300],
         "params_after_m": f"{size_of(student):.2f}",
         "seconds": f"{time.monotonic() - start:.2f}",
+        "plan": plan_of(record),
     }
     if not numbers:
         return found | {"student": student}
@@ -282,7 +312,7 @@ def measure_other(name: str, row: dict[str, Any], max_params: float) -> Iterator
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = grow(model, x, factor, False)
-            student = found.pop("student", None)
+            student, _ = found.pop("student", None), found.pop("plan", None)
         found["real"] = int(any("was run on the example inputs" in str(w.message) for w in caught))
         if student is not None:
             after = size_of(student)
@@ -454,6 +484,20 @@ def others_summary(path: Path) -> str:
     )
 
 
+def plans_summary(path: Path) -> str:
+    """Of how many models the students are those that were measured, and the names of the others."""
+    measured = grouped(table(Path("results", "coverage.csv")), "model")
+    planned = grouped(table(path), "model")
+    known = [model for model in planned if model in measured]
+
+    def plans(rows: list[dict[str, str]]) -> dict[str, str]:
+        return {row["factor"]: row["plan"] for row in rows if row["plan"]}
+
+    other = [model for model in known if plans(planned[model]) != plans(measured[model])]
+    said = f"{len(known) - len(other)} of {len(known)} models grow as those that were measured"
+    return f"{said}; otherwise: {' '.join(other)}" if other else said
+
+
 def preserved(row: dict[str, str]) -> bool:
     return all(float(row[key]) <= LIMITS[row["dtype"]] for key in ("error_eval", "error_train"))
 
@@ -467,6 +511,7 @@ TABLES: dict[str, tuple] = {
     "coverage": (COLUMNS, measure, names, summary),
     "others": (OTHERS, measure_other, other_names, others_summary),
     "heads": (HEADS_TABLE, measure_heads, head_names, heads_summary),
+    "plans": (PLANS, measure_plan, names, plans_summary),
 }
 
 
@@ -480,21 +525,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=300, help="seconds a model may take")
     parser.add_argument("--summary", action="store_true", help="print the totals of --out, run nothing")
     parser.add_argument("--heads", action="store_true", help="timm's own methods on students, one model per family")
+    parser.add_argument("--plans", action="store_true", help="which students are other ones than those measured")
+    parser.add_argument("--again", action="store_true", help="measure what has its row once more; the last row counts")
     arguments = parser.parse_args(argv)
-    kind = "others" if arguments.others else "heads" if arguments.heads else "coverage"
+    kind = next((k for k in ("others", "heads", "plans") if getattr(arguments, k)), "coverage")
     columns, measure, every, total = TABLES[kind]
-    arguments.out = arguments.out or Path("results", f"{kind}.csv")
+    arguments.out = arguments.out or Path("runs" if kind == "plans" else "results", f"{kind}.csv")
     if arguments.summary:
         print(total(arguments.out))
         return 0
     done = set()
-    if arguments.out.exists():
+    if arguments.out.exists() and not arguments.again:
         done = {
             row["model"]
             for row in table(arguments.out)
             if not row["reason"].startswith(UNDONE)
             and (
-                kind == "heads"
+                kind in ("heads", "plans")
                 or row["dtype"]
                 or row["grew"] in ("", "0")
                 or float(row["params_m"]) > arguments.max_params

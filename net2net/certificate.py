@@ -21,13 +21,13 @@ from net2net.recording import (
     cloned_tensor,
     first_line,
     function_name,
-    gc_paused,
     local,
     output_tensors,
     own_copy,
     rebuilt,
     seeded,
     uncompiled,
+    undisturbed,
     unwrapped,
 )
 
@@ -58,7 +58,7 @@ class Certificate(NamedTuple):
         )
 
 
-@gc_paused()
+@undisturbed()
 def verify(
     teacher: nn.Module,
     student: nn.Module,

@@ -28,11 +28,11 @@ from net2net.recording import (
     as_arguments,
     cloned,
     cloned_tensor,
-    gc_paused,
     own_copy,
     rebuilt,
     seeded,
     uncompiled,
+    undisturbed,
     unwrapped,
 )
 from net2net.sites import Kernel, Site, choose, located, spelled
@@ -73,7 +73,7 @@ class Onward(nn.Sequential):
         return x
 
 
-@gc_paused()
+@undisturbed()
 def deepen(
     model: nn.Module,
     example_inputs: Any,
@@ -175,7 +175,8 @@ def insert(
     moments  mean and variance of each channel at the sites with batch normalisation; without, its statistics are 0 and
              1, and it is the identity in evaluation mode alone
 
-    New blocks are copies, with the weights of the block before them except for the zeros: the identity, too.
+    Where the model's batch norms are synchronised between processes, so are the new ones. New blocks are copies, with
+    the weights of the block before them except for the zeros: the identity, too.
     """
     moments = moments or {}
     # Before anything is inserted into what they copy.
@@ -184,6 +185,7 @@ def insert(
         for key, layers in sites.items()
         if any("block" in layer for layer in layers)
     }
+    synchronised = [m.process_group for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
     added: dict[str, list[nn.Module]] = {}
     for key, layers in sites.items():
         before, name = located(key)
@@ -193,7 +195,10 @@ def insert(
         for k, layer in enumerate(layers):
             if "block" in layer:
                 residual.clear(copies[key][k], layer["block"])
-            new.append(copies[key][k] if "block" in layer else _identity(layer, like, moments.get(key)))
+            made = copies[key][k] if "block" in layer else _identity(layer, like, moments.get(key))
+            if synchronised and "block" not in layer:
+                made = nn.SyncBatchNorm.convert_sync_batchnorm(made, synchronised[0])
+            new.append(made)
         # A module can have several names: put the deeper one under each of them.
         places = [(m, own) for m in model.modules() for own, child in m._modules.items() if child is old]
         layout = _memory_format(model)

@@ -85,10 +85,11 @@ def _disturb_readers(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float
     """
     columns = weight.movedim(dim, 0)
     draw = normal(columns, generator)
-    # A vector is one filter.
-    draw *= noise * (
-        _spread(columns.transpose(0, 1)).transpose(0, 1) if columns.ndim > 1 else _spread(columns[None])[0]
-    )
+    filters = columns.transpose(0, 1) if columns.ndim > 1 else columns[None]  # a vector is one filter
+    spread = _spread(filters)
+    # Filters that begin as zeros, at the end of a residual block, would give all copies one gradient for ever.
+    spread = torch.where(spread > 0, spread, filters[:1].numel() ** -0.5)
+    draw *= noise * (spread.transpose(0, 1) if columns.ndim > 1 else spread[0])
     columns += balance(draw, axis)
 
 

@@ -1,8 +1,9 @@
 """Integers that modules keep of their widths, beside their tensors: `num_features`, `hidden_dim`, `feature_info`.
 
 Code that runs after a growth counts on them: timm's `reset_classifier` makes a layer of `num_features`. Which numbers
-are widths shows in the trace: one that equals the old width of channels at the module that keeps it, where all such
-channels grow to one width. Numbers that count something else are told by their names; what remains unclear is named.
+are widths shows in their names and in the trace: one that equals the old width of channels at the module that keeps it,
+where all such channels grow to one width; what remains unclear is named. Numbers under any other name follow where the
+student's forward pass needs it (`Kept.options`).
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ shift end ends start cfg cfgs base
 """
 COUNTS = frozenset(COUNTS.split())
 HEADS = frozenset({"head", "heads", "nhead"})
-# A "num", "n" or "size" is a width only with one of these.
+# What a number counts that is a width: one of these, or a name that ends so.
 WIDTHS = """
-feature features channel channels chs filters hidden hiddens units planes embd embed embedding dim dims neurons width
-intermediate output outputs input inputs state model ffn mlp
+feature features channel channels chan chans ch chs filter filters hidden hiddens unit units plane planes embd emb embed
+embeds embedding dim dims neurons width widths intermediate output outputs input inputs state model ff ffn mlp inner
+bottleneck normalized cin cout inc outc nf ngf ndf nhid nhidden ninp nout nemb
 """
 WIDTHS = frozenset(WIDTHS.split())
+ENDS = ("dim", "dims", "planes", "channels", "chs", "features", "filters", "width", "widths", "hidden", "embd", "embed")
 DEEP = 4  # lists of dicts of an object, and no deeper
 LONG = 256  # a longer list is data
 
@@ -210,7 +213,7 @@ def _is_width(path: tuple[str, ...]) -> bool:
         return False
     if HEADS.intersection(words) and len(words) == 2 and {"dim", "size", "width"}.intersection(words):
         return False  # the width of one head
-    if {"num", "n", "size", "sizes"}.intersection(words) and not WIDTHS.intersection(words):
+    if not any(word in WIDTHS or word.endswith(ENDS) for word in words):
         return False
     return not path[-2:][0].isdigit() or not path[-1].isdigit()  # a table of a constructor's arguments
 

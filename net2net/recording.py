@@ -7,6 +7,7 @@ import gc
 import inspect
 import random
 import sys
+import threading
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,6 +42,7 @@ GROWING = {
     "rms_norm": {1: "normalized_shape"},
     "group_norm": {1: "num_groups"},
     "affine_grid": {1: "size"},
+    **{f"max_unpool{n}d": {5: "output_size"} for n in (1, 2, 3)},
     "new_full": {1: "size"},
     "full": {0: "size"},
     "multi_head_attention_forward": {3: "embed_dim_to_check", 4: "num_heads"},
@@ -116,6 +118,7 @@ class Recording(TorchFunctionMode):
     def run(self, example_inputs: Any, training: bool = False) -> list[Call]:
         """Run the skeleton; `GrowthError` where that fails, with `calls` until then."""
         args, kwargs = as_arguments(self._own(example_inputs))
+        self.training = training
         self._stack.clear()
         self._sources.clear()
         self.calls = []
@@ -502,13 +505,16 @@ def _followed(cls: type, *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def followed_functions() -> Iterator[None]:
-    """Run what custom autograd functions do forward as any other code: autograd would hide it."""
+    """Run what custom autograd functions do forward as any other code: autograd would hide it. So would `Variable` that
+    it makes the same tensor again."""
     before = torch.autograd.Function.__dict__["apply"]
     torch.autograd.Function.apply = classmethod(_followed)
+    torch.autograd.Variable.__new__ = lambda kind, data, *options, **named: data.detach()
     try:
         yield
     finally:
         torch.autograd.Function.apply = before
+        del torch.autograd.Variable.__new__
 
 
 # Layers that use `training` for statistics of the batch or for dropout, and do nothing else with it.
@@ -751,20 +757,25 @@ def first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), "")[:300]
 
 
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """Pauses the garbage collector: tracing makes many small objects, and looking through all of them takes longer.
+_ONE_AT_A_TIME = threading.RLock()
 
-    Outside `torch.inference_mode`, too: what is made in it cannot be trained.
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """One growth at a time, whichever thread asks: a trace watches `nn.Module.training`, and draws are seeded.
+
+    With the garbage collector paused: tracing makes many small objects, and looking through all of them takes longer.
+    Outside `torch.inference_mode`: what is made in it cannot be trained.
     """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        with torch.inference_mode(False):
-            yield
-    finally:
-        if was:
-            gc.enable()
+    with _ONE_AT_A_TIME:
+        was = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.inference_mode(False):
+                yield
+        finally:
+            if was:
+                gc.enable()
 
 
 def submodules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

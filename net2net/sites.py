@@ -88,7 +88,12 @@ class Site:
         if len(values) != 1:
             raise GrowthError(
                 f"{self.refused}: "
-                + ("the forward pass never calls it" if not values else f"it is called {len(values)} times a pass")
+                + (
+                    f"it is called {len(values)} times a pass"
+                    + ("" if self.before else "; a site can also be 'before NAME', of a module that reads it")
+                    if values
+                    else "the forward pass never calls it"
+                )
             )
         value = values[0]
         if value is None or value.call is None:

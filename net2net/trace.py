@@ -26,6 +26,7 @@ from net2net.recording import (
     place,
     rebuilt,
     slices,
+    submodules,
     tensors,
 )
 from net2net.rules import computed, standardised
@@ -126,8 +127,10 @@ class Trace(Recording):
         self._unread: dict[int, tuple[torch.Tensor, Axis | None, str]] = {}
         self._waiting: list[Value] = []
         self.training_calls: list[Call] | None = None
+        before = self._states()
         with Modes(self.skeleton) as modes:
             calls = self.run(example_inputs)
+            self._hold_states(before)
         returned, given, self.returned, self.given = self.returned, self.given, {}, {}
         # Then training, where parts can be that evaluation never reaches (auxiliary classifiers), or other code.
         try:
@@ -162,6 +165,25 @@ class Trace(Recording):
         for space in by_buffers.keys() - (self._trained() if by_buffers else ()):
             fix(((space, 1),), f"buffers make them ({by_buffers[space][0]!r}): copies would stay copies for ever")
         self.uniform = self._groups()
+
+    def _states(self) -> dict[tuple[str, str], torch.Tensor]:
+        """Tensors that modules keep as plain attributes."""
+        return {
+            (name, key): value
+            for name, module in submodules(self.skeleton)
+            for key, value in vars(module).items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def _hold_states(self, before: Mapping[tuple[str, str], torch.Tensor]) -> None:
+        """Hold the channels of states that go from pass to pass and that an earlier pass has left: they are as long as
+        the teacher's."""
+        for (name, key), now in self._states().items():
+            value, was = self._values.get(id(now)), before.get((name, key), now)
+            if value is not None and was is not now and id(was) in self._values:  # what is only written holds nothing
+                reason = f"{place(name)} keeps them in {key!r}, where an earlier pass has left a tensor: reset it first"
+                for space, _ in (each for axis in value.axes if axis for each in resolve(axis)):
+                    space.fixed = reason
 
     def _trained(self) -> set[Space]:
         """The spaces along which parameters, and not buffers alone, make channels or follow them, vectors aside."""

@@ -23,11 +23,11 @@ from net2net.fill import disturb, pad
 from net2net.head import renew
 from net2net.history import remember
 from net2net.plan import plan_growth
-from net2net.recording import gc_paused, unwrapped
+from net2net.recording import undisturbed, unwrapped
 from net2net.trace import traced
 
 
-@gc_paused()
+@undisturbed()
 def widen(
     model: nn.Module,
     example_inputs: Any,
@@ -107,7 +107,7 @@ def widen(
     return student
 
 
-@gc_paused()
+@undisturbed()
 def random_pad(
     model: nn.Module,
     example_inputs: Any,

@@ -131,24 +131,32 @@ def recurrent(trace: Trace, call: Call) -> list[list[Axis | None]]:
     states = list(states) if isinstance(states, (tuple, list)) else [states]
     ways = 2 if both else 1
     each = len(weights) // (layers * ways)
-    size = weights[1].shape[1]
-    if each != (4 if biased else 2) or not all(trace.is_parameter(w) for w in weights):  # projections, e.g.
+    if not all(trace.is_parameter(w) for w in weights):
         return opaque(trace, call)
-    hidden: Axis = ((Space(size), 1),)
+    hidden: Axis = ((Space(weights[1].shape[1]), 1),)
+    cells = hidden
+    if each == (5 if biased else 3):  # a projection of the cells is what comes out
+        cells = ((Space(weights[each - 1].shape[1]), 1),)
+        trace.keeps(call.module, "proj_size", hidden)
     for value in (trace.axes_of(x), *map(trace.axes_of, states)):
         for axis in value[:-1]:
             fix(axis, f"{call.where} needs every one of them as it is")
-    for state in states:
-        tie(trace.axes_of(state)[-1], hidden, f"{call.where} begins with a state that cannot follow")
+    for state, axis in zip(states, (hidden, cells), strict=False):
+        tie(trace.axes_of(state)[-1], axis, f"{call.where} begins with a state that cannot follow")
     read = trace.axes_of(x)[-1]
     trace.keeps(call.module, "input_size", read)
-    trace.keeps(call.module, "hidden_size", hidden)
+    trace.keeps(call.module, "hidden_size", cells)
     for layer in range(layers):
         for way in range(ways):
-            _cell(trace, call, read, hidden, weights[(layer * ways + way) * each :][:each])
+            own = weights[(layer * ways + way) * each :][:each]
+            if cells is not hidden:
+                made, summed = trace.weight(call, own.pop(), 0, 1)
+                tie(made, hidden, f"{call.where} makes its states of them")
+                tie(cells, summed, f"{call.where} projects them")
+            _cell(trace, call, read, hidden, cells, own)
         read = hidden * ways
-    made, *_ = call.out
-    return [[*[None] * (made.ndim - 1), read], *([*[None] * (t.ndim - 1), hidden] for t in call.out[1:])]
+    axes = (read, hidden, cells)
+    return [[*[None] * (t.ndim - 1), axis] for t, axis in zip(call.out, axes, strict=False)]
 
 
 def cell(trace: Trace, call: Call) -> list:
@@ -165,15 +173,15 @@ def cell(trace: Trace, call: Call) -> list:
     read = trace.axes_of(x)[-1]
     trace.keeps(call.module, "input_size", read)
     trace.keeps(call.module, "hidden_size", hidden)
-    _cell(trace, call, read, hidden, weights)
+    _cell(trace, call, read, hidden, hidden, weights)
     results = [call.out] if isinstance(call.out, torch.Tensor) else list(call.out)
     axes = [[*broadcast(call, leading, t.ndim - 1), hidden] for t in results]
     return axes[0] if isinstance(call.out, torch.Tensor) else axes
 
 
-def _cell(trace: Trace, call: Call, read: Axis | None, hidden: Axis, weights: list[torch.Tensor]) -> None:
-    """Tie what the weights (of the input, of the state, and their biases) make, gate by gate, to the hidden units."""
-    size, reason = length(hidden), f"{call.where} makes gates of them"
+def _cell(trace: Trace, call: Call, read: Axis | None, hidden: Axis, cells: Axis, weights: list[torch.Tensor]) -> None:
+    """Tie what the weights (of the input, of the state, and their biases) make, gate by gate, to the cells."""
+    size, reason = length(cells), f"{call.where} makes gates of them"
     sources = (
         (read, f"{call.where} reads them from the network's input or a tensor that cannot follow"),
         (hidden, reason),
@@ -182,11 +190,11 @@ def _cell(trace: Trace, call: Call, read: Axis | None, hidden: Axis, weights: li
         made, summed = trace.weight(call, weight, 0, 1)
         tie(source, summed, why)
         for gate in cut(made, [size] * (length(made) // size), reason):
-            tie(gate, hidden, reason)
+            tie(gate, cells, reason)
     for bias in weights[2:]:
         (own,) = trace.axes_of(bias)
         for gate in cut(own, [size] * (length(own) // size), reason):
-            tie(gate, hidden, reason)
+            tie(gate, cells, reason)
 
 
 def pack(trace: Trace, call: Call) -> list[list[Axis | None]]:
@@ -338,10 +346,13 @@ def attention(trace: Trace, call: Call) -> list[Axis | None]:
     masks = [trace.value_of(mask)] if isinstance(mask, torch.Tensor) else []
     for axis in (*q.axes[-2:], *k.axes[-2:], v.axes[-2], *(axis for m in masks for axis in m.axes[-2:])):
         fix(axis, f"{call.where} needs every one of them as it is")
-    if call.get(None, "enable_gqa") and q.tensor.shape[-3] != k.tensor.shape[-3]:
-        for value in (q, k, v):
-            fix(value.axes[-3], f"{call.where} shares keys and values among groups of them")
-    return [*_leading(trace, call, [q, k, v, *masks], call.out.ndim), None, v.axes[-1]]
+    leading = [([*value.tensor.shape[:-2]], value.axes[:-2]) for value in (q, k, v, *masks)]
+    if call.get(None, "enable_gqa"):  # each head of keys and values is there for several queries' in a row
+        for sizes, axes in leading[1:3]:
+            times = q.tensor.shape[-3] // sizes[-1] if sizes[-1] > 1 else 1
+            sizes[-1] *= times
+            axes[-1] = axes[-1] and tuple((space, n * times) for space, n in axes[-1])
+    return [*broadcast(call, leading, call.out.ndim - 2), None, v.axes[-1]]
 
 
 def multi_head_attention(trace: Trace, call: Call) -> list:
@@ -412,7 +423,7 @@ def _leading(trace: Trace, call: Call, values: list[Value], ndim: int) -> list[A
 RULES = {
     "scaled_dot_product_attention": attention,
     "multi_head_attention_forward": multi_head_attention,
-    **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__", "linalg_matmul"), matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__", "linalg_matmul", "_sparse_mm"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "einsum": einsum,
     "tensordot": tensordot,

@@ -145,7 +145,7 @@ zeros_like ones_like full_like empty_like
 contiguous clone detach data to float half double bfloat16 type type_as cpu cuda requires_grad
 bool byte char short int long alias cfloat cdouble resolve_neg
 """
-ALONG = "softmax softmin log_softmax normalize cumsum cumprod cummax cummin flip roll sort argsort topk"
+ALONG = "softmax softmin log_softmax normalize cumsum logcumsumexp cumprod cummax cummin flip roll sort argsort topk"
 EXTREMES = frozenset(["amax", "amin", "aminmax", "max", "min", "all", "any", "_is_all_true", "_is_any_true"])
 REDUCTIONS = """
 mean sum amax amin aminmax var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum
@@ -181,6 +181,11 @@ def as_pairs(trace: Trace, call: Call) -> list[Axis | None]:
 FOURIER = [f"fft_{kind}{way}fft{n}" for kind in ("", "i") for way in ("", "r", "h") for n in ("", "2", "n")]
 
 
+def noise(trace: Trace, call: Call) -> list[Axis | None]:
+    """Random numbers of a tensor's shape. In training mode each copy may have its own, as in dropout."""
+    return same(trace, call) if trace.training else opaque(trace, call)
+
+
 def constant(trace: Trace, call: Call) -> list[Axis | None]:
     """A new tensor of a size given in numbers."""
     return [None] * call.out.ndim
@@ -200,6 +205,7 @@ RULES = {
     **dict.fromkeys(("max", "min", "median", "nanmedian"), extreme),
     **dict.fromkeys((*FOURIER, "fft_fftshift", "fft_ifftshift"), fourier),
     **dict.fromkeys(("view_as_real", "view_as_complex"), as_pairs),
+    **dict.fromkeys(("rand_like", "randn_like"), noise),
     "where": where,
     "broadcast_tensors": broadcast_tensors,
     "prelu": prelu,

@@ -25,7 +25,6 @@ def opaque(trace: Trace, call: Call) -> list:
 NAMES = """
 local_response_norm
 conv_tbc rot90 outer cdist linalg_norm
-rand_like randn_like
 affine_grid
 rrelu bernoulli mv dot vdot quantile diagonal nanmean cosine_similarity
 nonzero argwhere nms unique bucketize searchsorted multinomial

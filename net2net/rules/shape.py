@@ -142,14 +142,12 @@ def _sizes_kept(trace: Trace, call: Call, at: int, size: int) -> list[str]:
 def _numbers_of_heads(trace: Trace, call: Call) -> dict[str, int]:
     """The numbers of heads that the running module keeps, by attribute."""
     found = vars(trace.skeleton.get_submodule(call.module)).items()
-    return {
-        key: value
-        for key, value in found
-        if type(value) is int and value > 1 and (key in ("h", "nh", "nhead") or NUMBER_OF_HEADS.fullmatch(key))
-    }
+    return {key: value for key, value in found if type(value) is int and value > 1 and NUMBER_OF_HEADS.fullmatch(key)}
 
 
-NUMBER_OF_HEADS = re.compile(r"_?(n|num|nb|number_of)?_?(\w+_)?heads?")
+NUMBER_OF_HEADS = re.compile(
+    r"_?(n|num|nb|number_of)?_?(\w+_)?heads?|n?_?h|nhead|(n|num)_?(kv|q)|(kv|q)_?h|n?h_?(kv|q)"
+)
 
 
 def reshape(trace: Trace, call: Call) -> list[Axis | None]:

@@ -8,7 +8,7 @@ from compare import certify
 from nets import Net, images
 from torch import nn
 
-from net2net import GrowthError, explain, widen
+from net2net import GrowthError, explain, verify, widen
 
 
 def test_explain_says_which_factors():
@@ -69,3 +69,34 @@ def test_tables_grow_along_their_rows_unless_they_are_read_out_with(randomise):
     limited = Net(lambda m, ids: m.fc(m.table(ids)), table=nn.Embedding(11, 6, max_norm=1.0), fc=nn.Linear(6, 3))
     with pytest.raises(GrowthError, match="'embedding' in module 'table' limits the norm of each row"):
         widen(limited.double(), ids, 2)
+
+
+@pytest.mark.parametrize("own", [("h", "kvh"), ("nh", "nkv"), ("num_heads", "num_kv_heads"), ("n_h", "n_kv"), None])
+def test_keys_and_values_that_several_queries_share(own, randomise):
+    """Grouped-query attention, written out or torch's own, with heads under any of their names."""
+
+    class Grouped(nn.Module):
+        def __init__(self, heads=4, shared=2):
+            super().__init__()
+            for key, value in zip(own or (), (heads, shared), strict=False):
+                setattr(self, key, value)
+            self.i, self.q, self.o = nn.Linear(3, 10), nn.Linear(10, heads * 6), nn.Linear(heads * 6, 3)
+            self.k, self.v = nn.Linear(10, shared * 6), nn.Linear(10, shared * 6)
+
+        def forward(self, x):
+            x = self.i(x)
+            q, k, v = (f(x).view(*x.shape[:2], -1, 6).transpose(1, 2) for f in (self.q, self.k, self.v))
+            if own:
+                times = getattr(self, own[0]) // getattr(self, own[1])
+                k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=not own)
+            return self.o(y.transpose(1, 2).flatten(2))
+
+    for heads, shared in ((4, 2), (6, 3), *([] if own else [(4, 1), (4, 4)])):
+        model, x = randomise(Grouped(heads, shared)).double(), torch.randn(2, 5, 3).double()
+        for factor in (1.5, 2):
+            new = int(shared * factor) if shared > 1 else 1
+            student = widen(model, x, factor)
+            grew = int(heads * factor) if shared == 1 else heads // shared * new
+            assert (student.q.out_features, student.k.out_features) == (grew * 6, new * 6)
+            assert verify(model, student, x).relative < 1e-12

@@ -139,11 +139,11 @@ def shared_keys(m, x):
     return m.read(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
 
 
-def test_heads_that_share_keys_stay_and_their_values_grow():
+def test_heads_that_share_keys_grow_as_whole_groups():
     net = vector(shared_keys, q=Heads(5, 4, 3), k=Heads(5, 2, 3), v=Heads(5, 2, 3), read=nn.Linear(12, 2))
     student = grown(net, X)
     heads = [(m.num_heads, m.width, m.linear.out_features) for m in (student.q, student.k, student.v)]
-    assert heads == [(4, 3, 12), (2, 3, 6), (2, 6, 12)]
+    assert heads == [(8, 3, 24), (4, 3, 12), (4, 3, 12)]
     assert student.read.in_features == 24
 
 

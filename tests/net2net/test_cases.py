@@ -328,7 +328,6 @@ def test_rounding_that_an_ill_conditioned_net_blows_up_is_told_from_a_fault(monk
 UNRULED = {
     "special_erfcx": lambda m, h: torch.special.erfcx(h),
     "diff": lambda m, h: h.diff(dim=2, prepend=h[:, :, :1]),
-    "logcumsumexp": lambda m, h: h.logcumsumexp(1),
     "special_i0": lambda m, h: torch.special.i0(h),
 }
 
@@ -697,9 +696,54 @@ def test_a_state_that_is_given_or_returned_holds_the_hidden_units():
     assert grown(net, (x, images(3, 8, batch=1))).r.hidden_size == 8
 
 
-def test_a_projected_state_holds_its_layer():
-    with pytest.raises(GrowthError, match=r"'lstm' in module 'r' needs every one of them"):
-        widen(read_by(nn.LSTM(6, 8, proj_size=3), width=3), images(4, 5), 2)
+@pytest.mark.parametrize("options", [{}, {"bias": False, "batch_first": True}, {"bidirectional": True}])
+def test_projected_states_grow_and_so_do_their_cells(options):
+    layer, ways = nn.LSTM(6, 8, 2, proj_size=3, **options), 2 if "bidirectional" in options else 1
+    net, x = read_by(layer, width=3 * ways), images(4, 5)
+    for factor, states in ((1.5, 4), (2, 6)):
+        student = grown(net, x, factor)
+        assert (student.r.hidden_size, student.r.proj_size, student.r.input_size) == (8 * factor, states, 6 * factor)
+        assert verify(student, replay(history(student), net), x).max_abs == 0
+    net.run = lambda m, x: (lambda made, states: (m.o(made), states[1]))(*m.r(F.relu(m.a(x))))
+    held = grown(net, x)  # the cells are an output
+    assert (held.r.hidden_size, held.r.proj_size) == (8, 6)
+
+
+def test_pooling_is_undone_to_a_size_of_all_dimensions():
+    def run(m, x):
+        h = m.a(x)
+        pooled, places = m.pool(h)
+        return m.o(m.unpool(pooled, places, output_size=h.size()))
+
+    net = Net(run, a=conv(3, 4), pool=nn.MaxPool2d(2, return_indices=True), unpool=nn.MaxUnpool2d(2), o=conv(4, 2))
+    assert grown(net.double(), images(3, 4, 6), 2).a.out_channels == 8
+
+
+def test_what_is_computed_along_time_lets_channels_grow():
+    net = Net(lambda m, x: m.o(m.a(x).logcumsumexp(1)), a=nn.Linear(5, 4), o=nn.Linear(4, 2)).double()
+    assert grown(net, images(3, 5), 1.5).a.out_features == 6
+    near = Net(lambda m, x, near: m.o(torch.sparse.mm(near, m.a(x))), a=nn.Linear(5, 4), o=nn.Linear(4, 2)).double()
+    x = images(5), torch.eye(3).double().to_sparse()
+    with pytest.warns(UserWarning, match="was run on the example inputs"):  # no such product on the meta device
+        student = widen(near, x, 1.5)
+    assert student.a.out_features == 6
+    assert verify(near, student, x).relative < 1e-12
+
+
+def test_noise_in_training_alone_is_as_dropout():
+    def run(m, x):
+        h = m.a(x)
+        return m.o(h + torch.randn_like(h) if m.training else h)
+
+    student = widen(Net(run, a=nn.Linear(5, 4), o=nn.Linear(4, 2)), images(5, dtype=torch.float32), 1.5)
+    assert student.a.out_features == 6
+
+
+def test_noise_of_its_own_in_evaluation_holds_its_channels():
+    parts = {"a": nn.Linear(5, 4), "b": nn.Linear(4, 4), "o": nn.Linear(4, 2)}
+    net = Net(lambda m, x: m.o((h := m.b(m.a(x))) + torch.randn_like(h)), **parts)
+    (row,) = (row for row in explain(net, images(5, dtype=torch.float32)).spaces if row.made_by[0] == "b")
+    assert row.how == "'randn_like' in the model's own forward needs every one of them as it is"
 
 
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
@@ -1068,6 +1112,7 @@ STATES = {
     "of a weight": lambda m, x, shape: next(m.parameters()).new_zeros(shape),
     "of a weight's data": lambda m, x, shape: next(m.parameters()).data.new(*shape).zero_(),
     "filled later": lambda m, x, shape: torch.empty(shape, dtype=x.dtype).fill_(0),
+    "as a Variable": lambda m, x, shape: torch.autograd.Variable(torch.zeros(shape, dtype=x.dtype)),
 }
 
 

@@ -565,3 +565,14 @@ def test_calibration_leaves_its_batches_and_the_random_streams_alone(randomise):
     deepen(model, x, {"act": [(3, 3)]}, calibration=[batch])
     assert torch.equal(batch, x)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_new_batch_norms_are_synchronised_where_the_teachers_are():
+    parts = conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 4)
+    plain = nn.Sequential(*copy.deepcopy(parts))
+    teacher = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(*parts)).double()
+    x = images(3, 6, 6)
+    student = deepen(teacher, x, {"2": [3]}, [x])
+    assert type(student[2][1].bn) is nn.SyncBatchNorm
+    assert verify(teacher, student, x).relative < 1e-12
+    assert type(replay(history(student), plain)[2][1].bn) is nn.BatchNorm2d

@@ -542,14 +542,14 @@ class Encoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.wanted = 6
+        self.features = 6
         blocks = [conv(4, 6), conv(6, 4)] * 3
         self.layers = nn.ModuleList([conv(3, 4), *map(copy.deepcopy, blocks), nn.MaxPool2d(2)])
 
     def forward(self, x):
         for k, layer in enumerate(self.layers):
             x = layer(x)
-            if k <= self.wanted:
+            if k <= self.features:
                 early = x
         return early, x
 
@@ -565,7 +565,7 @@ def test_a_number_that_is_no_width_and_another_module_that_fails(factor, blamed,
     net, x = randomise(net).double(), images(3, 4, 4)
     student = widen(net, x, factor)
     certify(net, student, x)
-    assert student.encoder.wanted == 6
+    assert student.encoder.features == 6
     held = set() if blamed else {4}  # what the other module adds
     assert {layer.out_channels for layer in student.encoder.layers[:-1]} == {4 * factor, 6 * factor} | held
 
@@ -579,3 +579,55 @@ def test_the_search_ends_where_a_number_helps_one_call_and_another_of_the_same_m
     ]
     assert (student.embed_dim, grown) == (net.embed_dim, [640, 640])  # what the MLPs hold inside
     assert widen(net, images(3, 32, 32).float(), 2).embed_dim == 2 * net.embed_dim
+
+
+class Counting(nn.Module):
+    """Keeps integers that equal its widths and are none; `fixed`: a part of it cannot grow."""
+
+    def __init__(self, fixed):
+        super().__init__()
+        self.d = self.horizon = self.multiple = self.topk = self.n_fft = 8
+        self.hidden_dim = self.inplanes = 8
+        self.fixed = fixed
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).relu()
+        return self.c(x.unflatten(1, (2, 4)).flatten(1) if self.fixed else x)
+
+
+def test_integers_follow_by_a_name_that_says_a_width():
+    student = widen(Counting(fixed=False), torch.randn(3, 3), 2)
+    kept = vars(student)
+    assert (kept["hidden_dim"], kept["inplanes"]) == (16, 16)
+    assert {kept[key] for key in ("d", "horizon", "multiple", "topk", "n_fft")} == {8}
+
+
+def test_what_cannot_grow_holds_nothing_that_is_only_as_wide_as_an_integer():
+    student = widen(Counting(fixed=True), torch.randn(3, 3), 2)
+    assert (student.a.out_features, student.b.out_features) == (16, 8)
+
+
+def test_a_state_that_an_earlier_pass_left_holds_its_channels():
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.c, self.o = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+            self.state = self.seen = None
+
+        def forward(self, x):
+            self.seen = self.f(x).relu()
+            state = torch.zeros_like(self.seen) if self.state is None else self.state
+            self.state = torch.tanh(self.c(state) + self.seen).detach()
+            return self.o(self.state)
+
+    model, x = Policy(), torch.randn(2, 4)
+    assert widen(model, x, 2).c.out_features == 16  # before any pass
+    model(x)
+    with pytest.raises(net2net.GrowthError, match="keeps them in 'state', where an earlier pass has left a tensor"):
+        widen(model, x, 2)
+    model.state = None  # what is only written, as `seen`, is no reason
+    student = widen(model, x, 2)
+    assert student.c.out_features == 16
+    student.seen = None
+    assert [student(x).shape for _ in range(2)] == [(2, 2)] * 2
