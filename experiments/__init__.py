@@ -214,6 +214,15 @@ def seed_of(folder: Path) -> int | None:
     return int(match[1]) if match and int(match[1]) < 2**32 else None
 
 
+def without_seed(config: dict[str, Any]) -> dict[str, Any]:
+    """What all seeds of an arm have in common of a flat config: also where its teacher's path names the seed."""
+    teacher = config.get("growth.teacher")
+    if isinstance(teacher, str):
+        parts = ("seed*" if part == f"seed{config.get('seed')}" else part for part in re.split(r"([/\\])", teacher))
+        config = {**config, "growth.teacher": "".join(parts)}
+    return {key: value for key, value in config.items() if key != "seed"}
+
+
 def figures_of(arm: str, folder: Path = ARMS) -> list[str]:
     """The figures that an arm is a curve or the teacher of."""
     return [name for name, figure in figures(folder=folder).items() if arm in (*figure.curves, figure.teacher)]

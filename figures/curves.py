@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import OPERATIONAL, seed_of
+from experiments import OPERATIONAL, seed_of, without_seed
 from experiments import Figure as Plot
 
 COLUMNS = ["step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]
@@ -185,8 +185,9 @@ def _one_arm(runs: dict[int, Run]) -> None:
 
 
 def _same(a: Run, b: Run, keys: Iterable[str], what: str) -> None:
+    one, other = without_seed(a.config), without_seed(b.config)
     for key in keys:
-        if (x := a.config.get(key)) != (y := b.config.get(key)):
+        if (x := one.get(key)) != (y := other.get(key)):
             raise Problem(f"{a.folder} and {b.folder} {what}: {key} is {x} in the one, {y} in the other.")
 
 

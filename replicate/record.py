@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments import without_seed
 from experiments.output import script
 from experiments.paths import to_path
 from replicate.stage import ROOT, read_json
@@ -56,7 +57,7 @@ def _of_another_config(config: dict[str, Any], target: Path) -> str:
         known = read_json(there).get("config")
         if there.parent == target or not isinstance(known, dict):
             continue
-        keys = [key for key in differences(known, config) if key != "seed"]
+        keys = differences(without_seed(known), without_seed(config))
         if keys:
             found = ", ".join(f"{key} is {config.get(key)!r} and there {known.get(key)!r}" for key in keys[:3])
             return f"another config than {there.parent}: {found}"

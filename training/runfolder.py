@@ -178,13 +178,19 @@ class RunFolder:
 
     @on_main
     def note_unreadable(self, images: list[str]) -> None:
-        """Name images that could not be read, and count them in run.json."""
-        for image in images:
+        """Name images that could not be read, in unreadable.txt too, and count them in run.json: each once, however
+        often the run is resumed."""
+        file = self.folder / "unreadable.txt"
+        known = dict.fromkeys(os.fsdecode(patiently(file.read_bytes)).splitlines()) if file.exists() else {}
+        new = dict.fromkeys(" ".join(image.splitlines()) for image in images)
+        for image in (image for image in new if image not in known):
             print(
                 f"train.py: cannot be decoded, taken for a wrong answer or left out of training: {image}",
                 file=sys.stderr,
             )
-        self.note(unreadable_images=self.manifest.get("unreadable_images", 0) + len(images))
+        known |= new
+        self._write(file.name, os.fsencode("".join(f"{image}\n" for image in known)))
+        self.note(unreadable_images=max(self.manifest.get("unreadable_images", 0), len(known)))
 
     def note_failure(self, error: Exception) -> None:
         """Note in run.json why the run ends; by the main rank alone, as the others may be gone."""

@@ -187,6 +187,9 @@ def test_seeds_of_one_arm_have_one_config(root, tmp_path, capsys):
     for seed in (0, 1):
         config(root / f"wider/seed{seed}", **{"seed": seed, "data.root": f"/data{seed}", "training.keep": seed})
     assert len(read_arms(FIG4, root, partial=True)["wider"]) == 2
+    for seed in (0, 1):  # each has a teacher of its own
+        config(root / f"wider/seed{seed}", **{"growth.teacher": f"runs/mine/seed{seed}/best.pt"})
+    assert len(read_arms(FIG4, root, partial=True)["wider"]) == 2
     config(root / "wider/seed1", **{"optimizer.lr_scale": 0.3})
     line = failure(root, tmp_path / "out", capsys)
     assert f"{root}/wider/seed0 and {root}/wider/seed1 are not two seeds of one arm: optimizer.lr_scale is None" in line

@@ -654,6 +654,19 @@ def test_a_job_that_was_thought_dead_finds_its_folder_taken_and_writes_no_more(t
     assert lease.owner(tmp_path / "lock")["host"] == "node7"  # it is not ours to remove
 
 
+def test_images_that_cannot_be_read_count_once_however_often_a_run_is_resumed(tmp_path, capsys):
+    config = load(ROOT / "configs" / "smoke" / "standard.yaml", FAST)
+    a, b, c = "train/a.jpg: not an image", "val/b\n.jpg: it is cut short", "val/é.jpg: empty"
+    for found, told, count in (([a, b], 2, 2), ([b, a, c], 1, 3), ([a], 0, 3)):
+        with runfolder.RunFolder(tmp_path, config, Session()) as run:
+            run.start("0" * 64, {})
+            run.note_unreadable(found)
+        assert capsys.readouterr().err.count("cannot be decoded") == told
+        assert manifest(tmp_path)["unreadable_images"] == count
+    lines = os.fsdecode((tmp_path / "unreadable.txt").read_bytes()).splitlines()
+    assert lines == [a, b.replace("\n", " "), c]
+
+
 def gone():
     """The number of a process that is no more."""
     process = subprocess.Popen(["true"])
