@@ -41,8 +41,9 @@ HEADS = frozenset({"head", "heads", "nhead"})
 # What a number counts that is a width: one of these, or a name that ends so.
 WIDTHS = """
 feature features channel channels chan chans ch chs filter filters hidden hiddens unit units plane planes embd emb embed
-embeds embedding dim dims neurons width widths intermediate output outputs input inputs state model ff ffn mlp inner
-bottleneck normalized cin cout inc outc nf ngf ndf nhid nhidden ninp nout nemb
+embeds embedding dim dims neurons width widths intermediate output outputs input inputs out in inp state model ff ffn
+mlp inner bottleneck latent representation projection proj feat feats normalized c cin cout inc outc nc nf ngf ndf nhid
+nhidden ninp nout nemb nz
 """
 WIDTHS = frozenset(WIDTHS.split())
 ENDS = ("dim", "dims", "planes", "channels", "chs", "features", "filters", "width", "widths", "hidden", "embd", "embed")
