@@ -100,22 +100,31 @@ class Kept:
             if size(axis) != length(axis):
                 self.follow.setdefault(name, {})[path] = size(axis)
 
-    def options(self, module: str, axes: Iterable[Axis], size: Size) -> dict[str, Axis]:
-        """Numbers that a module keeps under whatever name and that are the length of one of these axes, which grow, by
-        their paths. Each is returned once."""
+    def options(self, module: str, axes: Iterable[Axis], size: Size) -> dict[tuple[str, str], Axis]:
+        """Numbers that a module keeps under whatever name and that are the length of one of these axes, which grow, but
+        for those of which it was supposed before.
+
+        By (where, path): "" is the module itself, other names those of modules in it that are not called, but whose
+        methods are, e.g. for a relative position bias.
+        """
         kept = self.trace.skeleton.get_submodule(module)
-        if type(kept).__module__.startswith("torch.nn."):  # which have no code of their own for their use here
-            return {}
         grown = {length(axis): axis for axis in axes if size(axis) != length(axis)}
-        done = self.follow.get(module, {})
-        numbers = integers(kept) if grown else []
-        found = {path: grown[n] for path, n in numbers if n in grown and path not in done}
-        new = {path: axis for path, axis in found.items() if (module, path) not in self._tried}
-        self._tried.update((module, path) for path in new)
-        return new
+        if not grown or type(kept).__module__.startswith("torch.nn."):  # no code of their own for their use here
+            return {}
+        found = {}
+        for where, one in kept.named_modules():
+            name = ".".join(filter(None, (module, where)))
+            if where and (name in self.trace.returned or type(one).__module__.startswith("torch.nn.")):
+                continue
+            done = self.follow.get(name, {})
+            for path, n in integers(one):
+                if n in grown and path not in done and (name, path) not in self._tried:
+                    found[where, path] = grown[n]
+        return found
 
     def suppose(self, numbers: dict[tuple[str, str], Axis]) -> None:
         """Let numbers (module, path) follow axes, from now on."""
+        self._tried.update(numbers)
         self._supposed.update(numbers)
 
     def drop(self, numbers: Iterable[tuple[str, str]]) -> None:

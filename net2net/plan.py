@@ -125,8 +125,13 @@ def _supposed(trace: Trace, kept: Kept, conflict: Conflict, size: Size, better: 
     alike = {each.module: each for each in _siblings(trace, call, conflict.calls)}
     found = {module: kept.options(module, _lengths(each), size) for module, each in alike.items()}
     own = found[call.module]
-    for paths in [*([path] for path in own), *([list(own)] if len(own) > 1 else [])]:  # one number, or all of them
-        numbers = {(m, path): axes[path] for m, axes in found.items() for path in paths if path in axes}
+    for one in (*own, *([None] if len(own) > 1 else [])):  # one number, or all of them
+        numbers = {
+            (".".join(filter(None, (module, where))), path): axis
+            for module, axes in found.items()
+            for (where, path), axis in axes.items()
+            if one is None or (where, path) == one
+        }
         kept.suppose(numbers)
         kept.find(size, anew=False)
         if better():

@@ -631,3 +631,50 @@ def test_a_state_that_an_earlier_pass_left_holds_its_channels():
     assert student.c.out_features == 16
     student.seen = None
     assert [student(x).shape for _ in range(2)] == [(2, 2)] * 2
+
+
+class Mixed(nn.Module):
+    """Splits its channels in its own way, as MixNet does, under a name that does not say a width."""
+
+    def __init__(self, *splits):
+        super().__init__()
+        self.splits = list(splits)
+        self.parts = nn.ModuleList(nn.Linear(n, n) for n in splits)
+
+    def forward(self, x):
+        return torch.cat([part(each) for part, each in zip(self.parts, x.split(self.splits, 1), strict=True)], 1)
+
+
+def test_numbers_of_other_modules_of_the_class_follow_though_they_have_more(randomise):
+    model = nn.Sequential(nn.Linear(5, 12), Mixed(6, 6), nn.Linear(12, 12), Mixed(3, 4, 5), nn.Linear(12, 3))
+    student = widen(randomise(model).double(), images(5), 2)
+    assert (student[1].splits, student[3].splits) == ([12, 12], [6, 8, 10])
+    certify(model, student, images(5))
+
+
+class Bias(nn.Module):
+    """Is not called: its user takes what a method returns, as timm's attention does a relative position bias."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.table, self.shape = nn.Parameter(torch.randn(9, heads)), (3, 3, heads)
+
+    def add_to(self, scores):
+        return scores + self.table.view(self.shape).permute(2, 0, 1)
+
+
+def test_numbers_of_a_module_whose_methods_are_called_follow():
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_heads = 2
+            self.qkv, self.bias, self.o = nn.Linear(5, 24), Bias(2), nn.Linear(8, 3)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, 4).permute(2, 0, 3, 1, 4)
+            return self.o((self.bias.add_to(q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    model, x = Biased().double(), images(3, 5)
+    student = widen(model, x, 2)
+    assert (student.num_heads, student.bias.shape, student.bias.table.shape) == (4, (3, 3, 4), (9, 4))
+    certify(model, student, x)
