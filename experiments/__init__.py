@@ -38,7 +38,7 @@ What an arm and a scale are stands in configs/.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -169,6 +169,18 @@ def own_arms(folder: Path = ARMS) -> dict[str, dict[str, Any]]:
     return found
 
 
+def method_of(arm: str, folder: Path = ARMS) -> str | None:
+    """How an arm's net begins: its file's `growth.method`, "" where there is none; None for what is no arm's file."""
+    file = folder / f"{arm}.yaml"
+    if not file.is_file():
+        return None
+    said = read(file, "arm")
+    growth, extends = said.get("growth", {}), said.get("extends")
+    if isinstance(growth, dict) and "method" in growth:
+        return str(growth["method"])
+    return method_of(Path(extends).stem, folder) or "" if isinstance(extends, str) and growth is not None else ""
+
+
 @cache
 def study(file: Path = HERE / "study.yaml") -> dict[str, Part]:
     found = {}
@@ -212,6 +224,27 @@ def seed_of(folder: Path) -> int | None:
     """The seed of a run's folder, seed<k>; None for any other name, such as seed00 or seed1.bak."""
     match = re.fullmatch("seed(0|[1-9][0-9]{0,9})", folder.name)
     return int(match[1]) if match and int(match[1]) < 2**32 else None
+
+
+def unlike_its_end(info: dict[str, Any], last: Mapping[str, Any]) -> str:
+    """Why the last row of a finished run's metrics.csv is not what run.json says the run ended with; empty if it is.
+
+    They part where a file was cut, or is another run's, or where a kill came while both were copied.
+    """
+    config, result = info.get("config"), info.get("result")
+    steps = config.get("training.steps") if isinstance(config, dict) else None
+    said = dict(result) if isinstance(result, dict) else {}
+    for key in ("val_top1", "train_top1", "all_val_top1"):
+        value = said.get(key)
+        if isinstance(value, (int, float)) and (value is True or not 0 <= value <= 1):
+            return f"its run.json gives {key} as {value}, which is no accuracy from 0 to 1"
+    for key, value in (("step", steps), ("step", said.get("steps")), *((k, said.get(k)) for k in MEASURED)):
+        if type(value) in (int, float) and key in last and f"{float(last[key]):.6g}" != f"{value:.6g}":
+            return f"its metrics.csv ends with {key} {float(last[key]):g}, and its run.json says {value:g}"
+    return ""
+
+
+MEASURED = ("val_top1", "train_top1", "wall_s")  # in the last row and in the result
 
 
 def without_seed(config: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import OPERATIONAL, seed_of, without_seed
+from experiments import OPERATIONAL, method_of, seed_of, unlike_its_end, without_seed
 from experiments import Figure as Plot
 
 COLUMNS = ["step", "images", "wall_s", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]
@@ -28,6 +28,8 @@ FREE = {"seed", "figures", *OPERATIONAL}  # what the runs of one arm may differ 
 # What the arms of one figure have in common, which is what makes a scale.
 SCALE = ("model.name", "data.name", "data.validation", "data.val_images", "data.image_size", "optimizer.lr")
 SCALE += ("schedule.name", "schedule.decay_rate", "schedule.decay_steps", "training.batch_size", "training.eval_every")
+SCALE += ("schedule.warmup_steps", "training.ema_decay", "training.ema_warmup", "training.label_smoothing", "data.flip")
+SCALE += ("data.crop_fraction", "data.min_area", "data.color_jitter", "training.precision")
 
 
 class Problem(Exception):
@@ -75,6 +77,7 @@ def read_arms(plot: Plot, root: Path, partial: bool = False) -> dict[str, list[R
     first, *others = [next(iter(runs.values())) for runs in arms.values()]
     for other in others:
         _same(first, other, SCALE, "are of two scales and have no place in one figure")
+        _same_data(first, other)
     if not partial:
         arms = _paired(plot, root, arms)
     return {arm: list(runs.values()) for arm, runs in arms.items()}
@@ -178,8 +181,17 @@ def _one_arm(runs: dict[int, Run]) -> None:
     for seed, run in runs.items():
         if (own := run.config.get("seed", seed)) != seed:
             raise Problem(f"{run.folder} holds a run of seed {own}: it is a copy, or misnamed.")
+        method, own = method_of(run.folder.parent.name), run.config.get("growth.method") or ""
+        if "training.steps" in run.config and method is not None and method != own:
+            raise Problem(
+                f"{run.folder} holds a run of another arm: its growth.method is {own or 'none'}, and "
+                f"{run.folder.parent.name}'s is {method or 'none'}."
+            )
+    for run in runs.values():
+        _of_its_teacher(run)
     first, *others = runs.values() or [None]
     for other in others:
+        _same_data(first, other)
         keys = sorted((first.config.keys() | other.config.keys()) - FREE)
         _same(first, other, keys, "are not two seeds of one arm")
 
@@ -189,6 +201,30 @@ def _same(a: Run, b: Run, keys: Iterable[str], what: str) -> None:
     for key in keys:
         if (x := one.get(key)) != (y := other.get(key)):
             raise Problem(f"{a.folder} and {b.folder} {what}: {key} is {x} in the one, {y} in the other.")
+
+
+def _same_data(a: Run, b: Run) -> None:
+    for key, what in (("fingerprint", "names and labels"), ("resized", "sizes")):
+        x, y = ((run.info.get("data") or {}).get(key) for run in (a, b))
+        if x != y and x and y:
+            raise Problem(f"{a.folder} and {b.folder} were trained on other images: their {what} differ.")
+
+
+def _of_its_teacher(run: Run) -> None:
+    """Refuse a student beside a teacher that is not the one it grew from: the teacher was trained anew since."""
+    growth, arm = run.info.get("growth"), run.config.get("growth.teacher")
+    if not isinstance(growth, dict) or "teacher_val_top1" not in growth or not isinstance(arm, str):
+        return
+    folder = run.folder.parent.parent / arm / run.folder.name
+    if "/" in arm or not (folder / "run.json").is_file() or not (folder / "metrics.csv").is_file():
+        return
+    teacher = _read_run(folder)
+    was = 100 * growth["teacher_val_top1"]
+    if teacher.finished and abs((now := teacher.rows.val.iloc[-1]) - was) > 1e-3:
+        raise Problem(
+            f"{run.folder} grew from a teacher of {was:.2f} %, and {folder} ended at {now:.2f} %: that one was trained "
+            "anew since, so train the student anew, too."
+        )
 
 
 def _read_run(folder: Path) -> Run:
@@ -224,4 +260,6 @@ def _read_run(folder: Path) -> Run:
         info["status"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Problem(f'{folder}/run.json is missing or has no "status": is the run finished?') from error
+    if info["status"] == "finished" and (why := unlike_its_end(info, table.iloc[-1].to_dict())):
+        raise Problem(f"{folder} is not one run's record: {why}.")
     return Run(rows, info, folder)

@@ -8,13 +8,13 @@ Left out of run.json: a student's history (30 KB of maps), which follows from it
 """
 
 import argparse
+import csv
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import without_seed
+from experiments import seed_of, unlike_its_end, without_seed
 from experiments.output import script
 from experiments.paths import to_path
 from replicate.stage import ROOT, read_json
@@ -39,16 +39,27 @@ def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], dic
             left_out[folder] = "its run.json is not a run's manifest"
         elif not metrics.is_file():
             left_out[folder] = "its metrics.csv is missing"
+        elif facts["config"].get("seed") != seed_of(folder):
+            left_out[folder] = f"a run of seed {facts['config'].get('seed')}: it is a copy, or misnamed"
+        elif why := unlike_its_end(facts, _last_row(metrics)):
+            left_out[folder] = why
         elif other := _of_another_config(facts["config"], target):
             left_out[folder] = other
         else:
             target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(metrics, target / "metrics.csv")
+            write_atomic(target / "metrics.csv", metrics.read_bytes())
             if isinstance(growth := facts.get("growth"), dict):
                 growth.pop("history", None)
             write_atomic(target / "run.json", json.dumps(facts, indent=1).encode() + b"\n")
             recorded.append(target)
     return recorded, left_out
+
+
+def _last_row(metrics: Path) -> dict[str, str]:
+    """What can be read as numbers of it."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: value for key, value in (rows[-1] if rows else {}).items() if value}
 
 
 def _of_another_config(config: dict[str, Any], target: Path) -> str:
@@ -71,16 +82,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=to_path, default=ROOT / "results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="default: all that there are")
     arguments = parser.parse_args(argv)
-    code = 2
+    code = 0
     for name in arguments.folders:
         recorded, left_out = record(arguments.runs / name, arguments.results / name, arguments.seeds)
         for folder in recorded:
             print(f"recorded {folder}")
         for folder, why in left_out.items():
             print(f"left out {folder}: {why}", file=sys.stderr)
-        if recorded:
-            code = 0
-        else:
+        if not recorded:
+            code = 2
             print(f"no finished run in {arguments.runs / name}", file=sys.stderr)
     return code
 

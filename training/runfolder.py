@@ -252,6 +252,11 @@ class RunFolder:
                 continue
             for complaint in complaints:
                 print(f"train.py: {complaint}; going on from {path.name}, step {state['step']}", file=sys.stderr)
+            own = flatten(self.config)
+            if changed := differences(state.get("config", own), own):
+                raise RunError(
+                    f"{path} is another run's: its {', '.join(changed)} differ. Move it away, or choose another --out"
+                )
             self._saved = state["step"] if path == newest else None
             if state.get("wandb_id"):
                 self.manifest["wandb_id"] = state["wandb_id"]

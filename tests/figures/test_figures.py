@@ -1,6 +1,7 @@
 """The figures and their tables, from small CSV files written here."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -393,3 +394,64 @@ def test_one_missing_figure_does_not_keep_the_others_from_being_drawn(root, tmp_
     assert main("fig5", "fig6", argv=[str(root), "--out", str(tmp_path / "out")]) == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"fig5{part}" for part in PARTS]
     assert "wider_sqrt2" in capsys.readouterr().err
+
+
+LIES = {  # what is changed of seed 2 of `wider` below, and what is said
+    "cut": (lambda f: cut(f / "metrics.csv", 20), "its metrics.csv ends with step 900, and its run.json says 2400"),
+    "another run's curve": (
+        lambda f: shutil.copy(f.parent / "seed1/metrics.csv", f),
+        "ends with val_top1 0.9065, and its run.json says",
+    ),
+    "no accuracy": (
+        lambda f: changed(f, lambda info: info["result"].update(all_val_top1=89.2)),
+        "gives all_val_top1 as 89.2, which is no accuracy from 0 to 1",
+    ),
+    "not a number": (
+        lambda f: changed(f, lambda info: info["result"].update(all_val_top1=float("nan"))),
+        "gives all_val_top1 as nan",
+    ),
+    "another teacher": (
+        lambda f: changed(f, lambda info: info["growth"].update(teacher_val_top1=0.5)),
+        "wider/seed2 grew from a teacher of 50.00 %, and ",
+    ),
+    "other images": (
+        lambda f: changed(f, lambda info: info["data"].update(fingerprint="0" * 64)),
+        "were trained on other images: their names and labels differ",
+    ),
+    "other augmentation": (lambda f: config(f, **{"data.flip": False}), "data.flip is True in the one, False in"),
+    "another arm": (
+        lambda f: config(f, **{"growth.method": "random_pad"}),
+        "holds a run of another arm: its growth.method is random_pad, and wider's is net2wider",
+    ),
+}
+
+
+def cut(file, lines):
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:lines]))
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Two seeds of Fig 4's arms, as they are recorded."""
+    root = tmp_path / "long"
+    for arm in ("teacher_narrow", "standard", "wider", "random_pad"):
+        for seed in (1, 2):
+            shutil.copytree(ROOT / "results" / "long" / arm / f"seed{seed}", root / arm / f"seed{seed}")
+    return root
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_what_is_not_one_run_s_record_is_not_drawn(copied, name, tmp_path, capsys):
+    assert len(read_arms(FIG4, copied)["wider"]) == 2
+    lie, words = LIES[name]
+    lie(copied / "wider" / "seed2")
+    assert words in failure(copied, tmp_path / "out", capsys)
+
+
+def test_arms_that_were_evaluated_otherwise_have_no_place_in_one_figure(copied, tmp_path, capsys):
+    for key, value in (("training.ema_decay", 0.0), ("schedule.warmup_steps", 50)):
+        for seed in (1, 2):
+            config(copied / f"standard/seed{seed}", **{key: value})
+        assert f"two scales and have no place in one figure: {key}" in failure(copied, tmp_path / "out", capsys)
+        for seed in (1, 2):
+            shutil.copy(ROOT / f"results/long/standard/seed{seed}/run.json", copied / f"standard/seed{seed}")

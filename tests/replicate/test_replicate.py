@@ -193,7 +193,19 @@ def test_record_takes_no_seed_of_another_config(smoke, tmp_path, capsys):
     assert "wider/seed1: another config than" in (said := capsys.readouterr().err)
     assert "optimizer.lr is 0.5 and there " in said
     assert not (tmp_path / "results" / "smoke" / "wider" / "seed1").exists()
-    facts["config"]["optimizer.lr"] = manifest(runs / "smoke" / "wider" / "seed0")["config"]["optimizer.lr"]
+    facts["config"] |= {
+        "seed": 0,
+        "optimizer.lr": manifest(runs / "smoke" / "wider" / "seed0")["config"]["optimizer.lr"],
+    }
+    file.write_text(json.dumps(facts))
+    assert record.main(words) == 0
+    assert "wider/seed1: a run of seed 0: it is a copy, or misnamed" in capsys.readouterr().err
+    assert record.main(["nothing", *words]) == 2  # one of two folders has no run
+    facts["config"]["seed"], facts["result"]["steps"] = 1, 5000
+    file.write_text(json.dumps(facts))
+    assert record.main(words) == 0
+    assert "and its run.json says 5000" in capsys.readouterr().err
+    facts["result"]["steps"] = manifest(runs / "smoke" / "wider" / "seed0")["result"]["steps"]
     file.write_text(json.dumps(facts))
     assert record.main(words) == 0
     assert (tmp_path / "results" / "smoke" / "wider" / "seed1" / "run.json").exists()

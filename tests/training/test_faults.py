@@ -654,6 +654,20 @@ def test_a_job_that_was_thought_dead_finds_its_folder_taken_and_writes_no_more(t
     assert lease.owner(tmp_path / "lock")["host"] == "node7"  # it is not ours to remove
 
 
+def test_another_run_s_checkpoint_is_not_gone_on_from(stopped, capsys):
+    path = stopped / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    state["config"]["optimizer.lr"] = 0.5
+    torch.save(state, path)
+    before = content(stopped)
+    assert call("standard", stopped, *FAST) == 2
+    assert f"{path} is another run's: its optimizer.lr differ" in capsys.readouterr().err
+    after = content(stopped)
+    assert {name: after[name] for name in ("checkpoint.pt", "metrics.csv")} == {
+        name: before[name] for name in ("checkpoint.pt", "metrics.csv")
+    }
+
+
 def test_images_that_cannot_be_read_count_once_however_often_a_run_is_resumed(tmp_path, capsys):
     config = load(ROOT / "configs" / "smoke" / "standard.yaml", FAST)
     a, b, c = "train/a.jpg: not an image", "val/b\n.jpg: it is cut short", "val/é.jpg: empty"
