@@ -31,15 +31,18 @@ def expanded(text: str | Path, where: str) -> Path:
         raise ConfigError(f"{where}: {error}") from None
 
 
+LARGE = 1e6  # for factors: far above any that trains, far below where float32 ends
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
     name: Literal["inception_bn", "inception_bn_28", "inception_bn_28_full", "inception_bn_2015"]
-    width: float = Field(gt=0)  # scales the channels inside the Inception modules only
-    extra_pairs: int = Field(ge=0)  # vertical-horizontal pairs added after every pair
-    multiple_of: int = Field(1, gt=0)  # what the scaled channels are rounded to; tensor cores like eights
+    width: float = Field(ge=0.01, le=16)  # scales the channels inside the Inception modules only
+    extra_pairs: int = Field(ge=0, le=100)  # vertical-horizontal pairs added after every pair
+    multiple_of: int = Field(1, gt=0, le=256)  # what the scaled channels are rounded to; tensor cores like eights
     init: Literal["he", "pytorch"] = "he"  # the random initialisation, of new nets and of what random pad adds
     bn_momentum: float = Field(gt=0, le=1)
 
@@ -47,7 +50,7 @@ class ModelConfig(Section):
 class GrowthConfig(Section):
     teacher: str  # an arm of the same scale and seed, or the path of a checkpoint
     method: Literal["net2wider", "random_pad", "net2deeper", "continue"]  # continue: the teacher itself, as a control
-    noise: float = Field(ge=0)  # net2wider: of each filter's standard deviation, on copies only
+    noise: float = Field(ge=0, le=LARGE)  # net2wider: of each filter's standard deviation, on copies only
     exact: bool  # net2wider: the noise goes on the weights that read the copies, in amounts that cancel
     optimizer: Literal["fresh", "carried"]  # carried: the teacher's optimizer state, grown along
     calibration_images: int = Field(gt=1)  # net2deeper: the batch that the batch-norm statistics are measured on
@@ -59,7 +62,7 @@ class TeacherPredictionConfig(Section):
 
     teacher: str  # as in `growth`
     layers: list[str] = Field(min_length=1)  # modules that student and teacher have
-    weight: float = Field(gt=0)  # of the mean error, as a fraction of what there is to predict, in the loss
+    weight: float = Field(gt=0, le=LARGE)  # of the mean error, as a fraction of what there is to predict, in the loss
 
 
 class MemoryDataConfig(Section):
@@ -90,16 +93,18 @@ class ImageNetDataConfig(Section):
     classes: int | None = Field(gt=1)
     train_images: int | None = Field(gt=0)
     val_images: int | None = Field(gt=0)
-    image_size: int = Field(gt=0)
+    image_size: int = Field(gt=0, le=4096)
     crop_fraction: float = Field(gt=0, le=1)  # validation: side of the centre crop over the resized image's short side
     min_area: float = Field(gt=0, le=1)  # training: random-resized crop of at least this part of the image
     flip: bool
-    color_jitter: float = Field(ge=0)  # brightness, contrast and saturation by up to this fraction; 0: off
+    color_jitter: float = Field(ge=0, le=LARGE)  # brightness, contrast and saturation by up to this fraction; 0: off
     # What decodes JPEGs, and what resizes, colours and flips. By the latter pixels differ: a begun run keeps both.
     # torchcodec, which is no dependency, gives the pixels that Pillow does, in less time.
     decode: Literal["pillow", "torchcodec"] = "pillow"
     resize: Literal["pillow", "torch"] = "pillow"
-    workers: int | None = Field(ge=0)  # a process's; 0: it reads itself; null: its share of the job's cores less one
+    workers: int | None = Field(
+        ge=0, le=1024
+    )  # a process's; 0: it reads itself; null: its share of the job's cores less one
 
     channels: ClassVar[int] = 3
 
@@ -108,19 +113,20 @@ class ImageNetDataConfig(Section):
         return expanded(self.root, "data.root")
 
 
+CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")  # endings of what is a file, not an arm
 COUNTS = ("classes", "train_images", "val_images")  # what a folder of one's own leaves open
 
 DataConfig = Annotated[MemoryDataConfig | ImageNetDataConfig, Field(discriminator="name")]
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(gt=0)  # initial rate of training from scratch
-    lr_scale: float = Field(gt=0)  # a student's initial rate as a fraction of it (appendix A)
+    lr: float = Field(gt=0, le=LARGE)  # initial rate of training from scratch
+    lr_scale: float = Field(gt=0, le=LARGE)  # a student's initial rate as a fraction of it (appendix A)
     decay: float = Field(ge=0, lt=1)  # of RMSProp's mean square
     momentum: float = Field(ge=0, lt=1)
-    eps: float = Field(gt=0)  # inside the square root
-    weight_decay: float = Field(ge=0)
-    clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
+    eps: float = Field(gt=0, le=LARGE)  # inside the square root
+    weight_decay: float = Field(ge=0, le=LARGE)
+    clip_norm: float = Field(ge=0, le=1e30)  # of the whole gradient; 0: off
 
 
 class ScheduleConfig(Section):
@@ -183,7 +189,7 @@ class Config(Section):
     @property
     def teacher_arm(self) -> str | None:
         """The teacher, if it is an arm of the same scale; None if it is the path of a checkpoint, or there is none."""
-        path = self.teacher and (len(Path(self.teacher).parts) > 1 or Path(self.teacher).suffix in (".pt", ".pth"))
+        path = self.teacher and (len(Path(self.teacher).parts) > 1 or Path(self.teacher).suffix in CHECKPOINTS)
         return None if path else self.teacher
 
     @model_validator(mode="after")
@@ -203,6 +209,20 @@ class Config(Section):
         for key in COUNTS:
             if self.data.name == "imagenet" and getattr(self.data, key) is None:
                 raise ValueError(f"data.{key}: null (as many as are found) is for data.name: folder, not for ImageNet")
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Config:
+        warmup, steps = self.schedule.warmup_steps, self.training.steps
+        if warmup >= steps:
+            raise ValueError(f"schedule.warmup_steps: expected less than training.steps, {steps}, got {warmup}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_layer_once(self) -> Config:
+        layers = self.teacher_prediction.layers if self.teacher_prediction else []
+        if twice := [name for name in layers if layers.count(name) > 1]:
+            raise ValueError(f"teacher_prediction.layers: {twice[0]!r} is given twice: take one of them out")
         return self
 
 
@@ -230,15 +250,21 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     try:
         return Config.model_validate(_nested(values))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e, origin, str(path)) for e in error.errors())) from None
+        errors = _one_for_each_key(error.errors())
+        raise ConfigError("\n".join(_explain(e, origin, str(path)) for e in errors)) from None
 
 
-# Of `growth`, what only one method reads. For the others it is null in the flat config: it says nothing of the run.
-ONLY_OF = {"growth.noise": "net2wider", "growth.exact": "net2wider"}
+# Of `growth`, what only one method reads, and what stands for it in the flat config of the others, of whose runs it
+# says nothing: for the last key what it is in the records of all of them, with which new ones are compared.
+ONLY_OF = {
+    "growth.noise": ("net2wider", None),
+    "growth.exact": ("net2wider", None),
+    "growth.calibration_images": ("net2deeper", 256),
+}
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """The config as dotted keys; those that the method of growth does not read are null."""
+    """The config as dotted keys; those that the method of growth does not read have the value of `ONLY_OF`."""
     flat: dict[str, Any] = {}
     _put(flat, {}, "", config.model_dump(), "")
     return effective(flat)
@@ -252,12 +278,12 @@ ADDED = {  # keys that older records lack, and the value that stands for how it 
 
 
 def effective(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config in the form that is compared: null for keys that its method of growth does not read; without keys
-    that were added later and have the value that stands for how it was before."""
+    """A flat config in the form that is compared: with the value of `ONLY_OF` for keys that its method of growth does
+    not read; without keys that were added later and have the value that stands for how it was before."""
     method = flat.get("growth.method")
-    unread = {key for key, reader in ONLY_OF.items() if key in flat and method != reader}
+    unread = {key: value for key, (reader, value) in ONLY_OF.items() if key in flat and method != reader}
     known = {key: value for key, value in flat.items() if key not in GONE and (key not in ADDED or value != ADDED[key])}
-    return {key: None if key in unread else value for key, value in known.items()}
+    return {**known, **unread}
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -404,9 +430,23 @@ def _keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
+def _one_for_each_key(errors: list[Any]) -> list[Any]:
+    """Where a value may be of two kinds, pydantic has an error for each, with the kind behind the key."""
+    merged: dict[Any, Any] = {}
+    for error in errors:
+        loc = error["loc"]
+        of_kind = len(loc) > 1 and "".join(map(str, loc[-1:])).startswith(("bool", "literal["))
+        key = loc[:-1] if of_kind else loc
+        if before := merged.get(key):
+            error = {**error, "msg": f"{before['msg']}, or {error['msg'].removeprefix('Input should be ')}"}
+        merged[key] = {**error, "loc": key}
+    return list(merged.values())
+
+
 def _explain(error: Any, origin: dict[str, str], path: str) -> str:
     if not error["loc"]:  # of the config as a whole
-        return f"{path}: {error['ctx']['error']}"
+        said = str(error["ctx"]["error"])
+        return f"{origin.get(said.partition(':')[0], path)}: {said}"
     loc = [str(part) for part in error["loc"]]
     if error["type"] == "union_tag_invalid":
         loc, error = [*loc, "name"], {**error, "msg": f"expected {error['ctx']['expected_tags']}"}
@@ -436,5 +476,6 @@ def _explain(error: Any, origin: dict[str, str], path: str) -> str:
         return f"{where}: the key {key!r} is missing"
     message = error["msg"].replace("Input should be", "expected").replace("a valid ", "a ").replace("a int", "an int")
     message = re.sub(r"a dictionary or .*", "keys and values", message)
+    message = message.replace("a boolean", "true or false")
     value = error["input"]
     return f"{where}: {key}: {message}, got {value!r} ({type(value).__name__})"

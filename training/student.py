@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 import net2net
+from experiments import looks
 from net2net.inception_bn import InceptionBN
 from training.config import Config, DataConfig, ModelConfig, expanded
 from training.data.source import Data
@@ -53,6 +56,8 @@ def load_teacher(checkpoint: Path, data: DataConfig) -> tuple[InceptionBN, Model
     except CheckpointError:
         if busy and not checkpoint.exists():
             raise CheckpointError(f"the teacher's checkpoint {checkpoint} does not exist yet: {busy}") from None
+        if absent := _absent(checkpoint):
+            raise CheckpointError(f"the teacher's checkpoint {checkpoint} {absent}") from None
         raise
     with contents_of(checkpoint, "teacher"):
         steps, last = saved["config"]["training.steps"], saved["rows"][-1]["step"] if saved["rows"] else None
@@ -73,6 +78,24 @@ def load_teacher(checkpoint: Path, data: DataConfig) -> tuple[InceptionBN, Model
                 )
         teacher.load_state_dict(weights)
     return teacher, was, saved
+
+
+def _absent(checkpoint: Path) -> str:
+    """Why there is no file, and what is meant instead; empty where there is one."""
+    if checkpoint.is_dir():
+        there = sorted(checkpoint.glob("checkpoint.pt")) or sorted(checkpoint.glob("seed*/checkpoint.pt"))
+        return f"is a folder: give the file that a run has, {there[0] if there else 'of which there is none in it'}"
+    if checkpoint.exists():
+        return ""
+    run = checkpoint.name == "checkpoint.pt" and re.fullmatch(r"seed\d+", checkpoint.parent.name)
+    if run:
+        arm, runs = checkpoint.parent.parent.name, checkpoint.parent.parent.parent
+        beside = {path.name for path in runs.iterdir() if path.is_dir()} if runs.is_dir() else set()
+        near = [] if arm in looks() else difflib.get_close_matches(arm, sorted({*looks(), *beside} - {arm}), 1)
+        return "does not exist: train it first" + (f", or was {near[0]!r} meant?" if near else "")
+    files = {path.name for path in checkpoint.parent.iterdir()} if checkpoint.parent.is_dir() else set()
+    near = difflib.get_close_matches(checkpoint.name, sorted(files), 1)
+    return "does not exist: " + (f"was {near[0]!r} meant?" if near else "give an arm, or a checkpoint that is there")
 
 
 OptimizerState = dict[str, dict[str, Any]]  # by name of the parameter
@@ -98,7 +121,7 @@ def grow(
             f"the teacher {checkpoint} tells {classes[0]} classes apart, and the data have {classes[1]}: "
             "growth.new_head=true gives the student a classifier of random weights"
         )
-    batch = data.first_images(growth.calibration_images).cpu()
+    batch = data.first_images(growth.calibration_images if growth.method == "net2deeper" else CERTIFIED).cpu()
     few = batch[:CERTIFIED]
 
     def student(noise: float) -> nn.Module:
@@ -146,16 +169,49 @@ def grow(
                 optimizer.load_state_dict(saved["optimizer"])
             carried = _carried(optimizer, teacher, trained)
     except net2net.GrowthError as error:
-        raise CheckpointError(f"the teacher {checkpoint} cannot be grown into this model: {error}") from None
+        why = _mismatch(config, was) or error
+        raise CheckpointError(f"the teacher {checkpoint} cannot be grown into this model: {why}") from None
     record = {
         **facts_of(checkpoint, saved),
         "method": growth.method,
         "history": net2net.history(trained),
         "error": _certificates(teacher, grown, few),
     }
+    if growth.method == "net2deeper":
+        record["calibration_images"] = len(batch)  # of a small set fewer than the config asks for
     if growth.method == "net2wider":
         record["error_without_noise"] = _certificates(teacher, student(0.0), few) if growth.noise else record["error"]
     return trained, carried, record
+
+
+def _mismatch(config: Config, teacher: ModelConfig) -> str:
+    """Which key of the model the method cannot bring about from this teacher; empty where it is none of them."""
+    model, method = config.model, config.growth.method
+    if model.name != teacher.name:
+        return f"model.name is {model.name}, the teacher's {teacher.name}: growth keeps it, take the same"
+    if method == "net2deeper" and model.extra_pairs <= teacher.extra_pairs:
+        return (
+            f"model.extra_pairs is {model.extra_pairs}, the teacher's {teacher.extra_pairs}: growth.method=net2deeper "
+            "adds pairs, so it must be more than the teacher's"
+        )
+    if method != "net2deeper" and model.extra_pairs != teacher.extra_pairs:
+        return (
+            f"model.extra_pairs is {model.extra_pairs}, the teacher's {teacher.extra_pairs}: growth.method={method} "
+            "keeps them, take the same"
+        )
+    if method in ("net2deeper", "continue") and model.width != teacher.width:
+        return (
+            f"model.width is {model.width:g}, the teacher's {teacher.width:g}: growth.method={method} keeps it, "
+            "take the same"
+        )
+    if model.width < teacher.width:
+        return (
+            f"model.width is {model.width:g}, the teacher's {teacher.width:g}: growth.method={method} makes nets "
+            "wider, so it must not be less"
+        )
+    if model.multiple_of != teacher.multiple_of:
+        return f"model.multiple_of is {model.multiple_of}, the teacher's {teacher.multiple_of}: take the same"
+    return ""
 
 
 def _carried(optimizer: torch.optim.Optimizer, teacher: nn.Module, student: nn.Module) -> OptimizerState:

@@ -129,7 +129,11 @@ def test_what_the_method_of_growth_does_not_read_is_no_part_of_the_record(method
     recorded = {**now, "growth.noise": 0.02, "growth.exact": False}
     assert differences(now, recorded) == []
     assert config_hash(now) == config_hash(recorded)
+    other = laptop("wider", f"growth.method={method}", "growth.calibration_images=32")
+    assert (differences(now, other) == []) == (method != "net2deeper")
+    assert now["growth.calibration_images"] == 256  # as in the records that there are
     widened = laptop("wider")
+    assert widened == laptop("wider", "growth.calibration_images=32")
     assert widened["growth.noise"] == 0.02
     assert differences(widened, {**widened, "growth.noise": 0.0}) == ["growth.noise"]
     assert flatten(load(ROOT / "configs" / "laptop" / "standard.yaml"))["growth"] is None
@@ -249,6 +253,28 @@ def test_extends_merges_section_by_section(config):
         ("", [".training=1"], ["--set .training=1: expected key=value"]),
         ("", ["..=1"], ["--set ..=1: expected key=value"]),
         ("", ["training.steps=!!int 3"], ["--set training.steps=!!int 3", "tags (!!int) are not read here"]),
+        (
+            "",
+            ["optimizer.lr=1e300"],
+            ["--set optimizer.lr=1e300: optimizer.lr: expected less than or equal to 1000000"],
+        ),
+        ("", ["optimizer.lr_scale=1e308"], ["optimizer.lr_scale: expected less than or equal to 1000000"]),
+        ("", ["optimizer.eps=1e300"], ["optimizer.eps: expected less than or equal to 1000000"]),
+        ("", ["model.width=1e9"], ["model.width: expected less than or equal to 16"]),
+        ("", ["model.width=1e-9"], ["model.width: expected greater than or equal to 0.01"]),
+        ("", ["model.multiple_of=100000000"], ["model.multiple_of: expected less than or equal to 256"]),
+        ("", ["model.extra_pairs=100000"], ["model.extra_pairs: expected less than or equal to 100"]),
+        (
+            "",
+            ["schedule.warmup_steps=99999"],
+            ["--set schedule.warmup_steps=99999: schedule.warmup_steps: expected less than"],
+        ),
+        (
+            "teacher_prediction: {teacher: standard, layers: [a, b, a], weight: 1.0}",
+            [],
+            ["arm.yaml: teacher_prediction.layers: 'a' is given twice"],
+        ),
+        ("", ["training.compile=1"], ["training.compile: expected true or false, or 'modules', got 1 (int)"]),
         ("", ["seed=1_0"], ["--set seed=1_0: seed: expected an integer, got '1_0' (str)"]),
     ],
 )
@@ -257,6 +283,24 @@ def test_a_wrong_config_is_answered_with_file_key_and_what_was_expected(config, 
         config(text, *overrides)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_value_that_may_be_of_two_kinds_is_answered_with_one_line(config):
+    with pytest.raises(ConfigError) as error:
+        config("", "training.compile=module")
+    said = "--set training.compile=module: training.compile: expected true or false, or 'modules', got 'module' (str)"
+    assert str(error.value) == said
+    for value in (True, False, "modules"):
+        assert config("", f"training.compile={value}".lower()).training.compile is value or value == "modules"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "arm"),
+    [("standard", True), ("wider_rate_0.3", True), ("x.safetensors", False), ("x.pt", False), ("a/b", False)],
+)
+def test_a_teacher_is_an_arm_or_a_file(teacher, arm):
+    config = load(ROOT / "configs" / "laptop" / "wider.yaml", [f"growth.teacher={teacher}"])
+    assert config.teacher_arm == (teacher if arm else None)
 
 
 def test_a_missing_file_and_a_file_that_extends_itself(tmp_path):

@@ -544,25 +544,53 @@ def test_a_checkpoint_that_was_changed_is_a_sentence_for_a_student_and_for_its_r
 
 
 @pytest.mark.parametrize(
-    ("arm", "teacher", "words"),
+    ("arm", "teacher", "overrides", "words"),
     [
+        ("deeper", "teacher_narrow", [], ["model.width is 1, the teacher's 0.5477: growth.method=net2deeper keeps it"]),
         (
             "deeper",
-            "teacher_narrow",
-            ["cannot be grown into this model", "would have shape", "is it the right teacher?"],
+            "standard",
+            ["model.extra_pairs=0"],
+            ["model.extra_pairs is 0, the teacher's 0", "must be more than"],
         ),
-        ("teacher_narrow", "standard", ["cannot be grown into this model", "already"]),
+        ("wider", "standard", ["growth.method=net2deeper"], ["model.extra_pairs is 0", "must be more than"]),
+        (
+            "wider",
+            "teacher_narrow",
+            ["growth.method=continue"],
+            ["model.width is 1", "growth.method=continue keeps it"],
+        ),
+        ("wider", "standard", ["model.width=0.5"], ["model.width is 0.5, the teacher's 1", "must not be less"]),
+        ("wider", "standard", ["model.extra_pairs=1"], ["model.extra_pairs is 1, the teacher's 0", "keeps them"]),
+        (
+            "wider",
+            "standard",
+            ["model.name=inception_bn_28_full"],
+            ["model.name is inception_bn_28_full, the teacher's inception_bn_28"],
+        ),
     ],
 )
-def test_the_teacher_is_of_another_architecture(runs, tmp_path, capsys, arm, teacher, words):
+def test_the_teacher_is_of_another_architecture(runs, tmp_path, capsys, arm, teacher, overrides, words):
     path = runs / teacher / "seed0" / "checkpoint.pt"
-    extra = ["method=net2wider", "noise=0.0", "exact=false", "optimizer=fresh", "calibration_images=32"]
-    extra = [f"growth.{word}" for word in extra]
-    error = refused(
-        arm, tmp_path / "out", capsys, f"growth.teacher={path}", *(extra if arm == "teacher_narrow" else [])
-    )
-    for word in [str(path), *words]:
+    error = refused(arm, tmp_path / "out", capsys, f"growth.teacher={path}", FEW, *overrides)
+    for word in [f"the teacher {path} cannot be grown into this model: model.", *words]:
         assert word in error
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ("{runs}/standard", "standard is a folder: give the file that a run has, {runs}/standard/seed0/checkpoint.pt"),
+        ("{runs}", "is a folder: give the file that a run has, of which there is none in it"),
+        ("teacher_narow", "does not exist: train it first, or was 'teacher_narrow' meant?"),
+        ("standard.safetensors", "standard.safetensors does not exist: give an arm, or a checkpoint that is there"),
+        ("{runs}/standard/seed0/chekpoint.pt", "does not exist: was 'checkpoint.pt' meant?"),
+    ],
+)
+def test_what_is_meant_by_a_teacher_that_is_not_there(runs, tmp_path, capsys, teacher, words):
+    out = tmp_path / "wider" / "seed0"
+    error = refused("wider", out, capsys, f"growth.teacher={teacher.format(runs=runs)}", FEW)
+    assert words.format(runs=runs) in error
 
 
 def test_the_folder_holds_a_run_of_another_config(runs, capsys):
