@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -29,18 +30,24 @@ class SlurmError(Exception):
     """Nothing can be launched on Slurm like this; the message says why."""
 
 
-# Options of sbatch that are not the cluster file's to give.
+# Options of sbatch that are not the cluster file's to give, with its key that says the same; "": the launcher sets it.
 OURS = {
-    *("time", "signal", "requeue", "no-requeue", "dependency", "array", "kill-on-invalid-dep", "job-name", "output"),
-    *("open-mode", "nodes", "ntasks-per-node", "ntasks", "gpus-per-node", "cpus-per-task", "mem", "partition"),
-    *("account", "qos", "constraint"),
+    **dict.fromkeys(("time", "time-min"), "minutes"),
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "nodes"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "gpus_per_node"),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "cpus_per_gpu"),
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "mem_gb"),
+    **{key: key for key in ("partition", "account", "qos", "constraint")},
+    **dict.fromkeys(("signal", "requeue", "no-requeue", "dependency", "array", "kill-on-invalid-dep"), ""),
+    **dict.fromkeys(("job-name", "output", "open-mode"), ""),
 }
+RESOURCES = ("gres", "tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task")  # of GPUs: gpus_per_node
 
 
 class Cluster(BaseModel):
     """What one cluster wants to know. Nothing here has a default that belongs to one."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     partition: str | None = None
     account: str | None = None
@@ -50,11 +57,11 @@ class Cluster(BaseModel):
     gpus_per_node: int = Field(ge=0)  # of one stage; 0: a CPU partition, one process per node
     cpus_per_gpu: int | None = Field(None, ge=1)
     cpus_per_node: int | None = Field(None, ge=1)  # instead of cpus_per_gpu
-    mem_gb: float | None = Field(None, gt=0)  # per node
+    mem_gb: float | None = Field(None, ge=0.1, le=1e6)  # per node
     # Time limit; a stage that needs longer is queued again and goes on.
     minutes: int = Field(ge=5, le=31 * 24 * 60)
     setup: list[str] = []  # shell lines before the command, e.g. module load
-    sbatch: dict[str, str | int | bool] = {}  # any other option of sbatch, without its dashes
+    sbatch: dict[str, str | int | bool] | None = None  # any other option of sbatch, without its dashes
 
     @property
     def processes(self) -> int:
@@ -82,13 +89,28 @@ def load_cluster(file: Path | None, flags: dict[str, Any]) -> Cluster:
         cluster = Cluster.model_validate({**values, **given})
     except ValidationError as error:
         raise SlurmError("\n".join(_explain(e, file, given) for e in error.errors())) from None
-    if ours := sorted(OURS & {key.replace("_", "-") for key in cluster.sbatch}):
-        raise SlurmError(
-            f"{file}: sbatch: {', '.join(ours)} cannot be given here: the launcher sets it, or has its own key"
-        )
+    for name, value in (cluster.sbatch or {}).items():
+        _check_option(name, value, file)
     if cluster.cpus_per_gpu and cluster.cpus_per_node:
         raise SlurmError(f"{file}: cpus_per_gpu and cpus_per_node say the same thing twice; give one of them")
     return cluster
+
+
+def _check_option(name: str, value: Any, file: Path | None) -> None:
+    """That an option of sbatch is one, and not the launcher's own."""
+    option = name.strip("-").replace("_", "-")
+    own = "gpus_per_node" if option in RESOURCES and "gpu" in str(value).lower() else OURS.get(option)
+    if own is not None:
+        instead = (
+            f"give {own}, the cluster file's own key, in its place" if own else "the launcher sets it: take it out"
+        )
+        raise SlurmError(f"{file}: sbatch: {name} cannot be given here: {instead}")
+    if name.startswith("-") or not re.fullmatch("[a-z][a-z-]*[a-z]", option):
+        known = len(option) > 1 and re.fullmatch("[a-z][a-z-]*[a-z]", option)
+        raise SlurmError(
+            f"{file}: sbatch: {name}: expected the long name of an option of sbatch, without its dashes: write "
+            f"{option if known else 'mail-type for --mail-type, for example'}"
+        )
 
 
 def _explain(error: Any, file: Path | None, given: dict[str, Any]) -> str:
@@ -264,7 +286,7 @@ def parameters(stage: Stage, cluster: Cluster, dependency: str | None) -> dict[s
         "srun_args": srun,
         "stderr_to_stdout": True,
         "wckey": None,
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch},
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **(cluster.sbatch or {})},
     }
 
 

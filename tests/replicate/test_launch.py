@@ -243,6 +243,17 @@ def test_flags_go_before_the_site_file(tmp_path):
     assert (cluster.partition, cluster.minutes, cluster.processes) == ("b", 60, 2)
 
 
+GOOD = "gpus_per_node: 1\nminutes: 60"
+
+
+@pytest.mark.parametrize("options", ["", "{}", "{mail-type: FAIL, mail_user: me, gres: 'lscratch:100'}"])
+def test_options_of_sbatch_that_are_the_site_file_s_to_give(tmp_path, options):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(f"{GOOD}\nsbatch: {options}")
+    given = slurm.parameters(plan("smoke", ["standard"], [0], tmp_path)[0], load_cluster(file, {}), None)
+    assert ("gres" in given["additional_parameters"]) == ("gres" in options)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -250,7 +261,19 @@ def test_flags_go_before_the_site_file(tmp_path):
         ("gpus_per_node: 8", "minutes is missing: give it in the cluster file, or with --minutes"),
         ("gpus_per_node: 1\nminutes: 24:00:00", "minutes: expected an integer, got '24:00:00' (str)"),
         ("gpus_per_node: 1\nminutes: 1", "minutes: expected greater than or equal to 5, got 1"),
-        ("gpus_per_node: 1\nminutes: 60\nsbatch: {time: 5}", "sbatch: time cannot be given here"),
+        (f"{GOOD}\nsbatch: {{time: 5}}", "sbatch: time cannot be given here: give minutes, the cluster file's own key"),
+        (f"{GOOD}\nsbatch: {{gpus: 2}}", "sbatch: gpus cannot be given here: give gpus_per_node"),
+        (f"{GOOD}\nsbatch: {{gres: 'gpu:a100:2'}}", "sbatch: gres cannot be given here: give gpus_per_node"),
+        (f"{GOOD}\nsbatch: {{mem_per_gpu: 2G}}", "sbatch: mem_per_gpu cannot be given here: give mem_gb"),
+        (f"{GOOD}\nsbatch: {{--requeue: true}}", "--requeue cannot be given here: the launcher sets it: take it out"),
+        (
+            f"{GOOD}\nsbatch: {{--mail-type: FAIL}}",
+            "--mail-type: expected the long name of an option of sbatch, without",
+        ),
+        (f"{GOOD}\nsbatch: {{t: 5}}", "sbatch: t: expected the long name of an option of sbatch"),
+        (f"{GOOD}\nsbatch: {{a b: 5}}", "sbatch: a b: expected the long name of an option of sbatch"),
+        (f"{GOOD}\nmem_gb: .inf", "cluster.yaml: mem_gb: expected a finite number, got inf (float)"),
+        (f"{GOOD}\nmem_gb: 0.0001", "cluster.yaml: mem_gb: expected greater than or equal to 0.1, got 0.0001 (float)"),
         ("minutes: 8", "gpus_per_node is missing: give it in the cluster file, or with --gpus"),
         ("gpus_per_node: '8'\nminutes: 10", "cluster.yaml: gpus_per_node: expected an integer, got '8' (str)"),
         ("gpus_per_node: -1\nminutes: 10", "greater than or equal to 0, got -1 (int)"),
