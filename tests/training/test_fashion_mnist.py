@@ -313,6 +313,13 @@ def test_load_refuses_damaged_files(damage, message, root, raw, upstream):
         load(root, train=False)
 
 
+def test_a_root_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["fetch", "--root", str(tmp_path / "file")]) == 2
+    folder = tmp_path / "file" / "FashionMNIST" / "raw"
+    assert capsys.readouterr().err.startswith(f"the data folder {folder} cannot be made (Not a directory): give one")
+
+
 def test_command_line(root, raw, debian, monkeypatch, capsys):
     command = ["fetch", "--root", str(root)]
     assert main(command) == 2

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import socket
 import sys
 import tarfile
 
@@ -281,9 +282,63 @@ def test_unreadable_images(folders, said, tmp_path):
     assert check(folders, *COUNTS, fast=True).problems == []
 
 
-def test_loose_training_images(folders, said):
-    (folders / "train" / "x.jpg").touch()
-    assert "train holds 1 image outside of class folders: move" in said("check", folders)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_loose_images_of_ones_own(folders, said, split):
+    (folders / split / "x.jpg").touch()
+    words = f"{split} holds 1 image outside of class folders, such as x.jpg: move it into its class's folder: {split}/"
+    text = said("check", folders)
+    assert words in text
+    assert "sort-val" not in text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_is_an_image_that_cannot_be_read(folders, said, kind, monkeypatch):
+    path = sorted((folders / "train").rglob("*.JPEG"))[0]
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as there:
+            monkeypatch.chdir(path.parent)  # the path of a socket is short
+            there.bind(path.name)
+    assert f"{path}: not an image" in said("check", folders, *counts(), "--workers=0")
+
+
+def test_a_pipe_for_a_tar_file(original, tmp_path, said):
+    path = sorted(make_shards(original, tmp_path / "shards").rglob("*.tar"))[0]
+    path.unlink()
+    os.mkfifo(tmp_path / "pipe")
+    path.symlink_to(tmp_path / "pipe")
+    assert f"{path} is a pipe, a socket or a device, where a file was expected" in said("check", tmp_path / "shards")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["check", "--workers", "-1"], "--workers: expected a whole number from 0 to 1,024, got '-1'"),
+        (["resize", "--workers", "-1"], "--workers: expected a whole number from 0 to 1,024, got '-1'"),
+        (["resize", "--short-side", "0"], "--short-side: expected a whole number from 1 to 65,535, got '0'"),
+        (["resize", "--short-side", "-5"], "--short-side: expected a whole number from 1 to 65,535, got '-5'"),
+        (["resize", "--quality", "500"], "--quality: expected a whole number from 1 to 100, got '500'"),
+        (["check", "--classes", "1"], "--classes: expected a whole number from 2 to"),
+    ],
+)
+def test_a_number_that_is_none_of_the_option_s(capsys, words, message):
+    with pytest.raises(SystemExit) as exit_:
+        main([*words, "here", *(["there"] if words[0] == "resize" else [])])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_list_that_cannot_be_written_is_said_before_any_image_is_read(folders, said, monkeypatch):
+    monkeypatch.setattr("training.data.__main__.checked", None)
+    text = said("check", folders, "--list", folders / "nowhere" / "list")
+    assert (
+        text
+        == f"--list {folders / 'nowhere' / 'list'}: cannot be written (No such file or directory): give a new file\n"
+    )
 
 
 def test_class_tars_that_nobody_unpacked(tmp_path, said):

@@ -539,15 +539,26 @@ def test_an_idle_worker_that_is_killed(original, load, monkeypatch):
         exhaust(stream)
 
 
-def test_data_that_does_not_answer(folders, load, monkeypatch):
+def test_data_that_does_not_answer(original, tmp_path, load, monkeypatch):
     monkeypatch.setattr(pool, "POLL", 0.2)
     monkeypatch.setattr(pool, "STALL", 0.5)
-    data = load(folders, workers=1)
-    for path in (folders / "train").rglob("*.JPEG"):
+    data = load(make_shards(original, tmp_path / "shards"), workers=1)
+    for path in (tmp_path / "shards").rglob("*.tar"):
         path.unlink()
         os.mkfifo(path)  # reading waits for somebody to write, as from a server that is gone
     with pytest.raises(DataError, match=r"No image came for \d s: the data folder .* does not answer"):
         exhaust(data.stream(0))
+
+
+def test_a_pipe_among_the_images_is_one_that_cannot_be_read(folders, load):
+    path = next((folders / "train").rglob("*.JPEG"))
+    path.unlink()
+    os.mkfifo(path)
+    data = load(folders, workers=0)
+    stream = data.stream(0)
+    for _ in range(12):
+        next(stream)
+    assert data.faults() == [f"{path}: not an image"]
 
 
 KILLED = """

@@ -19,8 +19,10 @@ training then deals with it as it would have with the original.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from experiments.output import script
@@ -40,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     except (DataError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "Too many open files" not in str(error):  # torch's, for a worker
             raise
-        print(error, file=sys.stderr)
+        where = error.filename if isinstance(error, OSError) else None
+        print(f"{where}: {error.strerror}" if where else error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here" if options.run is resize else "stopped", file=sys.stderr)
@@ -60,11 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", help="is it complete, and can every image be read?")
     command.add_argument("root", type=to_path)
     command.add_argument("--fast", action="store_true", help="names and numbers only")
-    command.add_argument("--classes", type=int, default=CLASSES, help="expected (default: %(default)s)")
-    command.add_argument("--train-images", type=int, default=TRAIN_IMAGES, help="expected (default: %(default)s)")
-    command.add_argument("--val-images", type=int, default=VAL_IMAGES, help="expected (default: %(default)s)")
+    command.add_argument("--classes", type=_whole(2), default=CLASSES, help="expected (default: %(default)s)")
+    command.add_argument("--train-images", type=_whole(1), default=TRAIN_IMAGES, help="expected (default: %(default)s)")
+    command.add_argument("--val-images", type=_whole(1), default=VAL_IMAGES, help="expected (default: %(default)s)")
     command.add_argument("--own", action="store_true", help="one's own images: any number of classes and images")
-    command.add_argument("--workers", type=int, help="processes (default: the job's cores)")
+    command.add_argument("--workers", type=_whole(0, 1024), help="processes (default: the job's cores)")
     command.add_argument("--list", type=to_path, metavar="FILE", help="write all unreadable images into FILE")
     command.set_defaults(run=check)
 
@@ -75,11 +78,22 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("resize", help="a smaller copy, in class folders")
     command.add_argument("source", type=to_path, help="ImageNet, in any of the layouts")
     command.add_argument("target", type=to_path, help="a new folder, or one that this command did not finish")
-    command.add_argument("--short-side", type=int, default=256, help="pixels (default: %(default)s)")
-    command.add_argument("--quality", type=int, default=95, help="of the JPEG files (default: %(default)s)")
-    command.add_argument("--workers", type=int, help="processes (default: the job's cores)")
+    command.add_argument("--short-side", type=_whole(1, 65_535), default=256, help="pixels (default: %(default)s)")
+    command.add_argument("--quality", type=_whole(1, 100), default=95, help="of the JPEG files (default: %(default)s)")
+    command.add_argument("--workers", type=_whole(0, 1024), help="processes (default: the job's cores)")
     command.set_defaults(run=resize)
     return parser
+
+
+def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` to `most`."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,10}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least:,} to {most:,}, got {text!r}")
+        return int(text)
+
+    return number
 
 
 def fetch(options: argparse.Namespace) -> int:
@@ -89,6 +103,11 @@ def fetch(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
+    if options.list:  # before hours of decoding
+        try:
+            options.list.open("a").close()
+        except OSError as error:
+            raise DataError(f"--list {options.list}: cannot be written ({error.strerror}): give a new file") from None
     counts = (None,) * 3 if options.own else (options.classes, options.train_images, options.val_images)
     report = checked(options.root, *counts, fast=options.fast, workers=options.workers)
     if options.list:

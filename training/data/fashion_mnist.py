@@ -61,11 +61,18 @@ def fetched(root: Path) -> tuple[Path, str]:
     from torchvision.datasets import FashionMNIST
 
     raw = Path(root) / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True, exist_ok=True)
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the data folder {raw} cannot be made ({error.strerror}): give one that can be, by --root or data.root"
+        ) from None
     missing = {}
     for name, md5 in FashionMNIST.resources:
         if not (raw / name).exists():
             missing[name] = md5
+        elif not (raw / name).is_file():
+            raise DataError(f"{raw / name} is not a file: remove it and run again.")
         elif (found := _md5(raw / name)) != md5:
             raise DataError(f"{raw / name} is damaged: md5 {found}, expected {md5}. Remove it and run again.")
     if not missing:

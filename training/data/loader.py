@@ -25,6 +25,7 @@ from training.data.augment import Preparation, draw_of
 from training.data.decode import Unreadable, backend, silence_pillow, torchcodec
 from training.data.imagenet.check import DataReport, check
 from training.data.imagenet.readers import SPLITS, Reader, fingerprint
+from training.data.imagenet.tars import contents
 from training.data.order import Batch, Order
 from training.data.pool import Pool
 from training.data.workers import beside_training, context
@@ -146,7 +147,7 @@ class ImageData:
         self.facts = {"source": data.name, **report.facts, "workers": self.workers}
         self.facts["decode"] = backend(data.decode, data.resize)
         with suppress(OSError, ValueError, KeyError, TypeError):
-            self.facts["resized"] = json.loads((data.folder / "resize.json").read_text())["settings"]
+            self.facts["resized"] = json.loads(contents(data.folder / "resize.json"))["settings"]
         preparation = Preparation(
             *(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip),
             *(data.decode, data.resize),

@@ -13,6 +13,7 @@ import torch
 
 from training.data.imagenet.labels import check_numbers, in_order
 from training.data.imagenet.readers import ALSO_VAL, SPLITS, Reader, of_split
+from training.data.imagenet.tars import contents, no_pipe
 from training.errors import DataError
 
 SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk: of several splits, of one
@@ -23,6 +24,8 @@ def parquet_files(root: Path, split: str) -> list[Path]:
     places = [root / above for above in ("", "data", "default")]
     places += [place / name for place in places for name in ("train", *ALSO_VAL)]
     found = [path for place in places for path in place.glob("*.parquet") if not path.name.startswith(".")]
+    for path in found:
+        no_pipe(path)
     return of_split(root, found, split)
 
 
@@ -88,7 +91,7 @@ class TableReader(Reader):
         image = self.rows[int(self.order[i])]["image"]
         if image is None:
             return b""  # which is no image, and said to be none
-        return image["bytes"] if image["bytes"] else (self.root / (image["path"] or "")).read_bytes()
+        return image["bytes"] if image["bytes"] else contents(self.root / (image["path"] or ""))
 
     def filename(self, i: int) -> str:
         return f"{self.root} ({self.split}, row {int(self.order[i])}): {self.files[i]}"

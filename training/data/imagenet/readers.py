@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.data.imagenet.tars import ENDINGS, Member, is_image, no_others
+from training.data.imagenet.tars import ENDINGS, Member, contents, is_image, no_others
 from training.errors import DataError
 
 SPLITS = ("train", "val")
@@ -32,6 +32,7 @@ WORDS = {
     for split, words in (("train", ("train",)), ("val", ALSO_VAL))
 }
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+ARCHIVED = re.compile(r"ILSVRC20\d\d_val_\d{8}")  # an image of ImageNet's validation set, by its name
 OPEN_TARS = 128  # per process; there are sets of 1,024 shards, and 1,024 open files is a common limit
 
 
@@ -109,16 +110,16 @@ class FolderReader(Reader):
             raise DataError(f"{self.folder} and {root / 'train'} are the same folder: expected other images in val/.")
         entries = scan(self.folder)
         classes = sorted(folders(self.folder, entries))
-        loose = sum(is_image(entry.name) for entry in entries)
-        if loose and split == "val":
+        loose = sorted(entry.name for entry in entries if is_image(entry.name))
+        outside = f"{self.folder} holds {counted(len(loose), 'image')} outside of class folders"
+        if any(map(ARCHIVED.match, loose)) and split == "val":
             raise DataError(
-                f"{self.folder} holds {counted(loose, 'image')} outside of class folders, as they come out of the "
-                f"archive: run `python -m training.data sort-val {root}`, which moves them where they belong."
+                f"{outside}, as they come out of the archive: run `python -m training.data sort-val {root}`, which "
+                "moves them where they belong."
             )
         if loose:
-            raise DataError(
-                f"{self.folder} holds {counted(loose, 'image')} outside of class folders: move what belongs there."
-            )
+            one = "it into its class's folder" if len(loose) == 1 else "each one into its class's folder"
+            raise DataError(f"{outside}, such as {loose[0]}: move {one}: {self.folder.name}/<class>/{loose[0]}.")
         tars = sum(entry.name.endswith(".tar") for entry in entries)
         if tars and not classes:
             raise DataError(
@@ -166,8 +167,7 @@ class FolderReader(Reader):
         return _Listed(images, next(deeper, None))
 
     def read(self, i: int) -> bytes:
-        with open(f"{self.folder}/{self.name(i)}", "rb") as file:
-            return file.read()
+        return contents(f"{self.folder}/{self.name(i)}")
 
     def filename(self, i: int) -> str:
         return f"{self.folder}/{self.name(i)}"

@@ -16,6 +16,7 @@ from PIL import Image, features
 from training.data.decode import Unreadable, decode, pillow_errors, silence_pillow
 from training.data.imagenet.layouts import readers
 from training.data.imagenet.readers import SPLITS, FolderReader, Reader, fingerprint
+from training.data.imagenet.tars import no_pipe
 from training.data.workers import cpus, parallel
 from training.errors import DataError
 from training.files import write_atomic
@@ -95,6 +96,7 @@ def _begin(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The record of a target, a new one if the folder is new or empty."""
     path = target / RECORD
     record: dict[str, Any] = {"settings": settings, "made_with": [], "complete": False, "unreadable": []}
+    no_pipe(path)
     if path.exists():
         try:
             record = json.loads(path.read_text())

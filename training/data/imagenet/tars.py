@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
 import posixpath
 import re
+import stat
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
@@ -61,9 +63,28 @@ def no_others(names: Iterable[str], where: str | Path) -> None:
         )
 
 
+def contents(path: str | Path) -> bytes:
+    """What a file holds; nothing, which is no image, for a pipe, which may never answer, or a device without an end."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            return b""
+        raise
+
+
+def no_pipe(path: Path) -> None:
+    """That reading a file that holds many images comes to an end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is a pipe, a socket or a device, where a file was expected: take it out.")
+
+
 def index(tars: list[Path]) -> list[Member]:
     """Every image in the tar files. An index that took long is kept in the user's cache, until a file changes."""
     names = [str(path) for path in tars]
+    for path in tars:
+        no_pipe(path)
     try:
         state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in tars]
     except OSError as error:
