@@ -11,6 +11,8 @@ replicate --scale mine. The rules; --set overrides any of them:
     training.steps, schedule.decay_steps and .warmup_steps, training.eval_every
                              the same number of epochs as there; with --epochs the first two shrink or grow with them
     training.ema_decay       the average spans the same share of the run
+
+Where training.steps is set, the schedule and the average follow it as they would follow --epochs.
 """
 
 from __future__ import annotations
@@ -28,10 +30,16 @@ import experiments
 from experiments.paths import to_path
 from experiments.reading import YamlError, read
 from replicate.stage import CONFIGS
-from training.config import SCALE, Config, ImageNetDataConfig, expanded, flatten, load
+from training.config import COUNTS, SCALE, Config, ImageNetDataConfig, expanded, flatten, load
 from training.errors import ConfigError, DataError
 
+FOUND = {  # what --data tells, and no --set
+    "data.name": "it is folder, whatever the layout",
+    "data.root": "--data says where the images are",
+    **{f"data.{key}": "--data is counted, now and by every run" for key in COUNTS},
+}
 STEPS = ("training.steps", "training.eval_every", "schedule.decay_steps", "schedule.warmup_steps")
+MOST_EPOCHS = 1_000_000
 MINIBATCHES = 100  # of an epoch, at the least, where the set is large enough for it
 
 
@@ -50,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", arguments.name) or arguments.name == "arms":
         parser.error(f"{arguments.name!r}: expected letters, digits, - and _, and not arms, which is no scale")
-    if arguments.epochs is not None and not 0 < arguments.epochs < float("inf"):
-        parser.error(f"--epochs {arguments.epochs:g}: expected a positive number")
+    if arguments.epochs is not None and not 0 < arguments.epochs <= MOST_EPOCHS:
+        parser.error(f"--epochs {arguments.epochs:g}: expected a positive number, at most {MOST_EPOCHS:,}")
     folder = arguments.configs / arguments.name
     try:
         if folder.exists():
@@ -71,9 +79,13 @@ def create(folder: Path, source: str, root: str, epochs: float | None, overrides
     if not base.is_file():
         there = sorted(path.parent.name for path in folder.parent.glob(f"*/{SCALE}"))
         raise ConfigError(f"--from {source}: there is no such scale; there are {', '.join(there) or 'none'}")
-    if any(override.partition("=")[0].strip() == "data.name" for override in overrides):
-        raise ConfigError("--set data.name: it is folder, whatever the layout: leave it out")
-    before, wanted = (load(base.parent / "standard.yaml", some) for some in ((), overrides))
+    for key in (override.partition("=")[0].strip() for override in overrides):
+        if key in FOUND:
+            raise ConfigError(f"--set {key}: {FOUND[key]}: leave it out")
+        if key == "training.steps" and epochs is not None:
+            raise ConfigError("--set training.steps: --epochs says the same: leave one of them out")
+    before = load(base.parent / "standard.yaml")
+    wanted = load(base.parent / "standard.yaml", ["schedule.warmup_steps=0", *overrides])  # which follows the steps
     if not isinstance(before.data, ImageNetDataConfig) or before.data.train_images is None:
         raise ConfigError(f"--from {source}: expected a scale whose data.train_images says its number, as imagenet's")
     report = check(expanded(root, "--data"), None, None, None, fast=True)
@@ -84,7 +96,19 @@ def create(folder: Path, source: str, root: str, epochs: float | None, overrides
         raise DataError(f"{root}: expected two training images at the least, got {images}")
     values = {"data.name": "folder", "data.root": root}
     values |= dict.fromkeys(("data.classes", "data.train_images", "data.val_images"))  # null: as many as are found
-    values |= follow(before, wanted, images, epochs) | chosen(wanted, overrides)
+    own = chosen(wanted, overrides)
+    values |= follow(before, wanted, images, epochs, own.get("training.steps")) | own
+    steps = values["training.steps"]
+    if values["training.eval_every"] > steps:
+        raise ConfigError(
+            f"--set training.eval_every={values['training.eval_every']}: every arm has {steps:,} steps: expected at "
+            "most as many"
+        )
+    if values["schedule.warmup_steps"] >= steps:
+        raise ConfigError(
+            f"--set schedule.warmup_steps={values['schedule.warmup_steps']}: every arm has {steps:,} steps: expected "
+            "fewer"
+        )
     was = flatten(before)
     ratios = {key: values[key] / was[key] for key in STEPS if was.get(key) and key in values}
     arms = {arm: _in_proportion(changes, ratios) for arm, changes in (read(base, "scale").get("arms") or {}).items()}
@@ -111,8 +135,10 @@ def create(folder: Path, source: str, root: str, epochs: float | None, overrides
     )
 
 
-def follow(before: Config, wanted: Config, images: int, epochs: float | None) -> dict[str, Any]:
-    """What follows from the number of images, by the rules above; `wanted`: with what was set."""
+def follow(
+    before: Config, wanted: Config, images: int, epochs: float | None, steps: int | None = None
+) -> dict[str, Any]:
+    """What follows from the number of images, by the rules above; `wanted`: with what was set; `steps`: if that was."""
     batch = wanted.training.batch_size
     chunk = min(wanted.training.chunk, batch, images)
     if batch == before.training.batch_size:
@@ -133,11 +159,13 @@ def follow(before: Config, wanted: Config, images: int, epochs: float | None) ->
     def scaled(steps: int, by: float) -> int:
         return max(1, round(steps * by)) if steps else 0
 
+    if steps is not None:
+        stretch = steps / before.training.steps / share
     steps = scaled(before.training.steps, share * stretch)
     ema = before.training.ema_decay
     return {
         "optimizer.lr": float(f"{before.optimizer.lr * batch / before.training.batch_size:.4g}"),
-        "schedule.warmup_steps": scaled(before.schedule.warmup_steps, share * stretch),
+        "schedule.warmup_steps": min(steps - 1, scaled(before.schedule.warmup_steps, share * stretch)),
         "schedule.decay_steps": scaled(before.schedule.decay_steps, share * stretch),
         "training.steps": steps,
         "training.batch_size": batch,

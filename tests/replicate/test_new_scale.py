@@ -83,17 +83,28 @@ def test_any_number_of_images_gives_a_scale_of_as_many_epochs(made, images):
 
 
 def test_what_is_set_is_set_and_the_rest_follows_it(made):
-    words = ["training.batch_size=640", "optimizer.lr=0.5", "data.image_size=96", "data.root=/other: place"]
+    words = ["training.batch_size=640", "optimizer.lr=0.5", "data.image_size=96"]
     code, said, arm = made("--epochs", "10", *(word for value in words for word in ("--set", value)))
     assert code == 0, said
     config = arm()
-    assert (config.optimizer.lr, config.data.image_size, config.data.root) == (0.5, 96, "/other: place")
+    assert (config.optimizer.lr, config.data.image_size) == (0.5, 96)
     assert config.training.steps == pytest.approx(10 * 126_689 / 640, abs=1)
     assert config.training.eval_every == pytest.approx(126_689 / 640, abs=1)  # an epoch stays one
     assert config.schedule.decay_steps == pytest.approx(0.2 * 126_689 / 640, abs=1)  # a tenth of two
 
 
-@pytest.mark.parametrize("epochs", ["1e-9", "1e12"])
+def test_what_depends_on_the_steps_follows_them(made):
+    code, said, arm = made("--set", "training.steps=300")
+    assert code == 0, said
+    training, schedule = arm().training, arm().schedule
+    assert (training.steps, training.eval_every, schedule.decay_steps) == (300, 124, 6)
+    assert arm("standard_double").training.steps == 600
+    code, said, arm = made("--set", "training.steps=3", name="short")
+    assert code == 0, said
+    assert (arm().training.steps, arm().training.eval_every, arm().schedule.decay_steps) == (3, 3, 1)
+
+
+@pytest.mark.parametrize("epochs", ["1e-9", "1e6"])
 def test_any_number_of_epochs_gives_a_scale_that_can_be_read(made, epochs):
     code, said, arm = made("--epochs", epochs)
     assert code == 0, said
@@ -111,6 +122,13 @@ def test_any_number_of_epochs_gives_a_scale_that_can_be_read(made, epochs):
         ([], {"name": "../up"}, ["'../up'", "letters"]),
         (["--epochs", "nan"], {}, ["--epochs nan", "positive"]),
         (["--epochs", "-1"], {}, ["--epochs -1", "positive"]),
+        (["--epochs", "1e30"], {}, ["--epochs 1e+30", "at most 1,000,000"]),
+        (["--epochs", "3", "--set", "training.steps=3"], {}, ["--set training.steps: --epochs says the same"]),
+        (["--set", "data.root=/other"], {}, ["--set data.root: --data says where the images are: leave it out"]),
+        (["--set", "data.classes=7"], {}, ["--set data.classes: --data is counted"]),
+        (["--set", "data.val_images=7"], {}, ["--set data.val_images: --data is counted"]),
+        (["--epochs", "1", "--set", "training.eval_every=60000"], {}, ["training.eval_every=60000", "at most as many"]),
+        (["--epochs", "1", "--set", "schedule.warmup_steps=60000"], {}, ["warmup_steps=60000", "expected fewer"]),
         (["--set", "training.stepz=3"], {}, ["training.stepz", "did you mean 'training.steps'"]),
         (["--set", "growth=null"], {}, ["--set growth=null", "key of a section"]),
         (["--set", "seed=3"], {}, ["--set seed=3", "key of a section"]),
