@@ -39,8 +39,8 @@ def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], dic
             left_out[folder] = "its run.json is not a run's manifest"
         elif not metrics.is_file():
             left_out[folder] = "its metrics.csv is missing"
-        elif facts["config"].get("seed") != seed_of(folder):
-            left_out[folder] = f"a run of seed {facts['config'].get('seed')}: it is a copy, or misnamed"
+        elif (own := facts["config"].get("seed", seed_of(folder))) != seed_of(folder):
+            left_out[folder] = f"a run of seed {own}: it is a copy, or misnamed"
         elif why := unlike_its_end(facts, _last_row(metrics)):
             left_out[folder] = why
         elif other := _of_another_config(facts["config"], target):

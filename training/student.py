@@ -87,8 +87,9 @@ def _absent(checkpoint: Path) -> str:
         return f"is a folder: give the file that a run has, {there[0] if there else 'of which there is none in it'}"
     if checkpoint.exists():
         return ""
-    run = checkpoint.name == "checkpoint.pt" and re.fullmatch(r"seed\d+", checkpoint.parent.name)
-    if run:
+    if checkpoint.name == "checkpoint.pt" and not re.fullmatch(r"seed\d+", checkpoint.parent.name):
+        return "does not exist: train it first"
+    if checkpoint.name == "checkpoint.pt":
         arm, runs = checkpoint.parent.parent.name, checkpoint.parent.parent.parent
         beside = {path.name for path in runs.iterdir() if path.is_dir()} if runs.is_dir() else set()
         near = [] if arm in looks() else difflib.get_close_matches(arm, sorted({*looks(), *beside} - {arm}), 1)

@@ -673,7 +673,7 @@ def test_the_output_cannot_be_written(tmp_path, capsys):
 
 
 def test_the_loss_is_not_a_number(tmp_path, capsys):
-    error = refused("standard", tmp_path / "run", capsys, *LONG, "optimizer.lr=1e30")
+    error = refused("standard", tmp_path / "run", capsys, *LONG, "optimizer.lr=1e6", "optimizer.lr_scale=1e6")
     assert "the training loss is not a number at step" in error
     assert "the checkpoint of step 0 is kept" in error
     assert ending(tmp_path / "run")["step"] == 0
