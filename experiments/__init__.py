@@ -37,6 +37,7 @@ What an arm and a scale are stands in configs/.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -239,9 +240,18 @@ def unlike_its_end(info: dict[str, Any], last: Mapping[str, Any]) -> str:
         if isinstance(value, (int, float)) and (value is True or not 0 <= value <= 1):
             return f"its run.json gives {key} as {value}, which is no accuracy from 0 to 1"
     for key, value in (("step", steps), ("step", said.get("steps")), *((k, said.get(k)) for k in MEASURED)):
-        if type(value) in (int, float) and key in last and f"{float(last[key]):.6g}" != f"{value:.6g}":
-            return f"its metrics.csv ends with {key} {float(last[key]):g}, and its run.json says {value:g}"
+        if type(value) in (int, float) and key in last:
+            there, here = f"{_as_number(last[key]):.6g}", f"{_as_number(value):.6g}"
+            if there != here:
+                return f"its metrics.csv ends with {key} {there}, and its run.json says {here}"
     return ""
+
+
+def _as_number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 MEASURED = ("val_top1", "train_top1", "wall_s")  # in the last row and in the result

@@ -8,7 +8,9 @@ Left out of run.json: a student's history (30 KB of maps), which follows from it
 """
 
 import argparse
+import contextlib
 import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -56,10 +58,11 @@ def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], dic
 
 
 def _last_row(metrics: Path) -> dict[str, str]:
-    """What can be read as numbers of it."""
-    with metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {key: value for key, value in (rows[-1] if rows else {}).items() if value}
+    """As far as there is one: a figure says what is wrong with the file."""
+    with contextlib.suppress(csv.Error):  # a line of it is no text
+        *_, last = ({}, *csv.DictReader(io.StringIO(metrics.read_text(errors="replace"))))
+        return {key: value for key, value in last.items() if isinstance(value, str) and value}
+    return {}
 
 
 def _of_another_config(config: dict[str, Any], target: Path) -> str:
