@@ -179,7 +179,8 @@ def method_of(arm: str, folder: Path = ARMS) -> str | None:
     growth, extends = said.get("growth", {}), said.get("extends")
     if isinstance(growth, dict) and "method" in growth:
         return str(growth["method"])
-    return method_of(Path(extends).stem, folder) or "" if isinstance(extends, str) and growth is not None else ""
+    inherits = isinstance(extends, str) and growth is not None
+    return (inherits and method_of(Path(extends).stem, folder)) or ""
 
 
 @cache

@@ -58,8 +58,12 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The run's config, as dotted keys."""
-        config = self.info.get("config")
-        return config if isinstance(config, dict) else {}
+        return self.section("config")
+
+    def section(self, key: str) -> dict[str, Any]:
+        """What run.json holds under a key."""
+        found = self.info.get(key)
+        return found if isinstance(found, dict) else {}
 
     @property
     def smoke(self) -> bool:
@@ -205,25 +209,24 @@ def _same(a: Run, b: Run, keys: Iterable[str], what: str) -> None:
 
 def _same_data(a: Run, b: Run) -> None:
     for key, what in (("fingerprint", "names and labels"), ("resized", "sizes")):
-        x, y = ((run.info.get("data") or {}).get(key) for run in (a, b))
+        x, y = (run.section("data").get(key) for run in (a, b))
         if x != y and x and y:
             raise Problem(f"{a.folder} and {b.folder} were trained on other images: their {what} differ.")
 
 
 def _of_its_teacher(run: Run) -> None:
     """Refuse a student beside a teacher that is not the one it grew from: the teacher was trained anew since."""
-    growth, arm = run.info.get("growth"), run.config.get("growth.teacher")
-    if not isinstance(growth, dict) or "teacher_val_top1" not in growth or not isinstance(arm, str):
+    was, arm = run.section("growth").get("teacher_val_top1"), run.config.get("growth.teacher")
+    if type(was) not in (int, float) or not isinstance(arm, str) or "/" in arm:
         return
     folder = run.folder.parent.parent / arm / run.folder.name
-    if "/" in arm or not (folder / "run.json").is_file() or not (folder / "metrics.csv").is_file():
+    if not (folder / "run.json").is_file() or not (folder / "metrics.csv").is_file():
         return
     teacher = _read_run(folder)
-    was = 100 * growth["teacher_val_top1"]
-    if teacher.finished and abs((now := teacher.rows.val.iloc[-1]) - was) > 1e-3:
+    if teacher.finished and abs((now := teacher.rows.val.iloc[-1]) - 100 * was) > 1e-3:
         raise Problem(
-            f"{run.folder} grew from a teacher of {was:.2f} %, and {folder} ended at {now:.2f} %: that one was trained "
-            "anew since, so train the student anew, too."
+            f"{run.folder} grew from a teacher of {100 * was:.2f} %, and {folder} ended at {now:.2f} %: that one was "
+            "trained anew since, so train the student anew, too."
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from net2net.names import around
+from net2net.names import around, within
 from net2net.spaces import Axis, length, resolve
 from net2net.trace import Trace
 
@@ -40,10 +40,9 @@ COUNTS = frozenset(COUNTS.split())
 HEADS = frozenset({"head", "heads", "nhead"})
 # What a number counts that is a width: one of these, or a name that ends so.
 WIDTHS = """
-feature features channel channels chan chans ch chs filter filters hidden hiddens unit units plane planes embd emb embed
-embeds embedding dim dims neurons width widths intermediate output outputs input inputs out in inp state model ff ffn
-mlp inner bottleneck latent representation projection proj feat feats normalized c cin cout inc outc nc nf ngf ndf nhid
-nhidden ninp nout nemb nz
+feature channel chan chans ch filter hiddens unit units plane emb embeds embedding neurons intermediate output outputs
+input inputs out in inp state model ff ffn mlp inner bottleneck latent representation projection proj feat feats
+normalized c cin cout inc outc nc nf ngf ndf nhid ninp nout nemb nz
 """
 WIDTHS = frozenset(WIDTHS.split())
 ENDS = ("dim", "dims", "planes", "channels", "chs", "features", "filters", "width", "widths", "hidden", "embd", "embed")
@@ -113,7 +112,7 @@ class Kept:
             return {}
         found = {}
         for where, one in kept.named_modules():
-            name = ".".join(filter(None, (module, where)))
+            name = within(module, where)
             if where and (name in self.trace.returned or type(one).__module__.startswith("torch.nn.")):
                 continue
             done = self.follow.get(name, {})

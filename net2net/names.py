@@ -32,6 +32,11 @@ def children(model: nn.Module) -> str:
     return ", ".join(name for name, _ in model.named_children()) or "a model without children"
 
 
+def within(module: str, name: str) -> str:
+    """The full name of a module by its name in another; "" is that one itself."""
+    return ".".join(filter(None, (module, name)))
+
+
 def around(module: str) -> list[str]:
     """The modules that a module is in, nearest first; the last is the whole model, ""."""
     parts = module.split(".") if module else []

@@ -17,7 +17,7 @@ import torch
 from net2net.errors import GrowthError, whole
 from net2net.growth import Along, Channels, Growth
 from net2net.kept import Kept, Size, integers
-from net2net.names import children, inside, owner
+from net2net.names import children, inside, owner, within
 from net2net.recording import SIZED, Call, Recording, local, place, tensors
 from net2net.seeds import generator_for
 from net2net.spaces import Axis, Space, fix, length, resolve
@@ -127,7 +127,7 @@ def _supposed(trace: Trace, kept: Kept, conflict: Conflict, size: Size, better: 
     own = found[call.module]
     for one in (*own, *([None] if len(own) > 1 else [])):  # one number, or all of them
         numbers = {
-            (".".join(filter(None, (module, where))), path): axis
+            (within(module, where), path): axis
             for module, axes in found.items()
             for (where, path), axis in axes.items()
             if one is None or (where, path) == one

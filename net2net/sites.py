@@ -86,15 +86,10 @@ class Site:
         """Find the tensor at this site and what made it."""
         values = (self.trace.given if self.before else self.trace.returned).get(self.name, [])
         if len(values) != 1:
-            raise GrowthError(
-                f"{self.refused}: "
-                + (
-                    f"it is called {len(values)} times a pass"
-                    + ("" if self.before else "; a site can also be 'before NAME', of a module that reads it")
-                    if values
-                    else "the forward pass never calls it"
-                )
-            )
+            why = f"it is called {len(values)} times a pass" if values else "the forward pass never calls it"
+            if values and not self.before:
+                why += "; a site can also be 'before NAME', of a module that reads it"
+            raise GrowthError(f"{self.refused}: {why}")
         value = values[0]
         if value is None or value.call is None:
             which = "its input" if self.before else "its output"

@@ -166,21 +166,22 @@ class Trace(Recording):
             fix(((space, 1),), f"buffers make them ({by_buffers[space][0]!r}): copies would stay copies for ever")
         self.uniform = self._groups()
 
-    def _states(self) -> dict[tuple[str, str], torch.Tensor]:
-        """Tensors that modules keep as plain attributes."""
-        return {
-            (name, key): value
+    def _states(self) -> list[tuple[str, nn.Module, str, torch.Tensor]]:
+        """Tensors that modules keep as plain attributes: the module's name, the module, the attribute, the tensor."""
+        return [
+            (name, module, key, value)
             for name, module in submodules(self.skeleton)
             for key, value in vars(module).items()
             if isinstance(value, torch.Tensor)
-        }
+        ]
 
-    def _hold_states(self, before: Mapping[tuple[str, str], torch.Tensor]) -> None:
+    def _hold_states(self, before: list[tuple[str, nn.Module, str, torch.Tensor]]) -> None:
         """Hold the channels of states that go from pass to pass and that an earlier pass has left: they are as long as
-        the teacher's."""
-        for (name, key), now in self._states().items():
-            value, was = self._values.get(id(now)), before.get((name, key), now)
-            if value is not None and was is not now and id(was) in self._values:  # what is only written holds nothing
+        the teacher's. What a pass only writes holds nothing."""
+        for name, module, key, was in before:
+            now = vars(module).get(key)
+            value = self._values.get(id(now))
+            if value is not None and was is not now and id(was) in self._values:
                 reason = f"{place(name)} keeps them in {key!r}, where an earlier pass has left a tensor: reset it first"
                 for space, _ in (each for axis in value.axes if axis for each in resolve(axis)):
                     space.fixed = reason

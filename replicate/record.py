@@ -10,7 +10,6 @@ Left out of run.json: a student's history (30 KB of maps), which follows from it
 import argparse
 import contextlib
 import csv
-import io
 import json
 import sys
 from pathlib import Path
@@ -43,7 +42,9 @@ def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], dic
             left_out[folder] = "its metrics.csv is missing"
         elif (own := facts["config"].get("seed", seed_of(folder))) != seed_of(folder):
             left_out[folder] = f"a run of seed {own}: it is a copy, or misnamed"
-        elif why := unlike_its_end(facts, _last_row(metrics)):
+        elif not (last := _last_row(metrics)):
+            left_out[folder] = "its metrics.csv has no row"
+        elif why := unlike_its_end(facts, last):
             left_out[folder] = why
         elif other := _of_another_config(facts["config"], target):
             left_out[folder] = other
@@ -58,11 +59,10 @@ def record(runs: Path, results: Path, seeds: list[int]) -> tuple[list[Path], dic
 
 
 def _last_row(metrics: Path) -> dict[str, str]:
-    """As far as there is one: a figure says what is wrong with the file."""
-    with contextlib.suppress(csv.Error):  # a line of it is no text
-        *_, last = ({}, *csv.DictReader(io.StringIO(metrics.read_text(errors="replace"))))
-        return {key: value for key, value in last.items() if isinstance(value, str) and value}
-    return {}
+    rows: list[dict[str, str]] = []
+    with metrics.open(newline="", errors="replace") as file, contextlib.suppress(csv.Error):  # a field without an end
+        rows = list(csv.DictReader(file))
+    return rows[-1] if rows else {}
 
 
 def _of_another_config(config: dict[str, Any], target: Path) -> str:

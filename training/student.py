@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 import net2net
-from experiments import looks
+from experiments import looks, seed_of
 from net2net.inception_bn import InceptionBN
 from training.config import Config, DataConfig, ModelConfig, expanded
 from training.data.source import Data
@@ -87,7 +86,7 @@ def _absent(checkpoint: Path) -> str:
         return f"is a folder: give the file that a run has, {there[0] if there else 'of which there is none in it'}"
     if checkpoint.exists():
         return ""
-    if checkpoint.name == "checkpoint.pt" and not re.fullmatch(r"seed\d+", checkpoint.parent.name):
+    if checkpoint.name == "checkpoint.pt" and seed_of(checkpoint.parent) is None:
         return "does not exist: train it first"
     if checkpoint.name == "checkpoint.pt":
         arm, runs = checkpoint.parent.parent.name, checkpoint.parent.parent.parent
