@@ -21,6 +21,7 @@ from net2net.recording import (
     cloned_tensor,
     first_line,
     function_name,
+    kind_of,
     local,
     output_tensors,
     own_copy,
@@ -77,6 +78,8 @@ def verify(
     Works on copies: neither the models nor the inputs change, nor do batch-norm statistics or the streams of random
     numbers. Raises `GrowthError` if a model does not run on the inputs, or if the outputs have different shapes.
     """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise GrowthError(f"verify compares in a floating-point precision, e.g. torch.float64, and got dtype={dtype!r}")
     return _compared(unwrapped(teacher), unwrapped(student), inputs, train, dtype)
 
 
@@ -263,6 +266,8 @@ class Precision(TorchFunctionMode):
             return args[0].to(self.dtype)
         if function_name(func) in ("cfloat", "cdouble"):
             return args[0].to(as_precise(torch.complex64, self.dtype))
+        if function_name(func) == "type" and len(args) == 2:
+            args = (args[0], kind_of(args[1]))
         args = tuple(self._converted(value) for value in args)
         return func(*args, **{key: self._converted(value) for key, value in (kwargs or {}).items()})
 
@@ -283,9 +288,10 @@ def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype | No
     """
 
     def copied(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach() if shared and isinstance(tensor, nn.Parameter) else cloned_tensor(name, tensor)
+        keep = shared and isinstance(tensor, nn.Parameter) and not tensor.is_inference()
+        return tensor.detach() if keep else cloned_tensor(name, tensor)
 
-    model = local(rebuilt(model, copied)).train(train)
+    model = local(rebuilt(model, copied)).train(bool(train))
     if dtype is not None:
         model._apply(lambda t: t.to(as_precise(t.dtype, dtype)))  # `to` would drop imaginary parts
     devices = list(dict.fromkeys(p.device for p in model.parameters())) or [torch.device("cpu")]

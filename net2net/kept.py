@@ -9,15 +9,20 @@ student's forward pass needs it (`Kept.options`).
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from net2net.names import around, within
+from net2net.recording import copied_value
 from net2net.spaces import Axis, length, resolve
-from net2net.trace import Trace
+from net2net.trace import Trace, Value
+from net2net.widths import fields, is_whole, parts
 
 Size = Callable[[Axis], int]  # of an axis in the student
 
@@ -41,7 +46,7 @@ HEADS = frozenset({"head", "heads", "nhead"})
 # What a number counts that is a width: one of these, or a name that ends so.
 WIDTHS = """
 feature channel chan chans ch filter hiddens unit units plane emb embeds embedding neurons intermediate output outputs
-input inputs out in inp state model ff ffn mlp inner bottleneck latent representation projection proj feat feats
+input inputs out in inp state model ff ffn mlp inner bottleneck latent representation projection proj feat feats ftrs
 normalized c cin cout inc outc nc nf ngf ndf nhid ninp nout nemb nz
 """
 WIDTHS = frozenset(WIDTHS.split())
@@ -185,24 +190,19 @@ def integers(module: nn.Module) -> list[tuple[str, int]]:
 
 def _integers(value: Any, path: tuple[str, ...], seen: set[int], holder: Any = None) -> Iterator[tuple]:
     """(path, number, the container that it is in) of the integers in an attribute."""
-    if type(value) is int:
+    if is_whole(value):
         if value > 1:
-            yield path, value, holder
+            yield path, int(value), holder
         return
     if len(path) > DEEP:
         return
-    if type(value) in (list, tuple) and len(value) <= LONG:
-        items: Iterable = ((str(k), item) for k, item in enumerate(value))
-    elif isinstance(value, dict) and len(value) <= LONG:
-        items = ((key, item) for key, item in value.items() if isinstance(key, str))
-    elif _is_plain_object(value):
+    if _is_plain_object(value):
         if id(value) in seen:  # shared by several modules, as a configuration is
             return
         seen.add(id(value))
-        items = vars(value).items()
-    else:
+    elif not isinstance(value, (list, tuple, deque, dict, MappingProxyType)) or len(value) > LONG:
         return
-    for key, item in items:
+    for key, item in (parts(value) or {}).items():
         if "." not in key:
             yield from _integers(item, (*path, key), seen, value)
 
@@ -210,21 +210,42 @@ def _integers(value: Any, path: tuple[str, ...], seen: set[int], holder: Any = N
 def _is_plain_object(value: Any) -> bool:
     """Whether it is an object of its own for each copy of the model, with attributes that can be set."""
     kind = type(value)
-    if isinstance(value, (nn.Module, type)) or callable(value) or not hasattr(value, "__dict__"):
+    if kind.__module__.startswith(("torch", "builtins", "numpy")) or callable(value):
         return False
-    return not kind.__module__.startswith(("torch", "builtins")) and not hasattr(kind, "__deepcopy__")
+    if isinstance(value, (list, tuple, deque, dict, Enum)) or fields(value) is None:
+        return False
+    return not hasattr(kind, "__deepcopy__") or copied_value(value, {}) is not value
 
 
 def _is_width(path: tuple[str, ...]) -> bool:
-    words = [w for part in path for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)]
-    words = [word.lower() for word in words]
-    if not words or words[-1] in HEADS or (COUNTS.intersection(words) and words[-1] not in CHANNELS):
+    named = [words for part in path if (words := _words(part))]
+    words = [word for its in named for word in its]
+    if not words or words[-1] in HEADS:
         return False
+    if words[-1] not in CHANNELS:  # what it counts is said last, or what all in a dict or object are is said before
+        if COUNTS.intersection(named[-1]):
+            return False
+        if COUNTS.intersection(words) and all(its[-1] not in CHANNELS for its in named):
+            return False
     if HEADS.intersection(words) and len(words) == 2 and {"dim", "size", "width"}.intersection(words):
         return False  # the width of one head
     if not any(word in WIDTHS or word.endswith(ENDS) for word in words):
         return False
     return not path[-2:][0].isdigit() or not path[-1].isdigit()  # a table of a constructor's arguments
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def _given(value: Value) -> tuple[set[int], set[int]]:
+    """Of what is given to a module the sizes that are no axes, e.g. of the network's input; and of these the ones that
+    could be its channels: of an image the first after the batch's, and the last if it is not as long as another."""
+    shape = value.tensor.shape
+    dims = {1 % len(shape), len(shape) - 1} if shape else set()
+    if len(shape) > 3 and shape[-1] == shape[-2]:
+        dims.discard(len(shape) - 1)
+    return tuple({shape[dim] for dim in some if not value.axes[dim]} for some in (range(len(shape)), dims))
 
 
 class _Evidence:
@@ -233,12 +254,7 @@ class _Evidence:
     def __init__(self, trace: Trace):
         self.trace = trace
         self.at: dict[str, dict[str, list[Axis]]] = {}  # by module: what it reads, makes, and other channels
-        self.given = {  # by module: the sizes of what it reads that no channels run along, e.g. of the network's input
-            name: {
-                n for v in calls if v is not None for n, axis in zip(v.tensor.shape, v.axes, strict=True) if not axis
-            }
-            for name, calls in trace.given.items()
-        }
+        self.given: dict[str, tuple[set[int], set[int]]] = {}  # by module, of what it reads; see `_given`
         for name, axes in trace.axes.items():
             owner = name.rpartition(".")[0]
             for dim, axis in enumerate(axes):
@@ -247,10 +263,13 @@ class _Evidence:
         for side, values in (("in", trace.given), ("out", trace.returned), ("out", trace.several)):
             for name, calls in values.items():
                 for value in calls:
-                    for size, axis in zip(value.tensor.shape, value.axes, strict=True) if value is not None else ():
+                    if value is None:
+                        continue
+                    for axis in value.axes:
                         self._note(name, side, axis)
-                        if side == "in" and not axis:
-                            self.given.setdefault(name, set()).add(size)
+                    if side == "in":
+                        for known, its in zip(self.given.setdefault(name, (set(), set())), _given(value), strict=True):
+                            known.update(its)
 
     @cached_property
     def _names(self) -> set[str]:
@@ -284,7 +303,8 @@ class _Evidence:
         any; itself where none is near; None where they differ."""
         words = set(re.findall("[a-z]+", key.lower()))
         side = "in" if words & {"in", "input", "inp"} else "out" if words & {"out", "output"} else None
-        if side == "in" and number in self.given.get(module, ()):
+        sizes, channels = self.given.get(module, ((), ()))
+        if side == "in" and number in (sizes if "size" in words else channels):
             return number
         for axes in self._tiers(module, where, side):
             new = {size(axis) for axis in axes if length(axis) == number}

@@ -26,7 +26,7 @@ from net2net.errors import GrowthError
 from net2net.growth import Growth
 from net2net.history import history
 from net2net.record import Inserted, entries_of, growth_of, inserted, misfit
-from net2net.recording import PREFIXES, unwrapped
+from net2net.recording import PREFIXES, copied_value, unwrapped
 from net2net.tensors import along
 
 # How often the gradient is a factor of what an optimizer remembers.
@@ -181,10 +181,7 @@ def _attributes(optimizer: torch.optim.Optimizer, grown: torch.optim.Optimizer, 
         if any(isinstance(leaf, nn.Parameter) for leaf in pytree.tree_leaves(value)):
             kind = type(optimizer).__name__
             raise GrowthError(f"{kind} keeps parameters of its own in {key!r}: build a new optimizer for the student")
-        try:
-            vars(grown)[key] = copy.deepcopy(value, memo)
-        except TypeError:  # a lock or an open file is shared
-            vars(grown)[key] = value
+        vars(grown)[key] = copied_value(value, memo)
 
 
 def _wrapped(optimizer: torch.optim.Optimizer, key: str, inner: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -23,7 +23,7 @@ from net2net.growth import WRONG_DATA, Growth, growth_of
 from net2net.history import history, remember
 from net2net.recording import cloned, tensors, unwrapped
 from net2net.sites import located
-from net2net.widths import get_number
+from net2net.widths import get_number, is_whole
 
 Record = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -166,9 +166,11 @@ def _check(growth: Growth, model: nn.Module) -> None:
             try:
                 was = get_number(model.get_submodule(name), key)
             except AttributeError:
-                raise GrowthError(f"the record sets {name}.{key}, which {what} does not have: {advice}") from None
-            old, new = ([x] if type(x) is int else x for x in (was, value))
-            if not all(isinstance(x, (list, tuple)) and all(type(n) is int for n in x) for x in (old, new)):
+                continue  # kept from the first forward pass on
+            if was is None:
+                continue
+            old, new = ([x] if is_whole(x) else x for x in (was, value))
+            if not all(isinstance(x, (list, tuple)) and all(is_whole(n) for n in x) for x in (old, new)):
                 raise GrowthError(f"the record sets {name}.{key} from {was!r} to {value!r}: expected whole numbers")
 
 

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from net2net.errors import GrowthError, UnsupportedOperation
 from net2net.outside import Outside
+from net2net.widths import fields, shallow
 
 # Operations whose numbers are sizes: a grown model passes other ones. What they make is compared by its shape.
 SIZED = """
@@ -195,13 +196,18 @@ class Recording(TorchFunctionMode):
         if given:
             foreign = id(given[0]) not in self._sources and id(given[0]) not in self.names
             if foreign and not given[0].is_meta and func.__name__.endswith("_") and not func.__name__.endswith("__"):
-                raise GrowthError(f"{call.where} changes a tensor that is none of the model's parameters or buffers")
+                raise GrowthError(
+                    f"{call.where} changes a tensor that is none of the model's parameters or buffers, nor made in a "
+                    "way that can be followed: make it with torch.empty, not torch.FloatTensor, or register_buffer it"
+                )
             self.before(call, given)  # operations in place change what is known of their argument
             out = self._run(name, func, args, kwargs, given)
         if isinstance(out, torch.Tensor):
             results.append(out)
         elif isinstance(out, (tuple, list)):
             _gather(out, results, [])
+        if any(tensor.is_nested for tensor in results):
+            raise GrowthError(f"cannot follow the channels through {call.where}: a nested tensor has no shape")
         call.out = out
         if not results:
             if given and not _is_about(name):
@@ -232,6 +238,8 @@ class Recording(TorchFunctionMode):
         out = _shortcut(name, func, args, kwargs)
         if out is not None:
             return out
+        if name == "type":  # the types that are named after a device would leave this one
+            args, kwargs = pytree.tree_map(kind_of, (args, kwargs))
         try:
             return func(*args, **kwargs)
         except (RuntimeError, NotImplementedError):
@@ -264,6 +272,20 @@ class Recording(TorchFunctionMode):
         """Called when a part of a tensor was overwritten."""
 
 
+# PyTorch's older names of types, of numbers on a device: `torch.FloatTensor`, "torch.cuda.HalfTensor".
+_KINDS = {
+    **{"FloatTensor": torch.float32, "DoubleTensor": torch.float64, "HalfTensor": torch.float16},
+    **{"BFloat16Tensor": torch.bfloat16, "LongTensor": torch.int64, "IntTensor": torch.int32},
+    **{"ShortTensor": torch.int16, "CharTensor": torch.int8, "ByteTensor": torch.uint8, "BoolTensor": torch.bool},
+}
+
+
+def kind_of(value: Any) -> Any:
+    """The type of numbers that an older name of one says; anything else as it is."""
+    name = value if isinstance(value, str) else getattr(value, "__name__", "") if isinstance(value, type) else ""
+    return _KINDS.get(name.rpartition(".")[2], value)
+
+
 def _gather(value: Any, given: list[torch.Tensor], numbers: list[Any]) -> None:
     if isinstance(value, torch.Tensor):
         given.append(value)
@@ -282,7 +304,7 @@ def _gather(value: Any, given: list[torch.Tensor], numbers: list[Any]) -> None:
                 given.append(leaf)
             elif isinstance(leaf, (Number, str)):
                 numbers.append(leaf)
-            elif hasattr(leaf, "tolist"):  # an array of numpy
+            elif hasattr(leaf, "tolist") and not isinstance(leaf, type):  # an array of numpy
                 numbers.append(leaf.tolist())
 
 
@@ -474,9 +496,10 @@ def _counts(call: Call) -> list[int]:
 
 # What is asked of a tensor without looking at its numbers.
 ABOUT = """
-shape size dim ndim ndimension numel nelement dtype device layout stride storage_offset data_ptr element_size itemsize
-nbytes requires_grad grad grad_fn get_device names output_nr retains_grad dim_order __len__ __hash__ __repr__ __format__
-__setitem__ __set__ __deepcopy__ result_type can_cast is_floating_point is_complex is_contiguous is_tensor is_leaf
+shape size dim ndim ndimension numel nelement dtype type device layout stride storage_offset data_ptr element_size
+itemsize nbytes requires_grad grad grad_fn get_device names output_nr retains_grad dim_order __len__ __hash__ __repr__
+__format__ __setitem__ __set__ __deepcopy__ result_type can_cast is_floating_point is_complex is_contiguous is_tensor
+is_leaf
 is_meta is_cuda is_cpu is_sparse is_quantized is_inference is_same_size is_signed is_conj is_neg is_pinned is_shared
 is_mkldnn is_nested is_mps is_xpu is_sparse_csr is_storage register_hook untyped_storage broadcast_shapes
 """
@@ -506,14 +529,21 @@ def _followed(cls: type, *args: Any, **kwargs: Any) -> Any:
 @contextmanager
 def followed_functions() -> Iterator[None]:
     """Run what custom autograd functions do forward as any other code: autograd would hide it. So would `Variable` that
-    it makes the same tensor again."""
-    before = torch.autograd.Function.__dict__["apply"]
+    it makes the same tensor again, and a scripted function what its code calls."""
+    before, scripted = torch.autograd.Function.__dict__["apply"], torch.jit.ScriptFunction.__call__
+
+    def unscripted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        code = getattr(function, "_torchdynamo_inline", None)  # of what it was made
+        return scripted(function, *args, **kwargs) if code is None else code(*args, **kwargs)
+
     torch.autograd.Function.apply = classmethod(_followed)
     torch.autograd.Variable.__new__ = lambda kind, data, *options, **named: data.detach()
+    torch.jit.ScriptFunction.__call__ = unscripted
     try:
         yield
     finally:
         torch.autograd.Function.apply = before
+        torch.jit.ScriptFunction.__call__ = scripted
         del torch.autograd.Variable.__new__
 
 
@@ -593,7 +623,7 @@ class Detached(TorchFunctionMode):
 def own_copy(inputs: Any) -> Any:
     """Inputs for one pass of a model, which may change them: a tensor that comes twice is one again."""
     with Detached(), torch.no_grad():
-        return copy.deepcopy(inputs)
+        return copied_value(inputs, {})
 
 
 @contextmanager
@@ -654,7 +684,9 @@ RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def without_dropout(name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """The arguments of an operation that has a dropout of its own, with none of it."""
+    """The arguments of an operation that has a dropout of its own, with none of it; and of random slopes their mean."""
+    if name == "rrelu":
+        args, kwargs = args[:3], {**kwargs, "training": False}
     if name in DROPS or name in RECURRENT:  # a packed sequence is two arguments
         position, keyword = DROPS.get(name) or (5 if isinstance(args[3], bool) else 6, "dropout")
         if position < len(args):
@@ -693,14 +725,13 @@ def output_tensors(output: Any, name: str = "output") -> Iterator[tuple[str, tor
         elif isinstance(value, (tuple, list, set, frozenset, deque)):
             inner = [(f"{name}[{k}]", each) for k, each in enumerate(value)]
         else:
-            slots = (key for kind in type(value).__mro__ for key in getattr(kind, "__slots__", ()))
-            keys = [*getattr(value, "__dict__", ()), *(key for key in slots if hasattr(value, key))]
-            if not keys and not hasattr(value, "__dict__"):
+            held = fields(value)
+            if held is None:
                 raise GrowthError(
                     f"the model returns a {type(value).__name__} ({name}), in which tensors cannot be found: return "
                     "tensors, or lists, dicts and objects that have them in their fields"
                 )
-            inner = [(f"{name}.{key}", getattr(value, key)) for key in keys]
+            inner = [(f"{name}.{key}", each) for key, each in held.items()]
         for place, each in inner:
             yield from visit(each, place)
 
@@ -825,11 +856,34 @@ def rebuilt(model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor])
         memo[id(tensor)] = new
     with Detached():
         copied = _copied(model, memo)
+        for tensor, new in tagged:  # attributes, e.g. for an optimizer's groups; `copy.deepcopy` loses them
+            vars(new).update(copied_value(vars(tensor), memo))
     if "net2net_history" in vars(model) and "net2net_history" not in vars(copied):  # as torch.fx copies itself
         copied.net2net_history = copy.deepcopy(model.net2net_history)
-    for tensor, new in tagged:  # attributes of a parameter, e.g. for an optimizer's groups; `copy.deepcopy` loses them
-        vars(new).update(copy.deepcopy(vars(tensor), memo))
     return copied
+
+
+def copied_value(value: Any, memo: dict[int, Any]) -> Any:
+    """As `copy.deepcopy`; what that cannot copy is shared, e.g. a lock, an open file or a Python module."""
+    known = len(memo)
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # whatever somebody's class raises
+        for begun in list(memo)[known:]:
+            del memo[begun]
+    if type(value) in (list, tuple, set):
+        return type(value)(copied_value(each, memo) for each in value)
+    try:
+        new = shallow(value)
+    except Exception:
+        return value
+    memo[id(value)] = new
+    if isinstance(value, dict):
+        for key, each in dict.items(value):
+            dict.__setitem__(new, key, copied_value(each, memo))
+    for key, each in getattr(value, "__dict__", {}).items():
+        vars(new)[key] = copied_value(each, memo)
+    return new
 
 
 def cloned_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -865,9 +919,16 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         hasattr(kind, "__deepcopy__")
         or kind.__reduce_ex__ is not object.__reduce_ex__
         or kind.__getstate__ is not nn.Module.__getstate__
-        or not kind.__setstate__.__module__.startswith("torch.nn.modules.")  # those only fill in for old pickles
+        # PyTorch's own only fill in for old pickles; torch.compile puts a note of the time around them.
+        or not kind.__setstate__.__module__.startswith(("torch.nn.modules.", "torch._dynamo."))
     ):
-        return copy.deepcopy(module, memo)
+        try:
+            return copy.deepcopy(module, memo)
+        except Exception as error:
+            raise GrowthError(
+                f"a {kind.__name__} of the model says itself how it is copied, and cannot be: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
     new = kind.__new__(kind)
     memo[id(module)] = new
     state = new.__dict__
@@ -883,7 +944,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif type(value) in (tuple, list) and all(isinstance(each, _CONSTANT) for each in value):
             state[key] = type(value)(value)
         else:
-            state[key] = copy.deepcopy(value, memo)
+            state[key] = copied_value(value, memo)
     return new
 
 

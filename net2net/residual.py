@@ -82,6 +82,8 @@ def _zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
     if len(values) != 1:
         calls = "the forward pass never calls it" if not values else f"it is called {len(values)} times a pass"
         raise GrowthError(refused + calls)
+    if name in trace.by_keyword:
+        raise GrowthError(refused + "it is called by keyword: pass what it adds to as its first argument, by position")
     out, start = values[0], trace.given[name][0]
     if out is None or start is None or out.call is None:
         raise GrowthError(refused + "it does not make one tensor from one tensor")

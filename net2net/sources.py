@@ -25,7 +25,7 @@ from torch import nn
 from net2net.errors import GrowthError
 from net2net.overview import few
 from net2net.record import replay
-from net2net.weights import load_record, load_weights, save_weights, shards
+from net2net.weights import load_record, load_weights, save_weights, shards, unpickled
 
 Shape = tuple[int, ...]
 
@@ -42,12 +42,18 @@ def attempt(what: str, where: bool = False) -> Iterator[None]:
     except (CommandError, GrowthError):
         raise
     except (Exception, SystemExit) as error:  # a script that is called as a factory, and parses its own arguments
-        said = next(iter(str(error).strip().splitlines()), "")
+        said = " ".join(line.strip() for line in _first_lines(str(error)))
         text = f"{what}: {type(error).__name__}" + (f": {said}" if said else "")
         frames = traceback.extract_tb(error.__traceback__)
         if where and frames[-1].filename != __file__:
             text += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
         raise CommandError(text) from error
+
+
+def _first_lines(text: str) -> list[str]:
+    """The first line of a message, and the next where that one only announces it."""
+    lines = text.strip().splitlines()
+    return lines[: 2 if lines and lines[0].rstrip().endswith(":") else 1]
 
 
 @contextmanager
@@ -190,8 +196,11 @@ def _sha256(path: Path) -> str:
 
 def regrow(history: list[Any], teacher: nn.Module, path: Path) -> nn.Module:
     """What the record in `path` makes of a teacher."""
-    with attempt(f"the record of {path} cannot be replayed on this model"):
-        return replay(history, teacher)
+    try:
+        with attempt(f"the record of {path} cannot be replayed on this model"):
+            return replay(history, teacher)
+    except GrowthError as error:
+        raise CommandError(f"the record of {path}: {error}") from error
 
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Any]:
@@ -338,7 +347,7 @@ def read_tensor(path: Path) -> torch.Tensor:
             if path.suffix == ".safetensors":
                 found = package("safetensors.torch").load_file(path)
             else:
-                found = torch.load(path, map_location="cpu", weights_only=True)
+                found = unpickled(path)
     else:
         raise CommandError(f"{path}: expected a .safetensors, .npy or .pt file with one tensor of examples")
     if isinstance(found, dict):

@@ -65,9 +65,10 @@ class Trace(Recording):
     After construction: `axes[name]` are the axes of each parameter and buffer; `outputs` the (name, dim) along which a
     weight makes channels; `contracted` those along which it sums over them; `returned[name]` the value that each
     call of a module returned, `several[name]` those of one that returns several, `given[name]` the first tensor that
-    it was given; `calls` what the forward pass did in evaluation mode, operation by operation, `training_calls` in
-    training mode (the very same if no code of the model asks for its mode; None if that does not run on the meta
-    device); `model` the model, and `skeleton` a copy of it whose parameters and buffers are on the meta device;
+    it was given; `by_keyword` the modules that are called without an argument by position; `calls` what the forward
+    pass did in evaluation mode, operation by operation, `training_calls` in training mode (the very same if no code of
+    the model asks for its mode; None if that does not run on the meta device); `model` the model, and `skeleton` a copy
+    of it whose parameters and buffers are on the meta device;
     `scales` of weights under weight normalisation the name of g, with that of v and the dimension that keeps a norm;
     `standardised` the weights that are standardised, filter by filter, with the correction of their variance (None:
     it is not used);
@@ -109,6 +110,7 @@ class Trace(Recording):
         self.returned: dict[str, list[Value | None]] = {}
         self.given: dict[str, list[Value | None]] = {}
         self.several: dict[str, list[Value]] = {}
+        self.by_keyword: set[str] = set()
         self.attributes: list[tuple[str, str, Axis]] = []
         self.uniform: dict[Space, list[Space]] = {}
         self._together: list[tuple[Axis, str]] = []
@@ -250,6 +252,8 @@ class Trace(Recording):
         if id(module) not in self.modules:  # one that the forward pass made
             return
         value = self._values.get(id(inputs[0])) if inputs and isinstance(inputs[0], torch.Tensor) else None
+        if not inputs:
+            self.by_keyword.add(self._stack[-1])
         self.given.setdefault(self._stack[-1], []).append(value)
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -497,16 +501,28 @@ class Trace(Recording):
                     "copy: a lambda or a closure keeps it, or a forward that was replaced; make that a method"
                 )
             if name is None and (tensor.is_meta or (self.real and id(tensor) not in self._before)):
-                raise UnsupportedOperation(
-                    f"a tensor of shape {tuple(tensor.shape)} in {place(self.module)} comes from code that cannot be "
-                    "followed, e.g. torch.vmap, a scripted or custom autograd function: use plain torch operations"
-                )
+                self._hidden(tensor)
             axes: list[Axis | None] = [None] * tensor.ndim
             if name is not None:
                 axes = [((Space(n), 1),) for n in tensor.shape]
                 self.axes[name] = axes
             value = self._values[id(tensor)] = Value(tensor, axes, constant=True)
         return value
+
+    def _hidden(self, tensor: torch.Tensor) -> None:
+        """Code that cannot be followed made a tensor: of whatever is there by now."""
+        reason = (
+            f"a tensor of shape {tuple(tensor.shape)} in {place(self.module)} comes from code that cannot be followed, "
+            "e.g. torch.vmap or an operator of its own"
+        )
+        if self._strict:
+            raise UnsupportedOperation(f"{reason}: use plain torch operations")
+        places = self.unknown.setdefault("code that cannot be followed", [])
+        if self.module not in places:
+            places.append(self.module)
+        for value in self._values.values():
+            for axis in value.axes:
+                fix(axis, reason)
 
     def keeps(self, module: str, key: str, axis: Axis | None) -> None:
         """Note that a module keeps the length of an axis in an attribute, if it has such a one; in a tuple by a path,

@@ -92,7 +92,7 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[s
         if key is not None:
             return _under(weights, key, path)
         return weights if KEY in metadata else _bare(weights)
-    return _bare(_state_dict(_unpickled(path), path, key))
+    return _bare(_state_dict(unpickled(path), path, key))
 
 
 def shards(path: Path) -> list[Path]:
@@ -131,7 +131,7 @@ def load_record(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         with _opened(path) as file:
             record = (file.metadata() or {}).get(KEY)
     else:
-        saved = _unpickled(path)
+        saved = unpickled(path)
         record = saved.get("history") if isinstance(saved, Mapping) else None
     if record is None:
         raise GrowthError(f"{path} holds no record of a growth: it was not written by net2net.save_weights or train.py")
@@ -149,7 +149,8 @@ def _opened(path: Path) -> Any:
         raise GrowthError(f"{path} is damaged or not safetensors ({_first_line(error)}){pointer}") from None
 
 
-def _unpickled(path: Path) -> Any:
+def unpickled(path: Path) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain data; no code in it is run."""
     if path.suffix not in ZIPPED:
         raise GrowthError(f"{path} is of no known kind: expected .safetensors, {', '.join(ZIPPED)}")
     try:
@@ -172,6 +173,11 @@ def _unpickled(path: Path) -> Any:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         if isinstance(error, OSError) and error.filename is not None:  # missing, not allowed: not for what is in it
             raise
+        if "TorchScript" in str(error):
+            raise GrowthError(
+                f"{path} is TorchScript: save its state dict alone, "
+                "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')"
+            ) from None
         raise GrowthError(f"{path} is damaged or was not written by torch.save ({_first_line(error)[:200]})") from None
 
 

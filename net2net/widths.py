@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
+from contextlib import suppress
+from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,38 +61,92 @@ def _weight(module: nn.Module) -> torch.Tensor:
             part.training = mode
 
 
+def fields(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object, those in slots too; None for one that has none of its own."""
+    found = dict(getattr(value, "__dict__", None) or {})
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for key in (slots,) if isinstance(slots, str) else slots:
+            if key not in ("__dict__", "__weakref__") and hasattr(value, key):
+                found[key] = getattr(value, key)
+    return found or ({} if hasattr(value, "__dict__") else None)
+
+
+def parts(container: Any) -> dict[str, Any] | None:
+    """What is in a list, tuple, dict or object, by its part of a path; None for anything else."""
+    if isinstance(container, tuple) and hasattr(container, "_fields"):
+        return dict(zip(container._fields, container, strict=True))
+    if isinstance(container, (list, tuple, deque)):
+        return {str(k): item for k, item in enumerate(container)}
+    if isinstance(container, (dict, MappingProxyType)):
+        return {key: item for key, item in container.items() if isinstance(key, str)}
+    return fields(container)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is an int, or one of numpy's; a bool or an Enum is none."""
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, int))
+
+
 def get_number(module: nn.Module, path: str) -> Any:
     """A number that a module keeps, or a list of them; see `Growth.attributes`. AttributeError if there is none."""
     found: Any = module
     for part in path.split("."):
-        try:
-            if isinstance(found, (list, tuple)):
-                found = found[int(part)]
-            else:
-                found = found[part] if isinstance(found, dict) else vars(found)[part]
-        except (LookupError, TypeError, ValueError):
-            raise AttributeError(path) from None
+        inner = vars(found) if isinstance(found, nn.Module) else parts(found)
+        if inner is None or part not in inner:
+            raise AttributeError(path)
+        found = inner[part]
     return found
 
 
 def set_number(module: nn.Module, path: str, value: Any) -> None:
-    """Set such a number; lists, tuples and dicts on the way to it are made anew."""
+    """Set such a number; lists, tuples and dicts on the way to it are made anew. One that a module keeps from its first
+    forward pass on, and has not yet, is left to that."""
+    try:
+        if get_number(module, path) is None:
+            return
+    except AttributeError:
+        return
     key, *rest = path.split(".")
-    value = tuple(value) if isinstance(value, list) else value
-    setattr(module, key, _with(vars(module)[key], rest, value) if rest else value)
+    _assign(module, key, _with(vars(module)[key], rest, tuple(value) if isinstance(value, list) else value))
 
 
 def _with(container: Any, path: list[str], value: Any) -> Any:
     if not path:
-        return value
+        return type(container)(value) if is_whole(container) and is_whole(value) else value
     key, *rest = path
-    if isinstance(container, (list, tuple)):
-        items = list(container)
-        items[int(key)] = _with(items[int(key)], rest, value)
-        return type(container)(items)
-    if isinstance(container, dict):
-        new = copy.copy(container)
-        new[key] = _with(container[key], rest, value)
-        return new
-    setattr(container, key, _with(vars(container)[key], rest, value))
+    new = _with((parts(container) or {})[key], rest, value)
+    if isinstance(container, MappingProxyType):
+        return MappingProxyType({**container, key: new})
+    if isinstance(container, tuple):
+        if hasattr(container, "_fields"):
+            return container._replace(**{key: new})
+        return type(container)((*container[: int(key)], new, *container[int(key) + 1 :]))
+    if isinstance(container, (list, deque, dict)):
+        anew = shallow(container)
+        anew[key if isinstance(container, dict) else int(key)] = new
+        return anew
+    _assign(container, key, new)
     return container
+
+
+def shallow(container: Any) -> Any:
+    """As `copy.copy`, and of a dict whose class answers `__getattr__` with KeyError, which that does not expect."""
+    try:
+        return copy.copy(container)
+    except KeyError:
+        new = type(container).__new__(type(container))
+        dict.update(new, container)
+        vars(new).update(vars(container)) if hasattr(container, "__dict__") else None
+        return new
+
+
+def _assign(owner: Any, key: str, value: Any) -> None:
+    """Set an attribute of what is the student's own, even if it is frozen or has checks that expect the old width."""
+    with suppress(Exception):
+        setattr(owner, key, value)
+    if (fields(owner) or {}).get(key) is not value:
+        if key in getattr(owner, "__dict__", ()):
+            vars(owner)[key] = value
+        else:
+            object.__setattr__(owner, key, value)

@@ -107,6 +107,27 @@ def reduction(trace: Trace, call: Call) -> list:
     return axes if isinstance(call.out, torch.Tensor) else [list(axes) for _ in results]
 
 
+def quantile(trace: Trace, call: Call) -> list[Axis | None]:
+    """Over one dimension or all; of several quantiles there is one after the other along a new first dimension."""
+    value, dim = call.inputs[0], call.get(2, "dim")
+    if dim is None:
+        return opaque(trace, call)
+    fix(value.axes[dim], f"{call.where} reduces over them")
+    axes: list[Axis | None] = [None if axis is value.axes[dim] else axis for axis in value.axes]
+    if not call.get(3, "keepdim", False):
+        del axes[dim]
+    return [None] * (call.out.ndim - len(axes)) + axes
+
+
+def cosine(trace: Trace, call: Call) -> list[Axis | None]:
+    """A similarity along one dimension, for each position of the others."""
+    dim = call.get(2, "dim", 1)
+    ndim = max(value.tensor.ndim for value in call.inputs)
+    axes = broadcast(call, [(v.tensor.shape, v.axes) for v in call.inputs], ndim)
+    fix(axes[dim], f"{call.where} reduces over them")
+    return [axis for d, axis in enumerate(axes) if d != dim % ndim]
+
+
 def _is_extreme(call: Call) -> bool:
     """Whether a reduction gives a number that is among those that it reduces, whichever of its copies."""
     if call.name in ("norm", "linalg_vector_norm"):
@@ -148,7 +169,7 @@ bool byte char short int long alias cfloat cdouble resolve_neg
 ALONG = "softmax softmin log_softmax normalize cumsum logcumsumexp cumprod cummax cummin flip roll sort argsort topk"
 EXTREMES = frozenset(["amax", "amin", "aminmax", "max", "min", "all", "any", "_is_all_true", "_is_any_true"])
 REDUCTIONS = """
-mean sum amax amin aminmax var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum
+mean nanmean sum amax amin aminmax var std var_mean std_mean norm linalg_vector_norm argmax argmin logsumexp prod nansum
 count_nonzero all any _is_all_true _is_any_true
 """
 
@@ -182,8 +203,9 @@ FOURIER = [f"fft_{kind}{way}fft{n}" for kind in ("", "i") for way in ("", "r", "
 
 
 def noise(trace: Trace, call: Call) -> list[Axis | None]:
-    """Random numbers of a tensor's shape. In training mode each copy may have its own, as in dropout."""
-    return same(trace, call) if trace.training else opaque(trace, call)
+    """Random numbers, or slopes, of a tensor's shape. In training mode each copy may have its own, as in dropout."""
+    drawn = call.name != "rrelu" or call.get(3, "training", False)
+    return same(trace, call) if trace.training or not drawn else opaque(trace, call)
 
 
 def constant(trace: Trace, call: Call) -> list[Axis | None]:
@@ -205,7 +227,9 @@ RULES = {
     **dict.fromkeys(("max", "min", "median", "nanmedian"), extreme),
     **dict.fromkeys((*FOURIER, "fft_fftshift", "fft_ifftshift"), fourier),
     **dict.fromkeys(("view_as_real", "view_as_complex"), as_pairs),
-    **dict.fromkeys(("rand_like", "randn_like"), noise),
+    **dict.fromkeys(("rand_like", "randn_like", "rrelu"), noise),
+    **dict.fromkeys(("quantile", "nanquantile"), quantile),
+    "cosine_similarity": cosine,
     "where": where,
     "broadcast_tensors": broadcast_tensors,
     "prelu": prelu,

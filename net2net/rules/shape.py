@@ -16,14 +16,25 @@ if TYPE_CHECKING:
     from net2net.trace import Trace, Value
 
 
-# The dimension of those that are named after it, for tensors that have it.
-NAMED_DIMS = {"vstack": 0, "hstack": 1, "dstack": 2, "vsplit": 0, "hsplit": 1, "dsplit": 2}
+# The dimension of those that are named after it; a tensor that has fewer gets others first.
+NAMED_DIMS = {
+    **{"vstack": 0, "row_stack": 0, "hstack": 1, "column_stack": 1, "dstack": 2},
+    **{"vsplit": 0, "hsplit": 1, "dsplit": 2},
+}
+
+
+def _named_dim(call: Call) -> int | None:
+    dim, ndim = NAMED_DIMS[call.name], min(value.tensor.ndim for value in call.inputs)
+    if call.name in ("hstack", "hsplit") and ndim == 1:
+        return 0
+    return dim if ndim >= max(2, dim + 1) else None
 
 
 def concatenate(trace: Trace, call: Call) -> list[Axis | None]:
-    dim = NAMED_DIMS.get(call.name, call.get(1, "dim", call.kwargs.get("axis", 0))) % call.out.ndim
-    if call.name in NAMED_DIMS and any(value.tensor.ndim < 3 for value in call.inputs):
+    dim = _named_dim(call) if call.name in NAMED_DIMS else call.get(1, "dim", call.kwargs.get("axis", 0))
+    if dim is None:
         return opaque(trace, call)
+    dim %= call.out.ndim
     # An empty vector fits beside everything, e.g. a cache that nothing is in yet.
     inputs = [value for value in call.inputs if value.tensor.ndim == call.out.ndim]
     out = list(inputs[0].axes)
@@ -227,6 +238,16 @@ def squeeze(trace: Trace, call: Call) -> list[Axis | None]:
     return [axis for d, axis in enumerate(value.axes) if d not in gone]
 
 
+def at_least(trace: Trace, call: Call) -> list[Axis | None]:
+    """A vector gets a dimension before its own, a matrix one behind its two."""
+    if isinstance(call.out, (tuple, list)):
+        return opaque(trace, call)
+    axes = list(call.inputs[0].axes)
+    if call.out.ndim > len(axes) == 1:
+        axes.insert(0, None)
+    return axes + [None] * (call.out.ndim - len(axes))
+
+
 def unsqueeze(trace: Trace, call: Call) -> list[Axis | None]:
     out = list(call.inputs[0].axes)
     out.insert(call.get(1, "dim") % (len(out) + 1), None)
@@ -236,9 +257,10 @@ def unsqueeze(trace: Trace, call: Call) -> list[Axis | None]:
 def pieces(trace: Trace, call: Call) -> list[list[Axis | None]]:
     """Consecutive parts along a dimension. Parts of one size grow alike, so that equal parts stay equal."""
     value = call.inputs[0]
-    dim = NAMED_DIMS.get(call.name, call.get(2, "dim", call.kwargs.get("axis", 0))) % value.tensor.ndim
-    if call.name in NAMED_DIMS and value.tensor.ndim < 3:
+    dim = _named_dim(call) if call.name in NAMED_DIMS else call.get(2, "dim", call.kwargs.get("axis", 0))
+    if dim is None:
         return opaque(trace, call)
+    dim %= value.tensor.ndim
     sizes = [tensor.shape[dim] for tensor in call.out]
     axis, parts = value.axes[dim], [None] * len(sizes)
     if axis is not None:
@@ -530,10 +552,12 @@ def stack(trace: Trace, call: Call) -> list[Axis | None]:
     return out
 
 
+JOINS = ("cat", "concat", "concatenate")
 PERMUTATIONS = ("permute", "transpose", "swapaxes", "swapdims", "t", "T", "H", "mT", "mH", "adjoint")
 
 RULES = {
-    **dict.fromkeys(("cat", "concat", "concatenate", "vstack", "hstack", "dstack"), concatenate),
+    **dict.fromkeys((*JOINS, "vstack", "row_stack", "hstack", "column_stack", "dstack"), concatenate),
+    **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d"), at_least),
     "flatten": flatten,
     **dict.fromkeys(("view", "reshape", "reshape_as", "view_as", "unflatten"), reshape),
     **dict.fromkeys(PERMUTATIONS, permute),

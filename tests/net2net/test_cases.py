@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from compare import grown
+from compare import certify, grown
 from nets import Net, conv, images
 from torch import nn
 from torch.nn.utils import prune
@@ -146,6 +146,14 @@ def test_a_student_made_in_inference_mode_can_be_trained(factor):
         student(x).sum().backward()
         torch.optim.SGD(student.parameters(), 0.1).step()
     assert not any(tensor.is_inference() for tensor in students[0].state_dict().values())
+
+
+def test_a_teacher_made_in_inference_mode_grows():
+    with torch.inference_mode():
+        net = net_of(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))))
+    student = widen(net, images(3, 4, 5), 2)
+    student(images(3, 4, 5)).sum().backward()
+    certify(net, student, images(3, 4, 5))
 
 
 # What their code keeps outside of them.
@@ -386,6 +394,91 @@ def test_custom_autograd_functions_are_followed(run):
     student = grown(net_of(lambda m, x: m.c(F.relu(m.b(run(m.a(x)))))), images(3, 4, 5))
     assert student.a.out_channels == 8
     assert torch.autograd.Function.__dict__["apply"] is apply
+
+
+def gate(a: torch.Tensor, b: torch.Tensor):
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def halves(x: torch.Tensor, n: int):
+    return torch.tanh(x[:, :n]) * torch.sigmoid(x[:, n:])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted_functions_are_followed():
+    call, (gated, split) = torch.jit.ScriptFunction.__call__, map(torch.jit.script, (gate, halves))
+    student = grown(net_of(lambda m, x: m.c(gated(m.b(m.a(x)), m.d(x))), d=conv(3, 6)), images(3, 4, 5))
+    assert (student.a.out_channels, student.b.out_channels, student.d.out_channels) == (8, 12, 12)
+    net = net_of(lambda m, x: m.d(split(m.b(m.a(x)), m.b.out_channels // 2)), d=conv(3, 2))
+    assert grown(net, images(3, 4, 5)).b.out_channels == 12
+    assert torch.jit.ScriptFunction.__call__ is call
+
+
+class Numpy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(np.tanh(x.numpy()))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+HIDDEN = {
+    "vmap": lambda h: torch.vmap(lambda row: row / row.norm())(h),
+    "numpy": lambda h: Numpy.apply(h),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_code_that_cannot_be_followed_holds_what_was_there_before_and_no_more(name):
+    net, x = net_of(lambda m, x: m.c(F.relu(m.b(HIDDEN[name](m.a(x)))))), images(3, 4, 5)
+    with pytest.warns(UserWarning, match="code that cannot be followed|real forward pass"):
+        student = grown(net, x)
+    assert (student.a.out_channels, student.b.out_channels) == (4, 12)
+    with pytest.raises(net2net.UnsupportedOperation, match="cannot be followed"):
+        widen(net, x, 2, strict=True)
+
+
+ROWS = {
+    "hstack": (lambda a, b: torch.hstack((a, b)), 16),
+    "vstack": (lambda a, b: torch.vstack((a, b)), 8),
+    "hsplit": (lambda a, b: torch.hsplit(a, 2)[0] * torch.hsplit(b, 2)[1], 4),
+    "vsplit": (lambda a, b: torch.vsplit(a, 2)[0] + b[:2], 8),
+    "column_stack": (lambda a, b: torch.column_stack((a, b)), 16),
+    "atleast_2d": (lambda a, b: torch.atleast_2d(a) + b, 8),
+    "atleast_3d": (lambda a, b: torch.atleast_3d(a)[..., 0] + b, 8),
+    "rrelu": (lambda a, b: F.rrelu(a) + nn.RReLU().eval()(b), 8),
+    "quantile": (lambda a, b: a - a.quantile(0.5, dim=0, keepdim=True) + b.quantile(0.3, 0), 8),
+    "quantiles": (lambda a, b: (a + b).quantile(torch.tensor([0.1, 0.5], dtype=a.dtype, device=a.device), 0), 8),
+    "cosine_similarity": (lambda a, b: a * F.cosine_similarity(a, b, dim=0), 8),
+    "nanmean": (lambda a, b: a - b.nanmean(0), 8),
+    "type": (lambda a, b: a.type(torch.FloatTensor).type(b.type()) + b, 8),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_done_to_rows_lets_channels_grow(name):
+    run, width = ROWS[name]
+    net = Net(lambda m, x: m.c(run(m.a(x), m.b(x))), a=nn.Linear(5, 8), b=nn.Linear(5, 8), c=nn.Linear(width, 3))
+    student = widen(net.double(), images(5, batch=4), 2)
+    assert (student.a.out_features, student.b.out_features) == (16, 16)
+    certify(net, student, images(5, batch=4), evaluation=1e-6 if name == "type" else 1e-10)
+
+
+def test_random_slopes_are_as_dropout():
+    net = nn.Sequential(nn.Linear(5, 8), nn.RReLU(), nn.Linear(8, 3)).double()
+    assert grown(net, images(5))[0].out_features == 16
+
+
+def test_a_nested_tensor_has_no_shape():
+    def run(m, x):
+        rows = torch.nested.as_nested_tensor(list(m.a(x).unbind()))
+        return m.b(torch.nested.to_padded_tensor(rows, 0.0))
+
+    net = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
+    with pytest.raises(GrowthError, match="a nested tensor has no shape"):
+        widen(net, torch.randn(4, 5), 2)
 
 
 def test_an_empty_cache_is_concatenated():

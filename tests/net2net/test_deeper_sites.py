@@ -423,6 +423,12 @@ class Scaled(nn.Module):
         return x + self.linear(x * self.slope)
 
 
+def test_a_block_that_is_called_by_keyword_is_named():
+    net = nets.Net(lambda m, x: m.out(m.block(x=m.stem(x))), stem=nn.Linear(4, 6), block=Scaled(), out=nn.Linear(6, 2))
+    with pytest.raises(GrowthError, match="after 'block': it is called by keyword: pass what it adds to"):
+        deepen(net, torch.randn(3, 4), {"block": ["block"]})
+
+
 def test_what_nothing_initialises_needs_init(randomise):
     teacher, x = randomise(nn.Sequential(Scaled(), nn.Linear(6, 2))).double(), images(6)
     with pytest.raises(

@@ -2,10 +2,16 @@
 on them, hooks, modes, and the integers that modules keep of their widths."""
 
 import copy
+import os
+import threading
 import types
 import warnings
+from collections import deque
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -394,13 +400,168 @@ def test_integers_about_a_module_that_returns_several_tensors_follow(kind, rando
     assert not net2net.history(student)[0].get("unclear")
 
 
-@pytest.mark.parametrize(
-    "path", ["num_features", "info.1.num_chs", "info.0", "config.missing", "forward", "config.__class__"]
-)
-def test_a_record_sets_integers_that_are_there_and_nothing_else(path):
+@pytest.mark.parametrize("path", ["num_features", "info.0"])
+def test_a_record_sets_integers_alone(path):
     (entry,) = net2net.history(net2net.widen(Blocks(), torch.randn(3, 6), widths={"stem": 12}))
     with pytest.raises(net2net.GrowthError, match=path):
         net2net.replay({**entry, "attributes": {"": {path: "12" if path == "num_features" else 12}}}, Blocks())
+
+
+@pytest.mark.parametrize("path", ["info.1.num_chs", "config.missing", "forward", "config.__class__"])
+def test_a_record_sets_nothing_that_is_not_there(path):
+    (entry,) = net2net.history(net2net.widen(Blocks(), torch.randn(3, 6), widths={"stem": 12}))
+    student = net2net.replay({**entry, "attributes": {"": {path: 12}}}, Blocks())
+    assert (student.info, vars(student.config), "forward" in vars(student)) == (
+        Blocks().info,
+        vars(Blocks().config),
+        False,
+    )
+
+
+class Spec(NamedTuple):
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Frozen:
+    hidden_dim: int
+
+
+@dataclass(slots=True)
+class Slots:
+    hidden_dim: int
+
+
+class ReadOnly:
+    def __init__(self):
+        vars(self)["hidden_dim"] = 8
+
+    def __setattr__(self, key, value):
+        raise AttributeError("read only")
+
+
+class Attributes(dict):
+    """What code of the web calls AttrDict; `copy.deepcopy` fails on it."""
+
+    __getattr__ = dict.__getitem__
+
+
+KEPT = {
+    "named tuple": ("spec", Spec(8, 2), Spec(16, 2)),
+    "named tuples": ("specs", [Spec(6, 2), Spec(8, 2)], [Spec(12, 2), Spec(16, 2)]),
+    "frozen": ("cfg", Frozen(8), Frozen(16)),
+    "slots": ("cfg", Slots(8), Slots(16)),
+    "read only": ("cfg", ReadOnly(), {"hidden_dim": 16}),
+    "attribute dict": ("cfg", Attributes(hidden_dim=8), {"hidden_dim": 16}),
+    "mapping proxy": ("cfg", types.MappingProxyType({"hidden_dim": 8}), {"hidden_dim": 16}),
+    "deque": ("channels", deque([6, 8]), deque([12, 16])),
+    "size": ("feature_dims", torch.Size([6, 8]), torch.Size([12, 16])),
+    "numpy": ("hidden_dim", np.int64(8), np.int64(16)),
+    "nested": ("stage_dims", {"stem": {"out": 6}, "body": {"out": 8}}, {"stem": {"out": 12}, "body": {"out": 16}}),
+    "in": ("in_features", 8, 16),
+    "ftrs": ("num_ftrs", 8, 16),
+    "in, last": ("final_conv_in", 8, 16),
+    "no width": ("cfg", {"dims": {"kernel_size": 8}}, {"dims": {"kernel_size": 8}}),
+    "an image's side": ("in_size", 8, 8),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_integers_follow_wherever_they_are_kept(kind):
+    key, value, wanted = KEPT[kind]
+
+    def make():
+        run = lambda m, x: m.head(m.body(m.stem(x).relu()).relu().mean((2, 3)))  # noqa: E731
+        return Net(run, stem=conv(3, 6), body=conv(6, 8), head=nn.Linear(8, 4), **{key: value})
+
+    teacher, before = make(), repr(value)
+    student = widen(teacher, IMAGES, 2)
+    for grown_one in (student, replay(history(student), make())):
+        kept = getattr(grown_one, key)
+        assert type(kept) is type(value)
+        assert (vars(kept) if kind == "read only" else kept) == wanted
+    assert (getattr(teacher, key) is value, repr(value)) == (True, before)
+
+
+class Kept(nn.Module):
+    def __init__(self, kept):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.kept = kept
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        threading.Lock,
+        lambda: (k for k in "ab"),
+        lambda: np,
+        lambda: os.fdopen(os.open(os.devnull, os.O_RDONLY)),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x], lambda x: types.SimpleNamespace(x=x, n=[1])])
+def test_what_cannot_be_copied_is_shared(make, wrap):
+    thing = make()
+    model = Kept(wrap(thing))
+    student = widen(model, torch.randn(4, 3), 2)
+    kept = getattr(student.kept, "x", student.kept)
+    assert (kept[0] if isinstance(kept, list) else kept) in (thing,)
+    if hasattr(model.kept, "n"):
+        assert (student.kept.n, student.kept is model.kept, student.kept.n is model.kept.n) == ([1], False, False)
+    if hasattr(thing, "close"):
+        thing.close()
+
+
+def test_a_class_that_cannot_copy_itself_is_named():
+    class Own(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("not me")
+
+    with pytest.raises(net2net.GrowthError, match=r"a Own of the model says itself how it is copied.*not me"):
+        widen(nn.Sequential(Own(3, 8), nn.Linear(8, 2)), torch.randn(4, 3), 2)
+
+
+def test_a_parameter_with_a_weight_of_its_own():
+    """As code of MAML does, whose inner steps hang `fast` weights on parameters."""
+    model = Kept(None)
+    model.a.weight.fast = model.a.weight * 2
+    student = widen(model, torch.randn(4, 3), 2)
+    assert torch.equal(student.a.weight.fast, model.a.weight.fast)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_number_that_is_kept_from_the_first_pass_on(made):
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+            if made:
+                self.n = None
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            if getattr(self, "n", None) is None:
+                self.n = x.shape[-1]
+            return self.b(x.view(-1, self.n))
+
+    model, x = Lazy(), torch.randn(4, 3)
+    model(x)
+    student = widen(model, x, 2)
+    assert student.n == 16
+    fresh = replay(history(student), Lazy())
+    assert getattr(fresh, "n", None) is None
+    fresh(x)
+    assert fresh.n == 16
+
+
+def test_what_was_done_to_a_part_says_nothing_of_it_in_a_grown_whole():
+    part = widen(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(4, 3), 2)
+    whole = widen(nn.Sequential(part, nn.ReLU(), nn.Linear(4, 2)), torch.randn(4, 3), 2)
+    assert (len(history(part)), len(history(whole)), history(whole[0])) == (1, 1, [])
 
 
 class Counts(nn.Module):
