@@ -38,6 +38,9 @@ def script(main: Callable[..., int], *arguments: Any) -> NoReturn:
             name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
             print(f"{name}{error.strerror or error}", file=sys.stderr)
             code = 2
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            code = 130
         sys.exit(code)
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from replicate.stage import ROOT, Stage
+from training.data.workers import STOPPING, start_server
 
 REPORT_EVERY = 60.0  # seconds between lines where there is no terminal
 GRACE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"}  # seconds for the ranks to save in; torchrun's own 30 may be too few
@@ -40,12 +41,16 @@ def _train(arguments: list[str], log: str, threads: int) -> None:
     sys.exit(train.main(arguments, orphaned=lambda: os.getppid() != parent))
 
 
-def fetch_data(stages: Iterable[Stage], context: BaseContext) -> bool:
+def fetch_data(stages: Iterable[Stage], context: BaseContext, stopping: Callable[[], bool] = lambda: False) -> bool:
     """Fashion-MNIST, here and once: several stages would fetch it at the same time, and nodes may have no network."""
     for root in {s.config.data.folder for s in stages if s.config.data.name == "fashion_mnist" and not s.finished}:
-        process = context.Process(target=_fetch, args=(root,))
-        process.start()
-        process.join()
+        process = _started(context.Process(target=_fetch, args=(root,)))
+        try:
+            while process.is_alive() and not stopping():
+                process.join(0.2)
+        finally:
+            process.terminate()  # unless it is over
+            process.join()
         if process.exitcode != 0:
             return False
     return True
@@ -55,8 +60,16 @@ def _fetch(root: Path) -> None:
     """In a process of its own: this one does without torch, whose import takes seconds."""
     from training.data.__main__ import main
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what it cleans up
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     with contextlib.redirect_stdout(None):
         sys.exit(main(["fetch", "--root", str(root)]))
+
+
+def _started(process: BaseProcess) -> BaseProcess:
+    start_server()
+    process.start()
+    return process
 
 
 def torchrun(
@@ -148,7 +161,7 @@ class Runner:
         self.running: dict[str, tuple[Stage, BaseProcess | Torchrun]] = {}
         self.failed: dict[str, str] = {}
         self.steps = {stage.name: stage.step for stage in stages}
-        self.stopping = False
+        self.stopping = 0  # the signal that asked for it
         # Forked from a server that has imported torch and timm once: that alone takes ten seconds.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["train"])
@@ -156,10 +169,12 @@ class Runner:
         self.reported = time.monotonic()
 
     def run(self) -> int:
-        handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        # nohup has SIGHUP ignored: the terminal may go, the runs are to stay.
+        heard = [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        handlers = {n: signal.signal(n, self._stop) for n in heard}
         try:
             self.bar.set_description_str("preparing")
-            if not fetch_data(self.waiting, self.context):
+            if not fetch_data(self.waiting, self.context, lambda: bool(self.stopping)) and not self.stopping:
                 return 2
             self._show()
             while self.running or self._startable():
@@ -204,11 +219,12 @@ class Runner:
             pid = process.popen.pid
         else:
             arguments = (stage.arguments, str(stage.log), self.threads)
-            process = self.context.Process(target=_train, args=arguments, name=stage.name)
-            process.start()
+            process = _started(self.context.Process(target=_train, args=arguments, name=stage.name))
             pid = process.pid
         stage.note(host=os.uname().nodename, pid=pid, started=time.time())
         self.running[stage.name] = (stage, process)
+        if self.stopping:  # since before it was one of them
+            process.terminate()
         self._say(f"{stage.name}: {'goes on at step ' + str(stage.step) if stage.step else 'starts'}")
 
     def _ended(self, stage: Stage, process: BaseProcess) -> None:
@@ -228,7 +244,7 @@ class Runner:
     def _stop(self, number: int, frame: Any) -> None:
         if self.stopping:
             return
-        self.stopping = True
+        self.stopping = number
         for _, process in self.running.values():
             process.terminate()  # train.py saves and ends
 
@@ -252,7 +268,7 @@ class Runner:
         done = sum(stage.finished for stage in self.stages)
         if self.stopping:
             print(f"stopped, {done} of {len(self.stages)} runs are finished; the same command goes on from here")
-            return 130
+            return 128 + self.stopping  # a shell's, of a process that a signal ended
         locked = [stage.name for stage in self.waiting if stage.locked]
         if locked:
             print(f"left alone, another process is training them: {', '.join(locked)}", file=sys.stderr)

@@ -554,6 +554,15 @@ def test_a_wrong_environment_is_a_sentence_or_works(call, tmp_path, things):
     assert not failures, "\n".join(failures)
 
 
+def test_ctrl_c_is_a_word_and_not_a_traceback(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        script(interrupted)
+    assert (ended.value.code, capsys.readouterr().err) == (130, "stopped\n")
+
+
 # How many of each are tried in every run of the tests.
 KINDS = {
     plan_of_damaged_configs: 40,

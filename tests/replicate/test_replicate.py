@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from jobs import manifest
@@ -16,7 +17,7 @@ from places import ROOT
 import experiments
 from replicate import record
 from replicate.launch import main
-from replicate.runner import Runner
+from replicate.runner import Runner, fetch_data
 from replicate.stage import plan
 
 ALL = experiments.arms()
@@ -108,21 +109,67 @@ def test_a_failed_stage_is_named_and_holds_up_only_its_students(smoke, few, tmp_
     assert "not run for want of their teachers: wider/seed0" in captured.err
 
 
+def started(command):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_call_that_is_stopped_before_anything_runs_is_a_sentence(few, tmp_path, number):
+    """All its processes are told, also the one that runs are forked from, which is still importing."""
+    process = started([sys.executable, "-m", "replicate", *few, "--runs", str(tmp_path)])
+    own = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not any(b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes() for child in own.read_text().split()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + number, "")
+    assert out.splitlines()[-1] == "stopped, 0 of 8 runs are finished; the same command goes on from here"
+
+
+def test_a_download_is_given_up_when_the_call_is_stopped(tmp_path):
+    ended = []
+
+    class Stuck:
+        exitcode = 1
+
+        def __init__(self, **options): ...
+
+        def start(self): ...
+
+        def join(self, seconds=None): ...
+
+        def is_alive(self):
+            return not ended
+
+        def terminate(self):
+            ended.append(True)
+
+    stages = plan("laptop", ["standard"], [0], tmp_path)
+    assert not fetch_data(stages, SimpleNamespace(Process=Stuck), lambda: True)
+    assert ended
+
+
 def test_a_call_that_is_stopped_goes_on_later(few, tmp_path):
-    """Ctrl-C stops the runs too; after kill -9 they notice that nobody waits for them, save and stop."""
+    """Ctrl-C stops the runs too, and so does a terminal that is closed, which tells all processes; after kill -9 they
+    notice that nobody waits for them, save and stop."""
     command = [sys.executable, str(ROOT / "replicate" / "fig5.py"), *few, "--runs", str(tmp_path)]
 
     def written():
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("smoke/*/seed0/checkpoint.pt")}
 
-    for number in (signal.SIGINT, signal.SIGKILL):
+    for number, send in ((signal.SIGINT, os.kill), (signal.SIGHUP, os.killpg), (signal.SIGKILL, os.kill)):
         before = written()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = started(command)
         while written() == before:
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(number)
-        assert process.wait(timeout=60) != 0
+        send(process.pid, number)
+        out, errors = process.communicate(timeout=60)
+        if number != signal.SIGKILL:
+            assert (process.returncode, errors) == (128 + number, "")
+            assert out.splitlines()[-1].startswith("stopped, ")
         deadline = time.monotonic() + 60
         while any(stage.locked for stage in plan("smoke", experiments.arms("fig5"), [0], tmp_path)):
             assert time.monotonic() < deadline

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from training.errors import DataError
 
-# What asks a job to stop goes to all its processes; the one that saves must not lose its workers to it.
 SOCKET_PATH, SOCKET_NAME = 107, 24  # the longest path of a socket; "/listener-" and random letters, with some to spare
+# What asks a job to stop goes to all its processes; the one that saves must not lose its workers to it.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 NICE = 10  # a worker's: it has a tenth of a core that the main thread wants too, and all of one that nobody wants
 
@@ -43,9 +43,17 @@ def context() -> BaseContext:
     again = [script] if script and getattr(main, "__spec__", None) is None else []
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["training.data.loader", *again])
+    start_server()
+    return made
+
+
+def start_server() -> None:
+    """Start the server that processes are forked from, if there is none, deaf to what stops a job.
+
+    A blocked signal stays blocked in the server and all that it forks: without that, a SIGUSR1 to the whole job ends
+    the server, and processes whose server is gone are taken for dead. The tracker first: starting it unblocks them.
+    """
     _short_temporary_folder()
-    # A blocked signal stays blocked in the server and all that it forks: without that, a SIGUSR1 to the whole job ends
-    # the server, and workers whose server is gone are taken for dead. The tracker first: starting it unblocks them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         resource_tracker.ensure_running()
@@ -53,7 +61,6 @@ def context() -> BaseContext:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return made
 
 
 def _short_temporary_folder() -> None:
