@@ -50,10 +50,12 @@ class ModelConfig(Section):
 class GrowthConfig(Section):
     teacher: str  # an arm of the same scale and seed, or the path of a checkpoint
     method: Literal["net2wider", "random_pad", "net2deeper", "continue"]  # continue: the teacher itself, as a control
-    noise: float = Field(ge=0, le=LARGE)  # net2wider: of each filter's standard deviation, on copies only
+    # net2wider: of each filter's standard deviation, on copies only; with more than 1 the noise is what is left of them
+    noise: float = Field(ge=0, le=1)
     exact: bool  # net2wider: the noise goes on the weights that read the copies, in amounts that cancel
     optimizer: Literal["fresh", "carried"]  # carried: the teacher's optimizer state, grown along
-    calibration_images: int = Field(gt=1)  # net2deeper: the batch that the batch-norm statistics are measured on
+    # net2deeper: the batch that the batch-norm statistics are measured on, in memory as a whole
+    calibration_images: int = Field(gt=1, le=16_384)
     new_head: bool = False  # a classifier of random weights, for another number of classes than the teacher's
 
 

@@ -75,6 +75,11 @@ def load_teacher(checkpoint: Path, data: DataConfig) -> tuple[InceptionBN, Model
                     f"{list(weights[name].shape)}, for images of {data.channels} channels it would be "
                     f"{list(tensor.shape)}"
                 )
+            if not weights[name].isfinite().all():
+                raise CheckpointError(
+                    f"the teacher {checkpoint} holds numbers that are not finite, in {name}: train it again, or give "
+                    "another one"
+                )
         teacher.load_state_dict(weights)
     return teacher, was, saved
 

@@ -188,6 +188,7 @@ class Trainer:
     def _check_finite(self) -> None:
         """Refuse to evaluate or save a model that has lost its numbers; the last checkpoint stays."""
         step, session = self.train_step, self.session
+        advice = "try a lower optimizer.lr in another folder (--out)"
         bad = ~step.totals()[0].isfinite().cpu()
         if bad.any():
             first = int(bad.nonzero()[0])
@@ -195,11 +196,14 @@ class Trainer:
             ranks = [str(rank) for rank, one in enumerate(losses) if not one[first].isfinite()]
             where = f" (in process {', '.join(ranks)} of {session.world})" if session.world > 1 else ""
             every, began = self.config.training.eval_every, self.rows[-1]["step"] if self.rows else 0
-            what = f"the training loss is not a number at step {began // every * every + first}{where}"
+            at = began // every * every + first
+            what = f"the training loss is not a number at step {at}{where}"
+            if at == 0 and self.teacher:  # no update has come before it
+                advice = f"look at its teacher, {self.teacher}, whose numbers are too large"
         elif not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
             what = f"the weights are not numbers after step {self.step - 1}"  # they are the same on all ranks
         else:
             return
         there = "there is no checkpoint yet" if self.saved is None else f"the checkpoint of step {self.saved} is kept"
         kind = RunError if session.is_main else FailedOnAnotherRank  # all ranks know; once is enough
-        raise kind(f"{what}: {there}; try a lower optimizer.lr in another folder (--out)")
+        raise kind(f"{what}: {there}; {advice}")

@@ -260,6 +260,8 @@ def test_extends_merges_section_by_section(config):
         ),
         ("", ["optimizer.lr_scale=1e308"], ["optimizer.lr_scale: expected less than or equal to 1000000"]),
         ("", ["optimizer.eps=1e300"], ["optimizer.eps: expected less than or equal to 1000000"]),
+        ("growth: null", ["growth.noise=1e300"], ["growth.noise: expected less than or equal to 1, got 1e+300"]),
+        ("", ["growth.calibration_images=100000000"], ["growth.calibration_images: expected less than or equal to"]),
         ("", ["model.width=1e9"], ["model.width: expected less than or equal to 16"]),
         ("", ["model.width=1e-9"], ["model.width: expected greater than or equal to 0.01"]),
         ("", ["model.multiple_of=100000000"], ["model.multiple_of: expected less than or equal to 256"]),

@@ -490,6 +490,28 @@ def test_the_teacher_saw_images_of_another_kind(runs, tmp_path, capsys):
     assert first in error
 
 
+@pytest.mark.parametrize("arm", ["wider", "random_pad", "deeper", "narrow_continued", "teacher_prediction"])
+def test_the_teacher_is_no_net_any_more(runs, tmp_path, capsys, arm):
+    saved = state(runs / "teacher_narrow" / "seed0")
+    first = next(iter(saved["model"]))
+    for weights in (saved["model"], saved["ema"]):
+        weights[first].view(-1)[0] = float("nan")
+    torch.save(saved, tmp_path / "lost.pt")
+    section = "teacher_prediction" if arm == "teacher_prediction" else "growth"
+    error = refused(arm, tmp_path / "out", capsys, f"{section}.teacher={tmp_path / 'lost.pt'}")
+    assert f"lost.pt holds numbers that are not finite, in {first}: train it again" in error
+
+
+def test_before_the_first_update_no_rate_is_to_blame(runs, tmp_path, capsys):
+    saved = state(runs / "teacher_narrow" / "seed0")
+    for weights in (saved["model"], saved["ema"]):
+        weights["classifier.weight"].fill_(3e38)
+    torch.save(saved, tmp_path / "large.pt")
+    error = refused("narrow_continued", tmp_path / "out", capsys, f"growth.teacher={tmp_path / 'large.pt'}")
+    assert "not a number at step 0" in error
+    assert f"look at its teacher, {tmp_path / 'large.pt'}, whose numbers are too large" in error
+
+
 def test_a_seed_too_large_for_what_is_drawn_from_it(tmp_path, capsys):
     error = refused("standard", tmp_path / "run", capsys, "seed=20261127082555")
     assert "seed" in error
