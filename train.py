@@ -22,9 +22,9 @@ from pathlib import Path
 from experiments.output import unbreakable_output
 from experiments.paths import to_path
 from training.config import Config, load
-from training.data.source import open_data, with_counts
+from training.data.source import images_now, open_data, with_counts
 from training.device import float32_precision
-from training.errors import FailedOnAnotherRank, Stopped, UserError
+from training.errors import DataError, FailedOnAnotherRank, Stopped, UserError
 from training.progress import Progress
 from training.runfolder import RunFolder
 from training.session import Session, StopSignals
@@ -85,8 +85,20 @@ def run_to_the_end(config: Config, folder: Path, stop: Callable[[], bool]) -> No
                 run.note_failure(error)
                 raise error from None
             session.drain()
+        elif session.is_main and (changed := changed_images(config, run)):
+            print(f"train.py: warning: {changed}", file=sys.stderr)
         if session.is_main:
             print(f"{folder} is finished: {run.manifest['result']}")
+
+
+def changed_images(config: Config, run: RunFolder) -> str:
+    """What a finished run, which is left as it is, has to say of the images that it is now given; empty if nothing."""
+    try:
+        now = images_now(config)
+    except DataError as error:
+        return f"{run.folder} is finished, and its images are no longer there as they were: {error}"
+    unlike = run.unlike(now) if now else ""
+    return unlike and f"{run.folder} {unlike}; it is finished and stays so: to train on these, take another --out"
 
 
 def default_folder(config: Path, seed: int) -> Path:

@@ -134,21 +134,26 @@ class RunFolder:
     def finished(self) -> bool:
         return self.manifest.get("status") == "finished"
 
+    def unlike(self, data: dict[str, Any]) -> str:
+        """In what these data are not those that the run was begun on; empty if they are."""
+        before = self.manifest.get("data", data)
+        if before["fingerprint"] != data["fingerprint"]:
+            return (
+                f"was begun on other data: fingerprint {before['fingerprint'][:16]} there, "
+                f"{data['fingerprint'][:16]} now ({_counts(before)}, now {_counts(data)})"
+            )
+        if before.get("resized") != data.get("resized"):  # names and labels are the same
+            return f"was begun on {_pixels(before)}, now the data folder has {_pixels(data)}"
+        return ""
+
     @on_main
     def start(self, fingerprint: str, facts: dict[str, Any]) -> None:
         """Note that the run begins or goes on, on these data; refuse other data than it began with."""
         data = {"fingerprint": fingerprint, **facts}
-        before = self.manifest.get("data", data)
-        if before["fingerprint"] != fingerprint:
+        if unlike := self.unlike(data):
             raise RunError(
-                f"{self.folder} was begun on other data: fingerprint {before['fingerprint'][:16]} there, "
-                f"{fingerprint[:16]} now ({_counts(before)}, now {_counts(data)}). Nothing was touched; "
-                "give it the old data (--set data.root=…), or choose another folder with --out"
-            )
-        if before.get("resized") != data.get("resized"):  # names and labels are the same
-            raise RunError(
-                f"{self.folder} was begun on {_pixels(before)}, now the data folder has {_pixels(data)}. Nothing was "
-                "touched; give it the old data (--set data.root=…), or choose another folder with --out"
+                f"{self.folder} {unlike}. Nothing was touched; give it the old data (--set data.root=…), or choose "
+                "another folder with --out"
             )
         # All that earlier calls noted stays, but for how the last one ended and what this one says anew.
         for key in ("error", "result"):

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -774,3 +775,37 @@ def test_a_finished_run_without_its_metrics_is_not_taken_for_finished(tmp_path):
     assert "its run.json says finished, and its metrics.csv is gone: put it back" in again.errors()[0]
     (tmp_path / "kept.csv").rename(out / "metrics.csv")
     assert Job("standard", out).wait() == [0]
+
+
+def test_a_finished_run_says_where_its_images_have_changed_and_needs_none_of_them(folders, tmp_path, capsys):
+    """It stays finished: with the images it was trained on, without any, and with others, which an unfinished one
+    refuses."""
+    keys = {"data.name": "folder", "data.root": folders, "data.image_size": 32, "data.workers": 0, "model.width": 0.1}
+    keys |= {f"data.{key}": "null" for key in ("classes", "train_images", "val_images")}
+    keys |= {"training.batch_size": 8, "training.bn_batch_size": 8, "training.steps": 1, "training.eval_every": 1}
+    keys |= {"schedule.warmup_steps": 0, "training.compile": "false"}
+    words = [str(ROOT / "configs" / "imagenet" / "teacher_narrow.yaml"), "--out", str(tmp_path / "run")]
+    words += [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+    assert train.main(words) == 0
+
+    def again():
+        capsys.readouterr()
+        before = content(tmp_path / "run")
+        assert train.main(words) == 0
+        assert content(tmp_path / "run") == before
+        out, err = capsys.readouterr()
+        assert "is finished: " in out
+        return err
+
+    assert again() == ""
+    image = next((folders / "train").rglob("*.JPEG"))
+    image.rename(image.with_stem("another"))
+    error = again()
+    assert error.startswith(f"train.py: warning: {tmp_path / 'run'} was begun on other data: fingerprint ")
+    assert "(24 + 12 images, now 24 + 12 images); it is finished and stays so" in error
+    shutil.rmtree(folders / "val")
+    assert "its images are no longer there as they were: " in again()
+    shutil.rmtree(folders)
+    assert again() == ""
+    folders.mkdir()  # a mount point
+    assert again() == ""

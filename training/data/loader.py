@@ -141,13 +141,10 @@ class ImageData:
         readers, self.device, self.rank, self.world = report.readers, device, rank, world
         self.order = Order(len(readers["train"]), seed, batch_size, chunk, rank, world)
         self._whole = Order(len(readers["train"]), seed, batch_size, chunk)
-        marks = ":".join(fingerprint(readers[split]) for split in SPLITS)
-        self.fingerprint = hashlib.sha256(marks.encode()).hexdigest()
+        self.fingerprint, found = identity(report, data.folder)
         self.val_images = self.all_val_images = len(readers["val"])
-        self.facts = {"source": data.name, **report.facts, "workers": self.workers}
-        self.facts["decode"] = backend(data.decode, data.resize)
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            self.facts["resized"] = json.loads(contents(data.folder / "resize.json"))["settings"]
+        decoded = backend(data.decode, data.resize)
+        self.facts = {"source": data.name, **found, "workers": self.workers, "decode": decoded}
         preparation = Preparation(
             *(data.image_size, data.crop_fraction, data.min_area, data.color_jitter, data.flip),
             *(data.decode, data.resize),
@@ -232,6 +229,15 @@ class ImageData:
         mean, std = self._row
         rows = images.flatten(2).float().sub_(mean).div_(std)
         return rows.view(images.shape).permute(0, 3, 1, 2)
+
+
+def identity(report: DataReport, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The fingerprint of the images that `check` found in a folder, and what run.json says of them."""
+    facts = dict(report.facts)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        facts["resized"] = json.loads(contents(folder / "resize.json"))["settings"]
+    marks = ":".join(fingerprint(report.readers[split]) for split in SPLITS)
+    return hashlib.sha256(marks.encode()).hexdigest(), facts
 
 
 def wait_and_record(batch: Batch, done: torch.cuda.Event, stream: torch.cuda.Stream) -> Batch:

@@ -10,10 +10,10 @@ import torch
 
 from training.config import COUNTS, Config, ImageNetDataConfig
 from training.data.imagenet.check import check
-from training.data.loader import ImageData
+from training.data.loader import ImageData, identity
 from training.data.memory import MemoryImages
 from training.data.order import Batch, Order
-from training.errors import DataError
+from training.errors import ConfigError, DataError
 
 T = TypeVar("T")
 
@@ -69,6 +69,24 @@ def open_data(
         share = {"rank": rank, "world": world, "local_world": local_world}
         return ImageData(data, config.seed, batch, chunk, device, **share, report=report)
     return MemoryImages(config, device, rank, world)
+
+
+def images_now(config: Config) -> dict[str, Any] | None:
+    """What run.json would say of the images as they are now, for a finished run, which needs none of them: None where
+    they are gone or not mounted, or of a kind that is always the same. A `DataError` where they are no set any more."""
+    data = config.data
+    if not isinstance(data, ImageNetDataConfig):
+        return None
+    try:
+        if not any(data.folder.iterdir()):
+            return None
+    except (ConfigError, OSError):
+        return None
+    report = check(data.folder, None, None, None, fast=True)
+    if report.problems:
+        raise DataError(" ".join(report.problems))
+    fingerprint, facts = identity(report, data.folder)
+    return {"fingerprint": fingerprint, **facts}
 
 
 def with_counts(config: Config, data: Data) -> Config:
