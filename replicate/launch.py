@@ -15,7 +15,7 @@ from experiments.reading import YamlError
 from replicate import cost
 from replicate.runner import Runner, fetch_data, gpus_here
 from replicate.slurm import SlurmError, describe, launch, load_cluster
-from replicate.stage import CONFIGS, Stage, plan
+from replicate.stage import CONFIGS, Stage, known_scale, plan
 from replicate.status import states
 from training.data.workers import cpus
 from training.errors import ConfigError
@@ -30,11 +30,8 @@ def main(description: str, names: tuple[str, ...] = (), argv: list[str] | None =
     parser = _parser(description)
     arguments = parser.parse_args(argv)
     check(parser, arguments)
-    scale = "smoke" if arguments.smoke else arguments.scale
-    if scale.strip("./") in ("", "arms") or not (arguments.configs / scale).is_dir():
-        scales = ", ".join(sorted(p.parent.name for p in arguments.configs.glob("*/base.yaml"))) or "none"
-        parser.error(f"--scale: there is no {arguments.configs.name}/{scale}; there are {scales}")
     try:
+        scale = known_scale("smoke" if arguments.smoke else arguments.scale, arguments.configs)
         arms = experiments.arms(*names, folder=arguments.configs / "arms")
         stages = plan(scale, arms, arguments.seeds, arguments.runs, arguments.configs, arguments.set)
     except (ConfigError, YamlError) as error:

@@ -29,7 +29,7 @@ from typing import Any
 import experiments
 from experiments.paths import to_path
 from experiments.reading import YamlError, read
-from replicate.stage import CONFIGS
+from replicate.stage import CONFIGS, known_scale
 from training.config import COUNTS, SCALE, Config, ImageNetDataConfig, expanded, flatten, load
 from training.errors import ConfigError, DataError
 
@@ -75,10 +75,10 @@ def create(folder: Path, source: str, root: str, epochs: float | None, overrides
     """Write the scale; returns what to tell."""
     from training.data.imagenet.check import check
 
+    source = known_scale(source, folder.parent, "--from")
     base = folder.parent / source / SCALE
     if not base.is_file():
-        there = sorted(path.parent.name for path in folder.parent.glob(f"*/{SCALE}"))
-        raise ConfigError(f"--from {source}: there is no such scale; there are {', '.join(there) or 'none'}")
+        raise ConfigError(f"--from {source}: {base} is missing, which says what its arms share")
     for key in (override.partition("=")[0].strip() for override in overrides):
         if key in FOUND:
             raise ConfigError(f"--set {key}: {FOUND[key]}: leave it out")
@@ -91,6 +91,8 @@ def create(folder: Path, source: str, root: str, epochs: float | None, overrides
     report = check(expanded(root, "--data"), None, None, None, fast=True)
     if report.problems:
         raise DataError("\n".join(report.problems))
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     images = report.facts["train_images"]
     if images < 2:
         raise DataError(f"{root}: expected two training images at the least, got {images}")

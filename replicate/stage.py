@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import OPERATIONAL, Config, differences, flatten, load
+from training.config import OPERATIONAL, SCALE, Config, differences, flatten, load
 from training.errors import ConfigError
 from training.files import write_atomic
 from training.lease import PATIENCE, owner
@@ -138,7 +138,7 @@ class Stage:
         except OSError:
             return otherwise
         lines = text.rpartition(MARK)[2].splitlines()[1:] if MARK in text else text.splitlines()
-        lines = [line.strip() for line in lines if line.strip()]
+        lines = [line.strip() for line in lines if line.strip() and not line.startswith("train.py: warning: ")]
         ours = [line.removeprefix("train.py: ") for line in lines if line.startswith("train.py: ")]
         theirs = [re.sub(r"^\[rank\d+\]: ", "", line) for line in lines if "torch.distributed.elastic" not in line]
         raised = [line for line in theirs if re.match(r"[\w.]*(Error|Exception)\b", line)]
@@ -193,6 +193,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def known_scale(name: str, configs: Path, option: str = "--scale") -> str:
+    """The name of a folder of `configs`; a shell may have completed it with a slash."""
+    scale = name.rstrip("/")
+    if len(Path(scale).parts) == 1 and scale not in (".", "..", "arms") and (configs / scale).is_dir():
+        return scale
+    there = ", ".join(sorted(path.parent.name for path in configs.glob(f"*/{SCALE}"))) or "none"
+    what = f"{name!r} is a path, expected a name" if "/" in scale else f"there is no {configs.name}/{name}"
+    raise ConfigError(f"{option}: {what}; there are {there}")
 
 
 def plan(

@@ -21,7 +21,7 @@ from experiments.output import columns
 from experiments.paths import to_path
 from experiments.reading import YamlError
 from replicate.slurm import Queued, SlurmError, queue
-from replicate.stage import CONFIGS, Stage, plan
+from replicate.stage import CONFIGS, Stage, known_scale, plan
 from training.config import differences, flatten
 from training.errors import ConfigError
 
@@ -170,11 +170,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _show(arguments: argparse.Namespace, before: str = "") -> int:
     """Prints it once; 2 where it cannot be said; of a watch, 141 where nobody reads it any more."""
-    there = {experiments.seed_of(folder) for folder in (arguments.runs / arguments.scale).glob("*/seed*")}
-    seeds = arguments.seeds or sorted(there - {None}) or [0]
     try:
+        scale = known_scale(arguments.scale, arguments.configs)
+        there = {experiments.seed_of(folder) for folder in (arguments.runs / scale).glob("*/seed*")}
+        seeds = arguments.seeds or sorted(there - {None}) or [0]
         arms = experiments.arms(folder=arguments.configs / "arms")
-        stages = plan(arguments.scale, arms, seeds, arguments.runs, arguments.configs)
+        stages = plan(scale, arms, seeds, arguments.runs, arguments.configs)
     except (ConfigError, YamlError) as error:
         print(error, file=sys.stderr)
         return 2

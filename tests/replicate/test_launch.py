@@ -462,6 +462,7 @@ def test_torchrun_is_told_when_we_are_killed(tmp_path):
     [
         ("", "exit code 1"),
         ("something\nKilled\n", "Killed"),
+        ("train.py: warning: 1 file is passed over\n", "exit code 1"),
         (
             "train.py: no data\nTraceback\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n==\n",
             "no data",

@@ -116,7 +116,8 @@ def test_any_number_of_epochs_gives_a_scale_that_can_be_read(made, epochs):
     ("words", "options", "parts"),
     [
         (["--from", "gpu"], {}, ["--from gpu", "data.train_images", "imagenet"]),
-        (["--from", "imagnet"], {}, ["no such scale", "imagenet", "laptop"]),
+        (["--from", "imagnet"], {}, ["--from: there is no configs/imagnet", "imagenet", "laptop"]),
+        (["--from", "../configs/imagenet"], {}, ["--from: '../configs/imagenet' is a path", "imagenet", "laptop"]),
         ([], {"name": "laptop"}, ["is there already", "remove it first"]),
         ([], {"name": "arms"}, ["'arms'", "no scale"]),
         ([], {"name": "../up"}, ["'../up'", "letters"]),

@@ -202,21 +202,27 @@ def test_what_does_not_run_is_not_read_again_and_again(tmp_path, monkeypatch):
     assert runner.bar.n == 1
 
 
-def test_wrong_arguments_are_refused_in_a_sentence(capsys):
+def test_wrong_arguments_are_refused_in_a_sentence(tmp_path, capsys):
     for arguments, words in (
         (
             ["--scale", "huge"],
             "there is no configs/huge; there are gpu, imagenet, laptop, laptop-1000, laptop-long, long, smoke",
         ),
+        (["--scale", "../configs/smoke"], "--scale: '../configs/smoke' is a path, expected a name; there are gpu"),
+        (["--scale", f"{ROOT}/configs/smoke/"], "is a path, expected a name; there are gpu"),
+        (["--scale", ".."], "there is no configs/..; there are gpu"),
         (["--scale", ""], "there is no configs/; there are gpu"),
         (["--scale", "."], "there is no configs/.; there are gpu"),
         (["--scale", "arms"], "there is no configs/arms; there are gpu"),
         (["--jobs", "0"], "--jobs: expected at least 1"),
     ):
-        with pytest.raises(SystemExit) as error:
-            main("", ALL, arguments)
-        assert error.value.code == 2
+        try:
+            code = main("", ALL, [*arguments, "--runs", str(tmp_path)])
+        except SystemExit as error:
+            code = error.code
+        assert code == 2
         assert words in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_figures_of_a_smoke_run_are_drawn(smoke, tmp_path):

@@ -786,7 +786,10 @@ def test_a_finished_run_says_where_its_images_have_changed_and_needs_none_of_the
     keys |= {"schedule.warmup_steps": 0, "training.compile": "false"}
     words = [str(ROOT / "configs" / "imagenet" / "teacher_narrow.yaml"), "--out", str(tmp_path / "run")]
     words += [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+    (folders / "train" / "list.txt").touch()
     assert train.main(words) == 0
+    passed_over = f"train.py: warning: {folders}: 1 file beside the images, no images by name, passed over: "
+    assert capsys.readouterr().err.startswith(f"{passed_over}{folders}/train/list.txt.\n")
 
     def again():
         capsys.readouterr()

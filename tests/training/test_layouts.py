@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import tarfile
 
 import numpy as np
@@ -75,6 +77,8 @@ def test_a_layout_that_is_not_read_is_named_with_what_to_do(tmp_path, arrange, w
     ("change", "words"),
     [
         (lambda train: (train / "cat" / "x.gif").write_bytes(b""), "train/cat holds 1 file that would be left out"),
+        (lambda train: (train / "puppy").symlink_to("dog"), "train/dog and {root}/train/puppy are the same folder"),
+        (lambda train: make(train / "..", splits=("validation",)), "/val and {root}/validation are both there"),
         (lambda train: (train / "cat" / "x.HEIC").write_bytes(b""), "such as x.HEIC"),
         (lambda train: make(train / "cat", ("more",), (".",)), "train/cat/more holds images, one folder too deep"),
         (lambda train: (train / "zebra").symlink_to("/nowhere"), "train/zebra is a link that leads nowhere"),
@@ -86,13 +90,51 @@ def test_a_layout_that_is_not_read_is_named_with_what_to_do(tmp_path, arrange, w
 )
 def test_what_would_be_left_out_is_said(tmp_path, change, words):
     change(make(tmp_path) / "train")
-    assert words in problems(tmp_path)
+    assert words.format(root=tmp_path) in problems(tmp_path)
 
 
 def test_the_same_images_in_both_parts_are_no_validation(tmp_path):
     make(tmp_path, splits=("train",))
     (tmp_path / "val").symlink_to("train")
     assert "are the same folder" in problems(tmp_path)
+
+
+def test_one_folder_by_two_names_or_an_empty_one_are_no_second_validation(tmp_path):
+    make(tmp_path)
+    (tmp_path / "valid").symlink_to("val")
+    (tmp_path / "validation").mkdir()
+    assert problems(tmp_path) == ""
+
+
+def test_what_is_passed_over_is_counted_and_named_in_one_warning(tmp_path, capsys):
+    make(tmp_path)
+    for name in ("train/list.txt", "train/cat/0.npy", "train/cat/1.npy", "val/dog/0.txt", "val/dog/1.txt"):
+        (tmp_path / name).touch()
+    for name in (".DS_Store", "._0.jpg", "Thumbs.db"):
+        (tmp_path / "val" / "dog" / name).touch()
+    named = ", ".join(f"{tmp_path}/train/{name}" for name in ("list.txt", "cat/0.npy", "cat/1.npy"))
+    words = f"{tmp_path}: 5 files beside the images, no images by name, passed over: {named} and 2 more."
+    for command in (["check", str(tmp_path), "--own", "--fast"], ["resize", str(tmp_path), f"{tmp_path}-small"]):
+        assert main([*command, "--workers=0"]) == 0
+        assert capsys.readouterr().err == f"warning: {words}\n"
+
+
+@pytest.mark.parametrize("by", [shutil.copytree, lambda train, val: shutil.copytree(train, val, copy_function=os.link)])
+def test_a_copy_of_train_in_val_is_told(tmp_path, by):
+    make(tmp_path)
+    assert check(tmp_path, None, None, None, fast=True).warnings == []  # the same names alone are none
+    shutil.rmtree(tmp_path / "val")
+    by(tmp_path / "train", tmp_path / "val")
+    (warning,) = check(tmp_path, None, None, None, fast=True).warnings
+    assert "of 4 images of val that train has by the same name, and that were compared, 4 are the same" in warning
+    assert f"such as {tmp_path}/val/cat/0.jpg" in warning
+
+
+def test_numbers_that_are_given_hold_for_ones_own_images_too(tmp_path, capsys):
+    make(tmp_path)
+    assert main(["check", str(tmp_path), "--own", "--fast", "--classes=2", "--val-images=4"]) == 0
+    assert main(["check", str(tmp_path), "--own", "--fast", "--classes=3", "--val-images=4"]) == 2
+    assert "train has 2 classes where 3 were expected" in capsys.readouterr().err
 
 
 def test_sixteen_bits_keep_their_upper_eight(tmp_path):

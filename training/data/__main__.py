@@ -63,10 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", help="is it complete, and can every image be read?")
     command.add_argument("root", type=to_path)
     command.add_argument("--fast", action="store_true", help="names and numbers only")
-    command.add_argument("--classes", type=_whole(2), default=CLASSES, help="expected (default: %(default)s)")
-    command.add_argument("--train-images", type=_whole(1), default=TRAIN_IMAGES, help="expected (default: %(default)s)")
-    command.add_argument("--val-images", type=_whole(1), default=VAL_IMAGES, help="expected (default: %(default)s)")
-    command.add_argument("--own", action="store_true", help="one's own images: any number of classes and images")
+    command.add_argument("--classes", type=_whole(2), help=f"expected (default: {CLASSES:,}, with --own any)")
+    command.add_argument("--train-images", type=_whole(1), help=f"expected (default: {TRAIN_IMAGES:,})")
+    command.add_argument("--val-images", type=_whole(1), help=f"expected (default: {VAL_IMAGES:,})")
+    command.add_argument("--own", action="store_true", help="one's own images: any number but for those given")
     command.add_argument("--workers", type=_whole(0, 1024), help="processes (default: the job's cores)")
     command.add_argument("--list", type=to_path, metavar="FILE", help="write all unreadable images into FILE")
     command.set_defaults(run=check)
@@ -108,10 +108,13 @@ def check(options: argparse.Namespace) -> int:
             options.list.open("a").close()
         except OSError as error:
             raise DataError(f"--list {options.list}: cannot be written ({error.strerror}): give a new file") from None
-    counts = (None,) * 3 if options.own else (options.classes, options.train_images, options.val_images)
+    given, imagenet = (options.classes, options.train_images, options.val_images), (CLASSES, TRAIN_IMAGES, VAL_IMAGES)
+    counts = given if options.own else (own or whole for own, whole in zip(given, imagenet, strict=True))
     report = checked(options.root, *counts, fast=options.fast, workers=options.workers)
     if options.list:
         options.list.write_text("".join(f"{line}\n" for line in report.unreadable))
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     for problem in report.problems:
         print(problem, file=sys.stderr)
     if report.problems:
@@ -134,6 +137,8 @@ def sort_val(options: argparse.Namespace) -> int:
 def resize(options: argparse.Namespace) -> int:
     record = resized(options.source, options.target, options.short_side, options.quality, options.workers)
     now, images = record["now"], record["images"]
+    for warning in record["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     print(
         f"{options.target}: {images['train']:,} + {images['val']:,} images, as many as in {options.source}; now "
         f"{now['written']:,} resized, {now['copied']:,} copied, {now['already']:,} there from before; "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from training.config import COUNTS, Config, ImageNetDataConfig
-from training.data.imagenet.check import check
+from training.data.imagenet.check import DataReport, check
 from training.data.loader import ImageData, identity
 from training.data.memory import MemoryImages
 from training.data.order import Batch, Order
@@ -59,7 +60,7 @@ def open_data(
     """
     data = config.data
     if isinstance(data, ImageNetDataConfig):
-        report = on_main(lambda: check(data.folder, data.classes, data.train_images, data.val_images, fast=True))
+        report = on_main(lambda: _checked(data))
         if not report.problems and not data.folder.exists():  # the main process, which has looked, is on another node
             raise DataError(
                 f"there is no {data.folder} on {platform.node()}, a node of this job: data on the nodes' own disks has "
@@ -69,6 +70,13 @@ def open_data(
         share = {"rank": rank, "world": world, "local_world": local_world}
         return ImageData(data, config.seed, batch, chunk, device, **share, report=report)
     return MemoryImages(config, device, rank, world)
+
+
+def _checked(data: ImageNetDataConfig) -> DataReport:
+    report = check(data.folder, data.classes, data.train_images, data.val_images, fast=True)
+    for warning in report.warnings:
+        print(f"train.py: warning: {warning}", file=sys.stderr)
+    return report
 
 
 def images_now(config: Config) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 from training.data.decode import Unreadable, decode, silence_pillow
 from training.data.imagenet.layouts import readers
-from training.data.imagenet.readers import SPLITS, Reader, counted
+from training.data.imagenet.readers import SHOWN, SPLITS, Reader, counted
 from training.data.workers import cpus, parallel
 from training.errors import DataError
 
+COMPARED = 100  # images, spread over the classes
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000
 
 
@@ -24,6 +26,7 @@ class DataReport:
 
     facts: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # of what may be trained on all the same
     unreadable: list[str] = field(default_factory=list)
     readers: dict[str, Reader] = field(default_factory=dict)
 
@@ -53,6 +56,7 @@ def check(
         "train_images": len(train),
         "val_images": len(val),
     }
+    report.warnings = warnings(report.readers)
     for some, other in ((train, val), (val, train)):
         missing = sorted(set(some.classes) - set(other.classes))
         if missing:
@@ -101,6 +105,43 @@ def check(
                 + (f"\n  and {more:,} more; --list FILE writes all of them" if more else "")
             )
     return report
+
+
+def warnings(readers: dict[str, Reader]) -> list[str]:
+    """What is passed over in class folders, and images of val that train has too."""
+    train, val = (readers[split] for split in SPLITS)
+    found = []
+    if others := sum(reader.others[0] for reader in (train, val)):
+        named = [*train.others[1], *val.others[1]][:SHOWN]
+        more = f" and {others - len(named):,} more" if others > len(named) else ""
+        found.append(
+            f"{train.root}: {counted(others, 'file')} beside the images, no images by name, passed over: "
+            f"{', '.join(named)}{more}."
+        )
+    same, looked = _shared(train, val)
+    if same:
+        found.append(
+            f"{train.root}: of {counted(looked, 'image')} of val that train has by the same name, and that were "
+            f"compared, {len(same):,} are the same to the byte, such as {same[0]}: the accuracy on val says nothing "
+            "of images that the net has not seen; take others for val."
+        )
+    return found
+
+
+def _shared(train: Reader, val: Reader) -> tuple[list[str], int]:
+    """Images of val that are those of the same name in train, of at most `COMPARED`, and how many were looked at."""
+    if train.classes != val.classes:
+        return [], 0
+    places = {name: i for i, name in enumerate(zip(val.labels.tolist(), val.files, strict=True))}
+    named = enumerate(zip(train.labels.tolist(), train.files, strict=True))
+    pairs = [(i, places[name]) for i, name in named if name in places]
+    pairs = pairs[:: -(-len(pairs) // COMPARED) or 1]
+    same = []
+    for i, k in pairs:
+        with suppress(OSError):  # which training, or the check of every image, will tell
+            if (content := val.read(k)) and content == train.read(i):
+                same.append(val.filename(k))
+    return same, len(pairs)
 
 
 def _plain(name: str) -> str:

@@ -22,6 +22,7 @@ from training.data.imagenet.readers import (
     counted,
     folders,
     of_split,
+    one_val,
     scan,
     split_folder,
 )
@@ -36,6 +37,7 @@ def readers(root: str | Path) -> dict[str, Reader]:
     """The readers of "train" and "val", whatever the layout; `DataError` says what is wrong and how to put it right."""
     root = Path(root)
     make = _layout(root)
+    one_val(root)
     train = make(root, "train", ())
     # Validation images may have a number for a label and no class in their name: training images name the numbers.
     return {"train": train, "val": make(root, "val", train.declared)}

@@ -21,12 +21,22 @@ import torch
 from training.data.imagenet.tars import ENDINGS, Member, contents, is_image, no_others
 from training.errors import DataError
 
+SHOWN = 3  # names in a message
 SPLITS = ("train", "val")
 ALSO_VAL = ("val", "validation", "valid")
 # What other programs call the two parts.
 PARTS = {"training": "train", "testing": "val", "test": "val", "dev": "val", "eval": "val", "valid": "val"}
 # What Synology, macOS, ext4 and Windows leave in folders.
-LITTER = ("@eaDir", "#recycle", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+LITTER = (
+    "Thumbs.db",
+    "desktop.ini",
+    "@eaDir",
+    "#recycle",
+    "__MACOSX",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+)
 WORDS = {
     split: re.compile(rf"(^|[^a-z])({'|'.join(words)})([^a-z]|$)", re.IGNORECASE)
     for split, words in (("train", ("train",)), ("val", ALSO_VAL))
@@ -65,6 +75,7 @@ class Reader:
         if not files:
             raise DataError(f"{root}: there is no image in the {split} set ({self.layout}).")
         self.root, self.split, self.classes = root, split, list(classes)
+        self.others: tuple[int, list[str]] = (0, [])  # files beside the images that are passed over, the first by name
         self.declared: list[str] = []  # the classes' names by the numbers that they have in the data, where it has any
         stems = [os.path.splitext(file)[0] for file in files]
         self.order = sorted(range(len(files)), key=lambda k: (labels[k], stems[k], files[k]))
@@ -92,6 +103,7 @@ class Reader:
 
 class _Listed(NamedTuple):
     images: list[str]
+    others: list[str]
     deeper: str | None  # a folder in it that holds images too
 
 
@@ -126,6 +138,7 @@ class FolderReader(Reader):
                 f"{self.folder} holds {counted(tars, 'tar file')} and no class folder: unpack each one into a folder "
                 f"of its name, or give the folder that has {TRAIN_TAR}, which is read without unpacking."
             )
+        _no_class_twice(self.folder, [entry for entry in entries if entry.name in set(classes)])
         with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network file system's delay, not work
             listed = list(pool.map(self._listed, classes))
         inner = (Path(name, found.deeper) for name, found in zip(classes, listed, strict=True) if found.deeper)
@@ -153,6 +166,8 @@ class FolderReader(Reader):
             )
         labels = [label for label, found in enumerate(listed) for _ in found.images]
         super().__init__(root, split, labels, [name for found in listed for name in found.images], classes)
+        others = [*_others(entries), *(path for found in listed for path in found.others)]
+        self.others = len(others), others[:SHOWN]
         del self.order
 
     def _listed(self, name: str) -> _Listed:
@@ -164,7 +179,7 @@ class FolderReader(Reader):
         deeper = (
             inner for inner in folders(folder, entries) if any(is_image(entry.name) for entry in scan(folder / inner))
         )
-        return _Listed(images, next(deeper, None))
+        return _Listed(images, _others(entries) if len(images) < len(entries) else [], next(deeper, None))
 
     def read(self, i: int) -> bytes:
         return contents(f"{self.folder}/{self.name(i)}")
@@ -244,6 +259,36 @@ def split_folder(root: Path, split: str) -> Path:
         "folder for each class in both."
         + (f" If {like} is meant, rename it, or link it: ln -s {like} {root / split}" if like else "")
     )
+
+
+def _others(entries: list[os.DirEntry]) -> list[str]:
+    """The files that are no images by their names, but for hidden ones and litter of other systems."""
+    named = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in LITTER]
+    return sorted(entry.path for entry in named if not is_image(entry.name) and not entry.is_dir())
+
+
+def one_val(root: Path) -> None:
+    """That there is one folder of validation images, by whichever name; others may be links to it, or empty."""
+    found = [root / name for name in ALSO_VAL if (root / name).is_dir() and scan(root / name)]
+    if len({os.path.realpath(folder) for folder in found}) > 1:
+        raise DataError(
+            f"{' and '.join(map(str, found))} are both there: expected one folder of validation images. Move the "
+            "others out of it, or rename them."
+        )
+
+
+def _no_class_twice(folder: Path, entries: list[os.DirEntry]) -> None:
+    """That no two classes are one folder, by links."""
+    if not any(entry.is_symlink() for entry in entries):
+        return
+    seen: dict[str, str] = {}
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        other = seen.setdefault(os.path.realpath(entry.path), entry.name)
+        if other != entry.name:
+            raise DataError(
+                f"{folder / other} and {folder / entry.name} are the same folder, one by a link: two classes need "
+                "images of their own. Remove one of them, or let it lead where its images are."
+            )
 
 
 def of_split(root: Path, files: Iterable[Path], split: str) -> list[Path]:

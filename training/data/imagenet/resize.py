@@ -14,6 +14,7 @@ import PIL
 from PIL import Image, features
 
 from training.data.decode import Unreadable, decode, pillow_errors, silence_pillow
+from training.data.imagenet.check import warnings
 from training.data.imagenet.layouts import readers
 from training.data.imagenet.readers import SPLITS, FolderReader, Reader, fingerprint
 from training.data.imagenet.tars import no_pipe
@@ -89,7 +90,7 @@ def _resize(source: Path, target: Path, short_side: int, quality: int, workers: 
     images = {split: len(originals[split]) for split in SPLITS}
     record |= {"complete": True, "images": images, "unreadable": sorted(set(record["unreadable"]))}
     _write(target, record)
-    return record | {"now": counts}
+    return record | {"now": counts, "warnings": warnings(originals)}
 
 
 def _begin(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
