@@ -92,9 +92,9 @@ class RunFolder:
                 manifest = self._read_manifest()
                 if manifest.get("status") == "finished":  # somebody else's: to look at it takes no lock
                     return manifest
-            raise RunError(
-                f"cannot write into {self.folder}: {error.strerror}; choose another folder with --out"
-            ) from None
+            taken = isinstance(error, FileExistsError)
+            why = "it is a file, or a link that leads nowhere" if taken else error.strerror
+            raise RunError(f"cannot write into {self.folder}: {why}; choose another folder with --out") from None
         try:
             return self._read_manifest()
         except BaseException:

@@ -79,6 +79,7 @@ def test_a_layout_that_is_not_read_is_named_with_what_to_do(tmp_path, arrange, w
         (lambda train: (train / "cat" / "x.gif").write_bytes(b""), "train/cat holds 1 file that would be left out"),
         (lambda train: (train / "puppy").symlink_to("dog"), "train/dog and {root}/train/puppy are the same folder"),
         (lambda train: make(train / "..", splits=("validation",)), "/val and {root}/validation are both there"),
+        (lambda train: Image.new("1", (20_000, 20_000)).save(train / "cat" / "x.png"), "178,956,970 pixels, which"),
         (lambda train: (train / "cat" / "x.HEIC").write_bytes(b""), "such as x.HEIC"),
         (lambda train: make(train / "cat", ("more",), (".",)), "train/cat/more holds images, one folder too deep"),
         (lambda train: (train / "zebra").symlink_to("/nowhere"), "train/zebra is a link that leads nowhere"),

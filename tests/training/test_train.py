@@ -692,6 +692,10 @@ def test_the_output_cannot_be_written(tmp_path, capsys):
     error = refused("standard", tmp_path / "file" / "run", capsys)
     assert f"cannot write into {tmp_path / 'file' / 'run'}" in error
     assert "--out" in error
+    (tmp_path / "link").symlink_to("/nowhere/run")
+    for name in ("file", "link"):
+        error = refused("standard", tmp_path / name, capsys)
+        assert f"cannot write into {tmp_path / name}: it is a file, or a link that leads nowhere; choose" in error
 
 
 def test_the_loss_is_not_a_number(tmp_path, capsys):

@@ -21,7 +21,7 @@ from PIL import Image, features
 from training.errors import DataError
 
 DAMAGED = (OSError, SyntaxError, ValueError, IndexError, KeyError, EOFError)  # and, of Pillow's own modules:
-DAMAGED += (struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGED += (struct.error, zlib.error)
 
 
 class Unreadable(Exception):
@@ -46,6 +46,9 @@ def pillow_errors() -> Iterator[None]:
     """Turns what Pillow raises for damaged files into `Unreadable`."""
     try:
         yield
+    except Image.DecompressionBombError as error:
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        raise Unreadable(f"more than {most:,} pixels, which Pillow does not decode: make it smaller") from error
     except DAMAGED as error:
         said = str(error)
         raise Unreadable("not an image" if "cannot identify" in said else said or type(error).__name__) from error

@@ -99,8 +99,8 @@ def check(
             more = len(report.unreadable) - len(shown)
             report.problems.append(
                 f"{counted(len(report.unreadable), 'image')} of {len(train) + len(val):,} cannot be read: fetch these "
-                "files again (training would take another image in place of one, validation count it as a "
-                "wrong answer):\n  "
+                "files again, or mend what is said of them (training would take another image in place of one, "
+                "validation count it as a wrong answer):\n  "
                 + "\n  ".join(shown)
                 + (f"\n  and {more:,} more; --list FILE writes all of them" if more else "")
             )
