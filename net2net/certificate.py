@@ -39,6 +39,7 @@ class Certificate(NamedTuple):
     max_abs         largest absolute difference of any output
     relative        the largest, of any output tensor, of its largest difference over its own largest absolute number of
                     the teacher; of a tensor whose numbers are all tiny beside the other outputs' over 1e-4 of theirs.
+                    Over 1e-4 at least: a last layer that begins with zeros makes nothing but rounding.
                     Numbers that are the same in both and a million times larger than all that differ, e.g. a mask of
                     -1e9 or -inf, say nothing of the rest and are left out
     top1_agreement  fraction of rows in which both have the same largest entry (last dimension of the first output)
@@ -97,13 +98,14 @@ def _compared(
     pairs = [(float64(a), float64(b)) for a, b in zip(ours, theirs, strict=True) if a.numel()]
     errors = [_difference(a.flatten(), b.flatten()) for a, b in pairs]
     largest = max(scale for _, scale in errors)
-    relative = max((_over(error, max(scale, largest * SMALL)) for error, scale in errors), key=_nan_last)
+    relative = max((error / max(scale, largest * SMALL, TINY) for error, scale in errors), key=_nan_last)
     max_abs = max((error for error, _ in errors), key=_nan_last)
     a, b = pairs[0]
     agreement = float((a.argmax(-1) == b.argmax(-1)).double().mean()) if a.ndim else float(a == b)
     return Certificate(max_abs, relative, agreement, "train" if train else "eval", str(dtype).removeprefix("torch."))
 
 
+TINY = 1e-4  # outputs below this can be what rounding leaves of larger numbers
 SMALL = 1e-4  # an output is measured by its own numbers unless they are so small a part of all outputs'
 
 
@@ -117,10 +119,6 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     own = float(a[differ].abs().max())
     beside = a.abs()[a.abs() <= own * 1e6] if own else a.abs()[a.isfinite()]
     return error, float(beside.max()) if len(beside) else own
-
-
-def _over(error: float, scale: float) -> float:
-    return 0.0 if error == 0 else error / scale if scale else math.inf
 
 
 def _nan_last(error: float) -> float:

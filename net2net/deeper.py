@@ -60,8 +60,8 @@ class Maxout(nn.Module):
 
 
 class Onward(nn.Sequential):
-    """nn.Sequential of a module that takes more than one argument and what was inserted beside it: the module and its
-    copies (`takes_all`) get the other arguments too."""
+    """nn.Sequential of a block, or another module that takes more than one argument, and what was inserted beside it:
+    the module and its copies (`takes_all`) get the other arguments too."""
 
     def __init__(self, modules: Iterable[nn.Module], takes_all: Iterable[bool]):
         super().__init__(*modules)
@@ -71,6 +71,15 @@ class Onward(nn.Sequential):
         for module, all_of_it in zip(self, self.takes_all, strict=True):
             x = module(x, *args, **kwargs) if all_of_it else module(x)
         return x
+
+    def __getattr__(self, name: str) -> Any:
+        """Code around a block may look at its attributes, as nn.TransformerEncoder does: those of the first."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "takes_all":  # not there yet
+                raise
+            return getattr(self[self.takes_all.index(True)], name)
 
 
 @undisturbed()
@@ -209,7 +218,8 @@ def insert(
         parts, alike = [old, *new], [True, *("block" in layer for layer in layers)]
         if before:
             parts, alike = [*new, old], [*alike[1:], True]
-        grown = Onward(parts, alike) if _takes_more(old) else nn.Sequential(*parts)
+        onward = _takes_more(old) or any("block" in layer for layer in layers)
+        grown = Onward(parts, alike) if onward else nn.Sequential(*parts)
         grown.training = old.training  # and what is inside `old` keeps its own
         for parent, own in places:
             parent._modules[own] = grown
@@ -381,4 +391,9 @@ def _measure(
         if key not in mean:
             name = located(key)[1]
             raise GrowthError(f"cannot measure the statistics of {name!r}: it is not called in training mode")
+        if not (mean[key].isfinite().all() and square[key].isfinite().all()):
+            raise GrowthError(
+                f"the activations of {located(key)[1]!r} are not finite on calibration=: look for NaN and infinity in "
+                "its batches and in the model's weights"
+            )
     return {key: (mean[key], square[key] / count[key]) for key in keys}

@@ -13,7 +13,7 @@ from net2net.names import owner
 from net2net.plan import plan_growth
 from net2net.recording import place, unwrapped
 from net2net.residual import works
-from net2net.sites import BEFORE, IDEMPOTENT, Site
+from net2net.sites import BEFORE, Site
 from net2net.spaces import resolve
 from net2net.trace import Trace, traced
 
@@ -109,7 +109,7 @@ def deepenable(trace: Trace) -> dict[str, str]:
         site = _site(trace, name) if name else None
         if site is not None:
             made.add(id(site.value))
-        block = name and works(trace, name, IDEMPOTENT)
+        block = name and works(trace, name)
         if site is not None or block:
             sites[name] = ", or ".join([*([str(site)] if site else []), *(["a 'block'"] if block else [])])
     for name, values in trace.given.items():

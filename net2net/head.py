@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from net2net.errors import GrowthError
 from net2net.history import remember
 from net2net.kept import integers
-from net2net.names import owner
+from net2net.names import aliases, owner
 from net2net.recording import Recording, cloned, local, on_meta, rebuilt
 from net2net.seeds import generator_for
 from net2net.spaces import Axis, resolve
@@ -40,10 +40,11 @@ def _plan(trace: Trace, new_head: int | Mapping[str, int]) -> dict[str, dict[str
     """The layers to replace: {module: {"from", "to"}}. `new_head` is the number of classes, or one for each layer."""
     found = _heads(trace)
     if isinstance(new_head, Mapping):
-        for name in new_head:
+        first = aliases(trace.skeleton)
+        wanted = {first.get(name, name): classes for name, classes in new_head.items()}
+        for name in wanted:
             if name not in found:
                 raise GrowthError(f"new_head names {name!r}, which does not make the outputs: {_said(found)}")
-        wanted = dict(new_head)
     else:
         if len(set(found.values())) != 1:
             raise GrowthError(f"new_head={new_head!r} does not say which layer's outputs, give a dict: {_said(found)}")

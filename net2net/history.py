@@ -9,15 +9,16 @@ from typing import Any
 from torch import nn
 
 from net2net.growth import growth_of
-from net2net.recording import unwrapped
+from net2net.recording import submodules, unwrapped
 
 
 def remember(model: nn.Module, entry: dict[str, Any]) -> None:
     """Append to the record of what was done to a model; see `history`. It is read back first, as `replay` will."""
     if entry["op"] in ("widen", "random_pad"):
         growth_of(json.loads(json.dumps(entry)))
-    for module in model.modules():  # what was done to a part of it before says nothing of that part now
-        vars(module).pop("net2net_history", None) if module is not model else None
+    for _, module in submodules(model):  # what was done to a part of it before says nothing of that part now
+        if module is not model:
+            vars(module).pop("net2net_history", None)
     model.net2net_history = [*copy.deepcopy(history(model)), entry]
 
 

@@ -28,6 +28,12 @@ def inside(module: str, pattern: str) -> bool:
     return any(matches(parts[:n], pattern.split(".")) for n in range(1, len(parts) + 1))
 
 
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Every name of every module, with its first one, by which it goes here."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(m), name) for name, m in model.named_modules(remove_duplicate=False)}
+
+
 def children(model: nn.Module) -> str:
     return ", ".join(name for name, _ in model.named_children()) or "a model without children"
 

@@ -15,6 +15,7 @@ several such dimensions n is the product.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -395,14 +396,22 @@ def _add(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], 
     for step in steps:
         beginnings = [step.renamed(beginning) for beginning in beginnings] + step.added()
     number = {parameter: k for k, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
-    order = list(parameters.items())
-    for at, (name, new) in enumerate(order):
-        if not name.startswith(tuple(beginnings)) or not new.requires_grad or new in number:
+    order = [(name, p, name.startswith(tuple(beginnings))) for name, p in parameters.items()]
+    for at, (name, new, is_new) in enumerate(order):
+        if not is_new or not new.requires_grad or new in number:
             continue
-        nearest = [p for _, p in (*reversed(order[:at]), *order[at:]) if p in number]
-        number[new] = number[next((p for p in nearest if p.ndim == new.ndim), nearest[0])]
+        around = [p for _, p, its_new in (*reversed(order[:at]), *order[at:]) if p.requires_grad and not its_new]
+        nearest = next((p for p in around if p.ndim == new.ndim), around[0])
+        if nearest not in number:  # another optimizer's, or nobody's
+            continue
+        if _kind(optimizer) == ("torch", "Muon") and new.ndim != 2:
+            warnings.warn(
+                f"{name!r} is no matrix, which is all that Muon takes: give it another optimizer", stacklevel=3
+            )
+            continue
+        number[new] = number[nearest]
         group = optimizer.param_groups[number[new]]
-        earlier = {p for _, p in order[:at]}
+        earlier = {p for _, p, _ in order[:at]}
         place = max((k + 1 for k, p in enumerate(group["params"]) if p in earlier), default=0)
         group["params"].insert(place, new)
         if "param_names" in group:
@@ -412,7 +421,14 @@ def _add(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], 
 
 def _begin(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
     """The state of a new parameter, of optimizers that do not wait for its first gradient."""
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
     if isinstance(optimizer, torch.optim.Adagrad):
-        group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
         start = torch.full_like(parameter, group["initial_accumulator_value"], memory_format=torch.preserve_format)
         optimizer.state[parameter] = {"step": torch.tensor(0.0, device="cpu"), "sum": start}
+    begun = any("momentum_buffer" in optimizer.state.get(p, {}) for p in group["params"])
+    if isinstance(optimizer, torch.optim.SGD) and group.get("fused") and begun:  # its kernel takes all momenta or none
+        empty = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        optimizer.state[parameter] = {"momentum_buffer": empty}
+    if type(optimizer).__name__ == "Adahessian":  # timm's notes these when it is made
+        parameter.hess = 0.0
+        optimizer.state[parameter]["hessian step"] = 0

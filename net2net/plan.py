@@ -17,7 +17,7 @@ import torch
 from net2net.errors import GrowthError, whole
 from net2net.growth import Along, Channels, Growth
 from net2net.kept import Kept, Size, integers
-from net2net.names import children, inside, owner, within
+from net2net.names import aliases, children, inside, owner, within
 from net2net.recording import SIZED, Call, Recording, local, place, tensors
 from net2net.seeds import generator_for
 from net2net.spaces import Axis, Space, fix, length, resolve
@@ -190,17 +190,22 @@ class Scale:
         if space in self.trace.uniform:
             return f"asked for {wanted}: by whole-number factors only, because they are normalised together"
         step, why = self.steps.get(space, 1), self.trace.why_steps(space)
+        if self.multiple_of > 1 and wanted % step == 0:
+            return (
+                f"asked for {wanted}: in steps of {step} that would be more than twice as many as by the factor alone"
+            )
         return f"asked for {wanted}: in steps of {step}" + (f", {why}" if why else "")
 
 
 def _stayed(trace: Trace, maps: Maps, scale: Scale | None, modules: str | Sequence[str] | None) -> list[dict[str, Any]]:
     """The channel spaces that do not grow, and why; their widths in channels of their layers."""
     patterns = [modules] if isinstance(modules, str) else modules
+    chosen = _chosen(trace, patterns)
 
     def why(space: Space, weights: list[str]) -> str:
         if scale is None:
             return "not asked for"
-        if patterns is not None and not any(inside(owner(w), pattern) for w in weights for pattern in patterns):
+        if patterns is not None and not any(owner(w) in chosen for w in weights):
             return "outside modules="
         if space in trace.uniform and not scale.whole:
             return "by whole-number factors only"
@@ -445,6 +450,15 @@ def _by_name(factor: float | None, widths: Mapping[str, int] | None, modules: st
     return False
 
 
+def _chosen(trace: Trace, patterns: Sequence[str] | None) -> set[str]:
+    """The modules that match a pattern, or lie inside one that does, under whatever name."""
+    return {
+        first
+        for name, first in (aliases(trace.skeleton).items() if patterns else ())
+        if any(inside(name, pattern) for pattern in patterns)
+    }
+
+
 def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, int]:
     """The new width of every space that a factor makes grow."""
     trace, factor = scale.trace, scale.factor
@@ -452,16 +466,18 @@ def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, i
     if patterns is not None:
         if not isinstance(patterns, Sequence) or not all(isinstance(each, str) for each in patterns):
             raise GrowthError(f"modules= is {modules!r}: expected a pattern or a list of them, e.g. 'layer1.*'")
-        names = [name for name, _ in trace.skeleton.named_modules()]
         for pattern in patterns:
-            if not any(inside(name, pattern) for name in names):
+            if not any(inside(name, pattern) for name in aliases(trace.skeleton)):
                 raise GrowthError(f"no module matches {pattern!r}; the top level is {children(trace.skeleton)}")
+        if not patterns:
+            raise GrowthError("modules= is empty: name at least one, e.g. 'layer1.*'")
+    chosen = _chosen(trace, patterns)
     targets = {
         space: scale.width(space)
         for space, weights in trace.producers().items()
         if not space.fixed
         and (scale.whole or space not in trace.uniform)
-        and (patterns is None or any(inside(owner(w), pattern) for w in weights for pattern in patterns))
+        and (patterns is None or any(owner(w) in chosen for w in weights))
     }
     for space in list(targets):
         targets.update((other, scale.width(other)) for other in trace.uniform.get(space, ()))
@@ -518,7 +534,8 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
         made.setdefault(owner(name), (name, dim))
     targets: dict[Space, tuple[int, str]] = {}
     named: set[Space] = set()
-    for module, width in widths.items():
+    first = aliases(trace.skeleton)
+    for module, width in {first.get(name, name): width for name, width in widths.items()}.items():
         if module not in made:
             near = difflib.get_close_matches(module, made, 5) or list(made)
             rest = f" and {len(near) - 8} more" if len(near) > 8 else ""

@@ -148,7 +148,8 @@ def _check(growth: Growth, model: nn.Module) -> None:
     found = dict(tensors(model))
     for name in (*growth.tensors, *growth.scales):
         if name not in found:
-            raise GrowthError(f"the record grows {name!r}, which {what} does not have: {advice}")
+            wrapped = f"module.{name}" in found and f"; pass its .module, this {type(model).__name__} is around it"
+            raise GrowthError(f"the record grows {name!r}, which {what} does not have: {advice}{wrapped or ''}")
         if found[name].is_meta:
             raise GrowthError(
                 f"{name!r} is on the meta device and has no values to copy: give replay a model with weights"

@@ -32,18 +32,24 @@ NORMS = {
     "rms_norm": ((2, "weight"), None),
 }
 # What keeps every number and their order in memory: several that end at the first shape are the identity.
-RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone")
+RESHAPES = (
+    *("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"),
+    *("contiguous", "clone"),
+)
 # What makes zeros of zeros and has a derivative there. ReLU has none: a normalisation that starts at zero before it
 # would get no gradient, nor would the layer after it, ever.
 KEEPS_ZERO = {
     *RESHAPES,
-    *("permute", "transpose", "movedim", "swapaxes", "__getitem__", "narrow", "roll", "neg", "mean"),
+    *("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "flip", "roll", "neg"),
+    *("__getitem__", "narrow", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "expand", "expand_as"),
+    *("repeat", "mean", "sum", "glu"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d"),
     *("silu", "gelu", "mish", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu", "hardswish", "softsign"),
     *("avg_pool1d", "avg_pool2d", "avg_pool3d", "interpolate", "pixel_shuffle"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
 }
 SUMS = ("add", "__radd__", "__add__")
+QUOTIENTS = ("div", "divide", "true_divide")
 PRODUCTS = ("mul", "multiply", "__rmul__", "__mul__")
 
 
@@ -54,29 +60,49 @@ class End(NamedTuple):
     zeros: tuple[str, ...]
 
 
-def zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
+def activation_of(call: Call) -> str | list[Any] | None:
+    """The activation that an operation is, if to apply it twice is to apply it once: "relu", "relu6" or ["hardtanh",
+    least, largest]; as a clamp, too. None for anything else."""
+    low, high = (call.get(1, key) for key in ("min", "threshold")), call.get(2, "max")
+    low = next((each for each in low if each is not None), None)
+    if call.name in ("relu", "relu6"):
+        return call.name
+    if call.name == "hardtanh":
+        return ["hardtanh", call.get(1, "min_val", -1.0), call.get(2, "max_val", 1.0)]
+    if call.name in ("clamp", "clip", "clamp_min") and _is_number(low):
+        return "relu" if high is None and low == 0 else ["hardtanh", low, high] if _is_number(high) else None
+    if call.name in ("threshold", "_threshold") and low == 0 and call.get(2, "value") == 0:
+        return "relu"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def zeros(trace: Trace, name: str) -> list[str]:
     """The parameters, by their names inside the block, that make a block the identity when they are zero.
 
-    Raises `GrowthError` with the reason if `name` is not a block that computes x + f(x), or an activation of it that is
-    `idempotent` (applied to what the block before it has passed through it already, it does nothing).
+    Raises `GrowthError` with the reason if `name` is not a block that computes x + f(x), or an activation of it which,
+    applied to what the block before it has passed through it already, does nothing.
     """
     try:
-        return _zeros(trace, name, idempotent)
+        return _zeros(trace, name)
     except GrowthError as error:
         parent = name.rpartition(".")[0]
         near = [n for n, _ in trace.skeleton.named_modules() if n.rpartition(".")[0] in (parent, name) and n != name]
-        sibling = next((other for other in near if other and works(trace, other, idempotent)), None)
+        sibling = next((other for other in near if other and works(trace, other)), None)
         raise GrowthError(f"{error}" + (f"; {sibling!r} next to it is such a block" if sibling else "")) from None
 
 
-def works(trace: Trace, name: str, idempotent: tuple[str, ...]) -> bool:
+def works(trace: Trace, name: str) -> bool:
     try:
-        return bool(_zeros(trace, name, idempotent))
+        return bool(_zeros(trace, name))
     except GrowthError:
         return False
 
 
-def _zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
+def _zeros(trace: Trace, name: str) -> list[str]:
     refused = f"cannot put a residual block after {name!r}: "
     values = trace.returned.get(name, [])
     if len(values) != 1:
@@ -90,7 +116,7 @@ def _zeros(trace: Trace, name: str, idempotent: tuple[str, ...]) -> list[str]:
     shapes = [tuple(v.tensor.shape) for v in (start, out)]
     if shapes[0] != shapes[1]:
         raise GrowthError(refused + f"its output {shapes[1]} does not have the shape of its input {shapes[0]}")
-    activation = out.call.name if out.call.name in idempotent else None
+    activation = activation_of(out.call)
     branches = _branches(out.call.inputs[0] if activation else out, start, name)
     if not branches:
         raise GrowthError(refused + _not_a_sum(out.call.inputs[0].call if activation else out.call, name))
@@ -172,6 +198,8 @@ def _last(value: Value, block: str, names: dict[int, str], known: dict[int, End 
     if call.name in NORMS or call.name in LAYERS:
         weight, bias = (NORMS.get(call.name) or LAYERS[call.name])[:2]
         given = [call.get(*at) for at in (weight, bias) if at is not None]
+        if call.name in LAYERS:
+            given[0] = _scale(call, given[0])
         tensors = [t for t in given if t is not None]
         if call.name in LAYERS and len(tensors) == 1 and call.name != "multi_head_attention_forward":
             data = _tensor(call, 0, "input")
@@ -188,10 +216,46 @@ def _last(value: Value, block: str, names: dict[int, str], known: dict[int, End 
         return End(max(end.rank for end in ends), tuple(dict.fromkeys(n for end in ends for n in end.zeros)))
     if call.name in PRODUCTS:
         ends = [_gain(v, names) or _end(v, block, names, known) for v in call.inputs]
-        return min((end for end in ends if end is not None), key=lambda end: end.rank, default=None)
-    if call.name in KEEPS_ZERO and call.inputs:
+        # Where both factors are zero for one reason, as in a gate without biases, neither ever gets a gradient.
+        alone = [
+            end
+            for k, end in enumerate(ends)
+            if end is not None
+            and not any(_vanishes(v, {*end.zeros}, block, names) for n, v in enumerate(call.inputs) if n != k)
+        ]
+        return min(alone, key=lambda end: end.rank, default=None)
+    of_number = call.name in QUOTIENTS and len(call.inputs) == 1 and call.get(0, "input") is call.inputs[0].tensor
+    if (call.name in KEEPS_ZERO and call.inputs) or of_number:
         return _end(call.inputs[0], block, names, known)
     return None
+
+
+def _scale(call: Call, weight: torch.Tensor) -> torch.Tensor:
+    """What makes a layer's weight zero: itself, or its scale under weight normalisation."""
+    made = next((v.call for v in call.inputs if v.tensor is weight), None)
+    return made.get(1, "g") if made is not None and made.name == "_weight_norm" else weight
+
+
+def _vanishes(value: Value, zero: set[str], block: str, names: dict[int, str]) -> bool:
+    """Whether a tensor is zero where these parameters are."""
+    call = value.call
+    if names.get(id(value.tensor)) in zero:
+        return True
+    if call is None or not _inside(call, block) or not call.inputs:
+        return False
+    if call.name in NORMS or call.name in LAYERS:
+        weight, bias = (NORMS.get(call.name) or LAYERS[call.name])[:2]
+        given, offset = call.get(*weight), None if bias is None else call.get(*bias)
+        if offset is not None and names.get(id(offset)) not in zero:
+            return False
+        made = given if given is None or call.name in NORMS else _scale(call, given)
+        data = None if call.name in NORMS else _tensor(call, 0, "input")
+        return names.get(id(made)) in zero or (data is not None and _vanishes(data, zero, block, names))
+    if call.name in SUMS or call.name in ("cat", "concat"):
+        return all(_vanishes(v, zero, block, names) for v in call.inputs)
+    if call.name in PRODUCTS:
+        return any(_vanishes(v, zero, block, names) for v in call.inputs)
+    return call.name in KEEPS_ZERO and _vanishes(call.inputs[0], zero, block, names)
 
 
 def _gain(value: Value, names: dict[int, str]) -> End | None:

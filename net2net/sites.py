@@ -11,7 +11,7 @@ from torch import nn
 
 from net2net import residual
 from net2net.errors import GrowthError
-from net2net.names import matches
+from net2net.names import aliases, matches
 from net2net.recording import Call
 from net2net.trace import Trace, Value
 
@@ -80,7 +80,7 @@ class Site:
     def _block(self) -> dict[str, Any]:
         if self.before:
             raise GrowthError(f"{self.refused}: a 'block' goes after the block that it is like: name {self.name!r}")
-        return {"block": residual.zeros(self.trace, self.name, IDEMPOTENT)}
+        return {"block": residual.zeros(self.trace, self.name)}
 
     def _look(self) -> None:
         """Find the tensor at this site and what made it."""
@@ -127,10 +127,10 @@ class Site:
             self._look()
         layer = self._checked(wanted)
         pieces = layer.maxout or (self.pieces if self.pieces > 1 else 0)
-        if not pieces and self.call.name not in IDEMPOTENT:
+        if not pieces and residual.activation_of(self.call) is None:
             known = self.call.name in NOT_IDEMPOTENT
             instead = "" if self.misshapen else f", or ask for a maxout layer, Layer({self._fitting()}, maxout=2)"
-            block = not self.before and residual.works(self.trace, self.name, IDEMPOTENT)
+            block = not self.before and residual.works(self.trace, self.name)
             instead += ", or for a 'block'" if block else ""
             raise GrowthError(
                 f"{self.refused}: its {'input' if self.before else 'output'} comes from {self.call.name!r}"
@@ -159,7 +159,7 @@ class Site:
             "maxout": pieces,
             "channels": self.shape[1],
             "norm": {"eps": self.eps, "momentum": self.momentum} if self.norm is not None else None,
-            "activation": None if pieces else self._activation(),
+            "activation": None if pieces else residual.activation_of(self.call),
         }
 
     def _checked(self, wanted: Kernel) -> Layer:
@@ -188,11 +188,6 @@ class Site:
     def _fitting(self) -> int:
         return 3 if len(self.shape) > 2 else 1
 
-    def _activation(self) -> str | list[Any]:
-        if self.call.name == "hardtanh":
-            return ["hardtanh", self.call.get(1, "min_val", -1.0), self.call.get(2, "max_val", 1.0)]
-        return "relu6" if self.call.name == "relu6" else "relu"
-
     def __str__(self) -> str:
         made = f"maxout of {self.pieces} pieces" if self.pieces > 1 else self.call.name
         return f"{self.shape[1]} channels, {'batch norm, ' if self.norm else ''}{made}"
@@ -209,7 +204,7 @@ def _through(value: Value, steps: Sequence[str] = PASSES) -> Value:
         value = value.call.inputs[0]
         if value.tensor.dtype != start.tensor.dtype:
             return start
-    return start if dropped and value.call is not None and value.call.name != "relu" else value
+    return start if dropped and value.call is not None and residual.activation_of(value.call) != "relu" else value
 
 
 def _pieces(call: Call) -> list[Value]:
@@ -253,11 +248,11 @@ def choose(trace: Trace, sites: Mapping[str, Sequence[Kernel]]) -> dict[str, Seq
         )
     if not sites:
         raise GrowthError("sites= is empty: name at least one module, e.g. {'layer1.*': [3]}")
-    names = [name for name, _ in trace.skeleton.named_modules() if name]
+    names = {name: first for name, first in aliases(trace.skeleton).items() if name}
     chosen: dict[str, Sequence[Kernel]] = {}
     for site, layers in sites.items():
         before, pattern = located(site)
-        matched = [name for name in names if matches(name.split("."), pattern.split("."))]
+        matched = {first: None for name, first in names.items() if matches(name.split("."), pattern.split("."))}
         if not matched:
             top = ", ".join(name for name in names if "." not in name)
             raise GrowthError(f"no module matches the site {site!r}; the top level is {top}")

@@ -714,21 +714,37 @@ def _chosen(model: nn.Module, example_inputs: Any, strict: bool, real: bool = Fa
     found: dict[Separation, dict[int, int]] = {}  # how many parts can grow, by what was chosen
     choices: dict[Separation, int] = {}
     while True:
-        for key, (at, _, parts) in trace.separated.items():
-            free = sum(not any(space.fixed for space, _ in resolve(part)) for part in parts)
-            found.setdefault(key, {})[at] = free - len(parts)
+        for key, (at, _, _) in trace.separated.items():
+            found.setdefault(key, {})[at] = -_held(trace, key)
         untried = {
             key: others[0]
             for key, (_, options, _) in trace.separated.items()
             if max(found[key].values()) < 0 and (others := [at for at in options if at not in found[key]])
         }
         best = {key: max(counts, key=counts.__getitem__) for key, counts in found.items()}  # the first of equals
-        if not untried and all(best[key] == at for key, (at, _, _) in trace.separated.items()):
-            return trace
-        if not untried and choices == best:
-            return trace
+        if not untried and (choices == best or all(best[key] == at for key, (at, _, _) in trace.separated.items())):
+            break
         choices = {**best, **untried}
         trace = Trace(model, example_inputs, strict=strict, real=real, choices=choices)
+    # What is taken apart in several ways in one module, e.g. into few heads of keys and many of queries, goes together.
+    for end in (-2, -1):
+        held = [key for key in trace.separated if _held(trace, key) and len(key[1]) > 1]
+        together = {
+            key: len(key[1]) + end
+            for key in held
+            if key[1][end] > 1 and any(key != other and key[0] == other[0] for other in held)
+        }
+        if any(trace.separated[key][0] != at for key, at in together.items()):
+            choices = {key: at for key, (at, _, _) in trace.separated.items()} | together
+            other = Trace(model, example_inputs, strict=strict, real=real, choices=choices)
+            if sum(_held(other, key) for key in other.separated) < sum(_held(trace, key) for key in trace.separated):
+                trace = other
+    return trace
+
+
+def _held(trace: Trace, key: Separation) -> int:
+    """How many of the parts of what is taken apart cannot grow."""
+    return sum(any(space.fixed for space, _ in resolve(part)) for part in trace.separated[key][2])
 
 
 def _places(modules: list[str]) -> str:

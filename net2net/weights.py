@@ -52,6 +52,8 @@ def save_weights(path: str | os.PathLike[str], student: nn.Module) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except KeyError as error:  # safetensors' table of types
+        raise GrowthError(f"cannot write {path}: safetensors has no {error.args[0]}: use torch.save") from error
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise GrowthError(f"cannot write {path}: {_first_line(error)}") from error
     finally:

@@ -496,7 +496,7 @@ HELD = {
     "cumsum": (lambda m, h: h.cumsum(1), "'cumsum' in the model's own forward needs every one of them as it is"),
     "in place through a view": (lambda m, h: (h[:, : halves(h)].cumsum_(1), h)[1], "'cumsum_?' in"),
     "layer norm": (lambda m, h: F.layer_norm(h, h.shape[1:]), "'layer_norm' in the model's own forward needs"),
-    "permuted": (lambda m, h: h[:, ORDER], "'__getitem__' in the model's own forward needs every one of them as it is"),
+    "permuted": (lambda m, h: h[:, ORDER], "'__getitem__' in the model's own forward picks"),
     "permuted by a tensor": (lambda m, h: h[:, torch.tensor(ORDER)], "'__getitem__' in the model's own forward picks"),
     "scattered": (lambda m, h: h.scatter(1, (h > 0).long(), h.sin()), "'scatter' in the model's own forward puts"),
     "added to some": (

@@ -47,13 +47,24 @@ def convolution(trace: Trace, call: Call) -> list[Axis | None]:
     transposed = call.name.startswith("conv_transpose")
     groups = call.get(6, "groups", 1)
     channels = x.ndim - (weight.ndim - 1)  # an image without a batch dimension has its channels first
-    for axis in trace.axes_of(x)[channels + 1 :]:
-        fix(axis, f"{call.where} slides along them")
+    through = list(trace.axes_of(x))
+    for k, dim in enumerate(range(channels + 1, x.ndim)):
+        if weight.shape[2 + k] > 1 or _along(call, 3, "stride", k) != 1 or _along(call, 4, "padding", k):
+            fix(through[dim], f"{call.where} slides along them")
+            through[dim] = None
     if groups == 1:
         out = _layer(trace, call, *((1, 0) if transposed else (0, 1)), channels)
     else:
         out = _grouped(trace, call, groups, channels)
-    return [axis if dim <= channels else None for dim, axis in enumerate(out)]
+    return [*out[: channels + 1], *through[channels + 1 :]]
+
+
+def _along(call: Call, position: int, keyword: str, dim: int) -> int:
+    """A number of a convolution's along one dimension of its image; a single one is for all of them."""
+    given = call.get(position, keyword, 1 if keyword == "stride" else 0)
+    if isinstance(given, str):  # "same" or "valid", which add nothing to a kernel of one tap
+        return 0
+    return given if isinstance(given, int) else given[dim if len(given) > 1 else 0]
 
 
 def _grouped(trace: Trace, call: Call, groups: int, channels: int) -> list[Axis | None]:

@@ -107,6 +107,20 @@ def reduction(trace: Trace, call: Call) -> list:
     return axes if isinstance(call.out, torch.Tensor) else [list(axes) for _ in results]
 
 
+def difference(trace: Trace, call: Call) -> list[Axis | None]:
+    """A loss of two tensors, element by element; of all the mean or the sum."""
+    shapes = [(v.tensor.shape, v.axes) for v in call.inputs]
+    axes = broadcast(call, shapes, max(len(shape) for shape, _ in shapes))
+    if call.out.ndim == len(axes):
+        return axes
+    for axis in axes:
+        if call.get(None, "reduction", "mean") == "mean":
+            trace.evenly(axis, f"{call.where} reduces over them")
+        else:
+            fix(axis, f"{call.where} reduces over them")
+    return []
+
+
 def quantile(trace: Trace, call: Call) -> list[Axis | None]:
     """Over one dimension or all; of several quantiles there is one after the other along a new first dimension."""
     value, dim = call.inputs[0], call.get(2, "dim")
@@ -230,6 +244,7 @@ RULES = {
     **dict.fromkeys(("rand_like", "randn_like", "rrelu"), noise),
     **dict.fromkeys(("quantile", "nanquantile"), quantile),
     "cosine_similarity": cosine,
+    **dict.fromkeys(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"), difference),
     "where": where,
     "broadcast_tensors": broadcast_tensors,
     "prelu": prelu,

@@ -27,6 +27,10 @@ local_response_norm
 conv_tbc rot90 outer cdist linalg_norm
 affine_grid
 bernoulli mv dot vdot diagonal
+cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div poisson_nll_loss gaussian_nll_loss
+hinge_embedding_loss margin_ranking_loss soft_margin_loss multi_margin_loss multilabel_margin_loss
+multilabel_soft_margin_loss triplet_margin_loss triplet_margin_with_distance_loss cosine_embedding_loss ctc_loss
+pairwise_distance
 nonzero argwhere nms unique bucketize searchsorted multinomial
 """
 

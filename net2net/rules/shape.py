@@ -318,6 +318,10 @@ def _picked(trace: Trace, call: Call, value: Value) -> list[Axis | None]:
 def _part(trace: Trace, call: Call, value: Value, index: Any) -> list[Axis | None] | None:
     """The axes of a part that tensors of places or a mask say; None for an index that does not say it so."""
     items = list(index) if isinstance(index, tuple) else [index]
+    try:  # places can be a list
+        items = [torch.tensor(item, device="cpu") if isinstance(item, list) else item for item in items]
+    except (TypeError, ValueError):  # of tensors, or of slices
+        return None
     tensors = [item for item in items if isinstance(item, torch.Tensor)]
     masks = [item for item in tensors if item.dtype in (torch.bool, torch.uint8)]
     others = [item for item in items if not isinstance(item, torch.Tensor)]
@@ -393,18 +397,19 @@ def narrow(trace: Trace, call: Call) -> list[Axis | None]:
 def expand(trace: Trace, call: Call) -> list[Axis | None]:
     value = call.inputs[0]
     new = call.out.ndim - value.tensor.ndim
-    out = [_spread(call, None, n) for n in call.out.shape[:new]]
+    out = [_spread(trace, call, None, n) for n in call.out.shape[:new]]
     for size, wanted, axis in zip(value.tensor.shape, call.out.shape[new:], value.axes, strict=True):
-        out.append(axis if size == wanted else _spread(call, axis, wanted))
+        out.append(axis if size == wanted else _spread(trace, call, axis, wanted))
     return out
 
 
-def _spread(call: Call, axis: Axis | None, copies: int) -> Axis | None:
+def _spread(trace: Trace, call: Call, axis: Axis | None, copies: int) -> Axis | None:
     """A single channel, as many times as the code asks for: all are equal, so that any map will do for them. So it is
-    for what else a constant or whole numbers, places in another tensor, have once; of anything else that is no channel.
-    """
+    for what else a constant or whole numbers, places in another tensor, have once, and for keys that all heads share;
+    of anything else that is no channel."""
     value = call.inputs[0]
-    if copies == 1 or (axis is None and not value.constant and value.tensor.dtype not in (torch.int64, torch.int32)):
+    free = value.constant or value.tensor.dtype in (torch.int64, torch.int32)
+    if copies == 1 or not (axis or free or copies in _numbers_of_heads(trace, call).values()):
         return None
     fix(axis, f"{call.where} broadcasts them")
     return ((Space(copies), 1),)
@@ -417,9 +422,9 @@ def repeat(trace: Trace, call: Call) -> list[Axis | None]:
     times = list(times[0] if len(times) == 1 and not isinstance(times[0], int) else times)
     times = [1] * (call.out.ndim - len(times)) + times
     new = call.out.ndim - value.tensor.ndim
-    out = [_spread(call, None, n) for n in times[:new]]
+    out = [_spread(trace, call, None, n) for n in times[:new]]
     for size, n, axis in zip(value.tensor.shape, times[new:], value.axes, strict=True):
-        out.append(_spread(call, axis, n) if size == 1 and n > 1 else axis and axis * n)
+        out.append(_spread(trace, call, axis, n) if size == 1 and n > 1 else axis and axis * n)
     return out
 
 
@@ -459,8 +464,6 @@ def channel_shuffle(trace: Trace, call: Call) -> list[Axis | None]:
         for other in others:
             tie(first, other, reason)
         axes[1] = tuple((space, n * groups) for space, n in resolve(first))
-        if any(n > groups for _, n in axes[1]):  # of channels that are repeated themselves, these would be torn apart
-            return opaque(trace, call)
     return axes
 
 

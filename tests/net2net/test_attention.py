@@ -71,7 +71,10 @@ def test_tables_grow_along_their_rows_unless_they_are_read_out_with(randomise):
         widen(limited.double(), ids, 2)
 
 
-@pytest.mark.parametrize("own", [("h", "kvh"), ("nh", "nkv"), ("num_heads", "num_kv_heads"), ("n_h", "n_kv"), None])
+@pytest.mark.parametrize(
+    "own",
+    [("h", "kvh"), ("nh", "nkv"), ("num_heads", "num_kv_heads"), ("n_h", "n_kv"), None],
+)
 def test_keys_and_values_that_several_queries_share(own, randomise):
     """Grouped-query attention, written out or torch's own, with heads under any of their names."""
 
@@ -100,3 +103,69 @@ def test_keys_and_values_that_several_queries_share(own, randomise):
             grew = int(heads * factor) if shared == 1 else heads // shared * new
             assert (student.q.out_features, student.k.out_features) == (grew * 6, new * 6)
             assert verify(model, student, x).relative < 1e-12
+
+
+@pytest.mark.parametrize("own", [("num_heads", "n_groups"), ("h", "b"), ("a", "kv_heads"), ("a", "b")])
+def test_heads_under_names_of_which_one_says_nothing(own, randomise):
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, own[0], 4)
+            setattr(self, own[1], 2)
+            self.i, self.q, self.o = nn.Linear(3, 10), nn.Linear(10, 24), nn.Linear(24, 3)
+            self.k, self.v = nn.Linear(10, 12), nn.Linear(10, 12)
+
+        def forward(self, x):
+            x = self.i(x)
+            heads, shared = (getattr(self, key) for key in own)
+            q = self.q(x).view(*x.shape[:2], heads, 6).transpose(1, 2)
+            k, v = (f(x).view(*x.shape[:2], shared, 6).transpose(1, 2) for f in (self.k, self.v))
+            k, v = (t.repeat_interleave(heads // shared, 1) for t in (k, v))
+            return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    model = randomise(Grouped()).double()
+    student = widen(model, images(5, 3), 2)
+    assert (student.q.out_features, student.k.out_features) == (48, 24)
+    assert (getattr(student, own[0]), getattr(student, own[1])) == (8, 4)
+    certify(model, student, images(5, 3))
+
+
+def last_of(m, x):
+    return m.o(m.b(m.a(x))[:, [-1], :])
+
+
+def test_the_last_token_by_a_list(randomise):
+    model = randomise(Net(last_of, a=nn.Linear(3, 8), b=nn.Linear(8, 8), o=nn.Linear(8, 2))).double()
+    student = widen(model, images(5, 3), 2)
+    assert (student.a.out_features, student.b.out_features) == (16, 16)
+    certify(model, student, images(5, 3))
+
+
+class OneKey(nn.Module):
+    """Multi-query attention: one head of keys and values, spread over all heads of queries."""
+
+    def __init__(self, spread):
+        super().__init__()
+        self.num_heads, self.spread = 4, spread
+        self.i, self.q, self.kv, self.o = nn.Linear(3, 10), nn.Linear(10, 24), nn.Linear(10, 12), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = self.i(x)
+        q = self.q(x).view(*x.shape[:2], self.num_heads, 6).transpose(1, 2)
+        k, v = (self.spread(t.unsqueeze(1), self.num_heads, q) for t in self.kv(x).chunk(2, -1))
+        return self.o(F.scaled_dot_product_attention(q, torch.cat([k, k], 2), torch.cat([v, v], 2)).mT.flatten(1, 2).mT)
+
+
+SPREADS = {
+    "expand": lambda t, n, q: t.expand(-1, n, -1, -1),
+    "expand_as": lambda t, n, q: t.expand_as(q),
+    "repeat": lambda t, n, q: t.repeat(1, n, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_one_head_of_keys_spread_over_those_of_queries(name, randomise):
+    model = randomise(OneKey(SPREADS[name])).double()
+    student = widen(model, images(5, 3), 2)
+    assert (student.num_heads, student.q.out_features, student.kv.out_features) == (8, 48, 12)
+    certify(model, student, images(5, 3))

@@ -67,15 +67,15 @@ def as_many_heads_as_each_is_wide(m, x):
     return m.o(x + m.down(F.silu(m.gate(x)) * m.up(x)))
 
 
-def test_where_no_channels_are_read_only_those_that_it_counts_on_stay():
-    """`h` and `d` are one number, so that `d` is taken for the number of heads, which no width can fit."""
+def test_heads_as_many_as_each_is_wide_are_found_where_all_in_the_module_have_them():
+    """`h` and `d` are one number, so that `d` is taken for the number of heads first, which no width can fit."""
     layers = {"q": (8, 16), "k": (8, 8), "v": (8, 8), "read": (16, 8), "gate": (8, 10), "up": (8, 10), "down": (10, 8)}
     net = Net(as_many_heads_as_each_is_wide, emb=nn.Linear(5, 8), o=nn.Linear(8, 2))
     for name, sizes in layers.items():
         setattr(net, name, nn.Linear(*sizes))
     net.h, net.kv, net.d = 4, 2, 4
     student = grown(net.double(), torch.randn(2, 3, 5, dtype=torch.float64))
-    assert (student.h, student.kv, student.d, student.q.out_features) == (4, 2, 4, 16)
+    assert (student.h, student.kv, student.d, student.q.out_features) == (8, 4, 4, 32)
     assert (student.emb.out_features, student.gate.out_features, student.up.out_features) == (16, 20, 20)
 
 

@@ -319,7 +319,7 @@ def test_rounding_that_an_ill_conditioned_net_blows_up_is_told_from_a_fault(monk
     torch.manual_seed(0)
     net = Net(lambda m, x: m.c(m.b(m.a(x))) - m.shift, a=nn.Linear(3, 4), b=nn.Linear(4, 6), c=nn.Linear(6, 2))
     net.shift = nn.Parameter(torch.zeros(4, 2))
-    x = torch.rand(4, 3)
+    x = 1000 * torch.rand(4, 3)
     with torch.no_grad():
         net.double()
         net.shift.copy_(net(x.double()) * (1 - 1e-6))
@@ -453,6 +453,8 @@ ROWS = {
     "quantiles": (lambda a, b: (a + b).quantile(torch.tensor([0.1, 0.5], dtype=a.dtype, device=a.device), 0), 8),
     "cosine_similarity": (lambda a, b: a * F.cosine_similarity(a, b, dim=0), 8),
     "nanmean": (lambda a, b: a - b.nanmean(0), 8),
+    "two shuffles": (lambda a, b: F.channel_shuffle(F.channel_shuffle((a + b)[..., None], 2), 2)[..., 0], 8),
+    "mse_loss": (lambda a, b: a * F.mse_loss(a, b) + F.l1_loss(a, b, reduction="none"), 8),
     "type": (lambda a, b: a.type(torch.FloatTensor).type(b.type()) + b, 8),
 }
 
@@ -464,6 +466,50 @@ def test_what_is_done_to_rows_lets_channels_grow(name):
     student = widen(net.double(), images(5, batch=4), 2)
     assert (student.a.out_features, student.b.out_features) == (16, 16)
     certify(net, student, images(5, batch=4), evaluation=1e-6 if name == "type" else 1e-10)
+
+
+def test_a_loss_in_the_forward_pass_says_nothing_of_rules(recwarn):
+    net = Net(
+        lambda m, x: (h := m.b(m.a(x).relu()), F.cross_entropy(h, h.argmax(1))), a=nn.Linear(5, 8), b=nn.Linear(8, 3)
+    )
+    assert grown(net.double(), images(5), strict=True).a.out_features == 16
+    assert not recwarn
+
+
+def test_kernels_of_one_tap_slide_along_nothing():
+    """As MLP mixers have it, whose tokens are a convolution's channels and whose channels its length."""
+    net = Net(lambda m, x: m.c(x + m.b(m.a(x))), a=nn.Linear(6, 8), b=nn.Conv1d(5, 5, 1), c=nn.Linear(8, 2)).double()
+    net.a.in_features, net.a.weight = 8, nn.Parameter(torch.randn(8, 8, dtype=torch.float64))
+    stem = nn.Sequential(nn.Linear(6, 8), net).double()
+    assert grown(stem, images(5, 6))[1].a.weight.shape == (16, 16)
+    for options in ({"stride": 2}, {"padding": 1}):
+        run = lambda m, x: m.c(m.b(m.a(x)).mean(2))  # noqa: E731
+        net = Net(run, a=nn.Linear(6, 8), b=nn.Conv1d(5, 7, 1, **options), c=nn.Linear(7, 2)).double()
+        assert grown(net, images(5, 6)).a.out_features == 8
+
+
+class Named(nn.Module):
+    """Modules with two names each."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head, self.r = nn.Linear(5, 8), nn.Linear(8, 2), nn.ReLU()
+        self.layers, self.classifier, self.act = nn.ModuleList([self.a, nn.Linear(8, 8)]), self.head, self.r
+
+    def forward(self, x):
+        return self.classifier(self.act(self.layers[1](self.layers[0](x).tanh())))
+
+
+def test_modules_are_found_by_any_of_their_names():
+    net, x = Named().double(), images(5)
+    assert widen(net, x, widths={"layers.0": 12}).a.out_features == 12
+    assert widen(net, x, 2, modules="layers.0").a.out_features == 16
+    student = widen(net, x, 2, modules="layers.*")
+    assert (student.a.out_features, student.layers[1].out_features) == (16, 16)
+    assert widen(net, x, 2, new_head={"classifier": 5}).head.out_features == 5
+    assert len(deepen(net, x, {"act": [1]}).act) == 2
+    with pytest.raises(GrowthError, match="modules= is empty"):
+        widen(net, x, 2, modules=[])
 
 
 def test_random_slopes_are_as_dropout():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from functools import partial
 
 import compare
@@ -293,6 +294,35 @@ def timm_model(name, **options):
     return timm.create_model(name, num_classes=5, **options)
 
 
+class Gated(nn.Module):
+    """x + w2(silu(w1 norm(x)) * w3 norm(x)) without biases: a norm at zero would be zero in both factors for ever."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.RMSNorm(8)
+        self.w1, self.w3, self.w2 = (nn.Linear(*sizes, bias=False) for sizes in ((8, 12), (8, 12), (12, 8)))
+
+    def forward(self, x):
+        h = self.norm(x)
+        return x + self.w2(F.silu(self.w1(h)) * self.w3(h))
+
+
+class Normed(nn.Module):
+    """A block of a vocoder: its last layer is under weight normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.utils.parametrizations.weight_norm
+        self.c1, self.c2 = norm(nn.Conv1d(8, 8, 3, padding=1)), norm(nn.Conv1d(8, 8, 1))
+
+    def forward(self, x):
+        return x + self.c2(F.silu(self.c1(F.silu(x)))) / 2
+
+
+def around(block, stem=None, head=None):
+    return nn.Sequential(stem or nn.Linear(6, 8), block(), head or nn.Linear(8, 2))
+
+
 IMAGE, VIT = (3, 32, 32), {"img_size": 32, "patch_size": 8, "depth": 3}
 BLOCKS = {
     "resnet18": (nets.resnet18, IMAGE, "layer1.1", ["bn2.weight", "bn2.bias"]),
@@ -323,6 +353,13 @@ BLOCKS = {
         IMAGE,
         "blocks.1",
         ["ls1.gamma", "ls2.gamma"],
+    ),
+    "gated": (lambda: around(Gated), (5, 6), "1", ["w2.weight"]),
+    "weight norm": (
+        lambda: around(Normed, nn.Conv1d(6, 8, 1), nn.Conv1d(8, 2, 1)),
+        (6, 5),
+        "1",
+        ["c2.parametrizations.weight.original0", "c2.bias"],
     ),
     "convnext": (lambda: timm_model("convnext_atto"), IMAGE, "stages.0.blocks.0", ["gamma"]),
     "resnetv2": (
@@ -421,6 +458,38 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         return x + self.linear(x * self.slope)
+
+
+def test_code_around_a_block_may_look_at_its_attributes(randomise):
+    """As nn.TransformerEncoder does, of its layers."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, norm_first=True, batch_first=True)
+    net = randomise(nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)))
+    student = deepen(net.double(), images(5, 6), {"1.layers.0": ["block"]})
+    assert len(student[1].layers[0]) == 2
+    certify(net, student, images(5, 6))
+    with pytest.raises(AttributeError, match="'TransformerEncoderLayer' object has no attribute 'absent'"):
+        student[1].layers[0].absent  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        *(lambda x: x.clamp(min=0), lambda x: x.clamp_min(0), lambda x: F.threshold(x, 0, 0)),
+        *(lambda x: x.clamp(-0.5, 2), lambda x: torch.clip(x, 0, 6)),
+    ],
+)
+def test_activations_written_as_clamps(act, randomise):
+    net = randomise(Net(lambda m, x: m.b(act(m.a(x))), a=conv(3, 4), b=conv(4, 2))).double()
+    certify(net, deepen(net, images(3, 4, 5), {"before b": [3]}), images(3, 4, 5))
+    unbounded = Net(lambda m, x: m.b(m.a(x).clamp(min=m.a(x).mean())), a=conv(3, 4), b=conv(4, 2)).double()
+    with pytest.raises(GrowthError, match="comes from 'clamp', not from an activation"):
+        deepen(unbounded, images(3, 4, 5), {"before b": [3]})
+
+
+def test_calibration_that_is_not_finite_is_named(randomise):
+    net = randomise(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 2))).double()
+    with pytest.raises(GrowthError, match="the activations of '2' are not finite on calibration="):
+        deepen(net, images(3, 4, 5), {"2": [3]}, [images(3, 4, 5) * math.nan])
 
 
 def test_a_block_that_is_called_by_keyword_is_named():

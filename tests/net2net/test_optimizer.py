@@ -2,6 +2,8 @@
 
 import copy
 import io
+import warnings
+from functools import partial
 
 import pytest
 import timm.optim
@@ -329,6 +331,56 @@ def test_deepen_gives_new_layers_to_the_group_before_them(randomise):
     assert all((grown.state[p]["sum"] == 1).all() for n, p in student.named_parameters() if n.startswith("2."))
     backward(student, BATCHES[0])
     grown.step()
+
+
+def test_each_of_several_optimizers_gets_the_new_layers_near_its_own():
+    """Of two players, of matrices and vectors, and one for each parameter."""
+    x = torch.randn(5, 4, generator=X, dtype=torch.float64)
+    player = lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))  # noqa: E731
+    teacher = nn.Sequential(player(), player()).double()
+    student = deepen(teacher, x, {"1.1": [1]})
+    names = {p: n for n, p in student.named_parameters()}
+    first, second = (torch.optim.Adam(part.parameters()) for part in teacher)
+    matrices = torch.optim.Muon([p for p in teacher.parameters() if p.ndim == 2])
+    vectors = torch.optim.SGD([p for p in teacher.parameters() if p.ndim == 1], lr=0.1)
+    every = [torch.optim.SGD([p], lr=0.1) for p in teacher.parameters()]
+
+    def added(*optimizers):
+        grown = (grow_optimizer(optimizer, student, teacher=teacher) for optimizer in optimizers)
+        found = [names[p] for each in grown for group in each.param_groups for p in group["params"]]
+        return [name for name in found if name.startswith("1.1.")]
+
+    weight, bias = "1.1.1.linear.weight", "1.1.1.linear.bias"
+    assert [added(one) for one in (first, second, matrices, vectors)] == [[], [weight, bias], [weight], [bias]]
+    assert sorted(added(*every)) == [bias, weight]
+
+
+@pytest.mark.parametrize("kind", [partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True), T.Adahessian])
+def test_optimizers_that_note_every_parameter_go_on_with_new_ones(kind):
+    x = torch.randn(5, 4, generator=X)
+    teacher = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = kind(teacher.parameters())
+
+    def step(net, optimizer):
+        optimizer.zero_grad()
+        net(x).square().sum().backward(create_graph=hasattr(optimizer, "set_hessian"))
+        optimizer.step()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a cycle between a parameter and its gradient
+        step(teacher, optimizer)
+        student = deepen(teacher, x, {"1": [1]})
+        before = student[1][1].linear.weight.clone()
+        step(student, grow_optimizer(optimizer, student, teacher=teacher))
+    assert not torch.equal(student[1][1].linear.weight, before)
+
+
+def test_muon_takes_matrices_alone():
+    teacher = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    student = deepen(teacher, torch.randn(5, 4), {"1": [1]})
+    with pytest.warns(UserWarning, match="'1.1.linear.bias' is no matrix, which is all that Muon takes"):
+        grown = grow_optimizer(torch.optim.Muon(teacher.parameters()), student, teacher=teacher)
+    assert [p.ndim for p in grown.param_groups[0]["params"]] == [2, 2, 2]
 
 
 def test_a_site_with_parameters_of_its_own_is_found_by_its_new_name(randomise):

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import net2net
+from net2net import GrowthError, load_weights
 from net2net import __main__ as cli
-from net2net import load_weights
 
 NAME = f"{__name__}:small"
 
@@ -208,3 +208,11 @@ def test_pickled_objects_are_named_with_what_to_do(explain, more):
     assert "nothing was run" in err
     assert "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt')" in err
     assert "add_safe_globals" not in err
+
+
+def test_types_that_safetensors_has_not(tmp_path):
+    net = nn.Sequential(nn.Linear(3, 2))
+    net.register_parameter("w", nn.Parameter(torch.zeros(2, dtype=torch.complex128)))
+    with pytest.raises(GrowthError, match=r"safetensors has no torch.complex128: use torch.save"):
+        net2net.save_weights(tmp_path / "net.safetensors", net)
+    assert not list(tmp_path.iterdir())
