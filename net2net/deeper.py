@@ -110,11 +110,11 @@ def deepen(
                     - a `Layer`, or a dict of its fields: dilated, depthwise or maxout layers
                     - "block": a new residual block, see below
 
-                    For a kernel the site's output must come straight from a ReLU, ReLU6 or hardtanh (functions count
-                    as modules do), or be the largest of several linear pieces (maxout): then the new layer is a maxout
-                    layer, too, with the identity in every piece. "before m" is for what `m` reads, where no module of
-                    its own returns it: `self.m(F.relu(…))`, or one ReLU module that is called several times. Dropout
-                    (of ReLU), max pooling and changes of shape may lie in between.
+                    For a kernel the site's output must come straight from a ReLU, ReLU6 or hardtanh (functions and
+                    clamps count as modules do), or be the largest of several linear pieces (maxout): then the new
+                    layer is a maxout layer, too, with the identity in every piece. "before m" is for what `m` reads,
+                    where no module of its own returns it: `self.m(F.relu(…))`, or one ReLU module that is called
+                    several times. Dropout (of ReLU), max pooling and changes of shape may lie in between.
     calibration     batches of training inputs, to measure the batch-norm statistics on; needed if the sites have batch
                     normalisation. Each is as `example_inputs`, and may have more behind, e.g. the labels of a
                     `DataLoader`; it is put where the model is
