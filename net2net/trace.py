@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,6 +130,9 @@ class Trace(Recording):
         self._unread: dict[int, tuple[torch.Tensor, Axis | None, str]] = {}
         self._waiting: list[Value] = []
         self.training_calls: list[Call] | None = None
+        for name, module in submodules(self.skeleton):
+            if module._forward_hooks:
+                module.register_forward_hook(partial(self._hooked, name))
         before = self._states()
         with Modes(self.skeleton) as modes:
             calls = self.run(example_inputs)
@@ -264,6 +268,11 @@ class Trace(Recording):
             if isinstance(output, (tuple, list, dict)):
                 values = [self._values.get(id(leaf)) for leaf in pytree.tree_leaves(output)]
                 self.several.setdefault(name, []).extend(value for value in values if value is not None)
+
+    def _hooked(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        """What a module's own hooks have made of its output is what it returns."""
+        if isinstance(output, torch.Tensor) and name in self.returned:
+            self.returned[name][-1] = self._values.get(id(output))
 
     def _return(self, output: Any) -> None:
         """Forbid the network's output to grow."""

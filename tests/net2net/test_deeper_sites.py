@@ -486,6 +486,16 @@ def test_activations_written_as_clamps(act, randomise):
         deepen(unbounded, images(3, 4, 5), {"before b": [3]})
 
 
+def test_what_a_hook_makes_of_an_output_is_the_output(randomise):
+    net = randomise(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2))).double()
+    net[1].register_forward_hook(lambda module, inputs, output: output - 1)
+    with pytest.raises(GrowthError, match="its output comes from 'sub', not from an activation"):
+        deepen(net, images(3, 4, 5), {"1": [3]}, verify=False)
+    net[0].register_forward_hook(lambda module, inputs, output: None)  # one that only looks
+    certify(net, deepen(net, images(3, 4, 5), {"1": [Layer(3, maxout=2)]}), images(3, 4, 5))
+    certify(net, widen(net, images(3, 4, 5), 2), images(3, 4, 5))
+
+
 def test_calibration_that_is_not_finite_is_named(randomise):
     net = randomise(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 2))).double()
     with pytest.raises(GrowthError, match="the activations of '2' are not finite on calibration="):
