@@ -534,10 +534,10 @@ class Trace(Recording):
                 fix(axis, reason)
 
     def keeps(self, module: str, key: str, axis: Axis | None) -> None:
-        """Note that a module keeps the length of an axis in an attribute, if it has such a one; in a tuple by a path,
-        e.g. "sizes.0"."""
+        """Note that a module keeps the length of an axis in an attribute, if it has such a one; in a tuple or dict by
+        a path, e.g. "sizes.0"."""
         value = vars(self.skeleton.get_submodule(module)).get(key.partition(".")[0])
-        if axis is not None and isinstance(value, (int, tuple, list)):
+        if axis is not None and isinstance(value, (int, tuple, list, dict)):
             self.attributes.append((module, key, axis))
 
     def axes_of(self, tensor: torch.Tensor) -> list[Axis | None]:

@@ -144,9 +144,9 @@ def _sizes_kept(trace: Trace, call: Call, at: int, size: int) -> list[str]:
     if isinstance(unflattened, tuple) and unflattened[at : at + 1] == (size,):
         return [f"unflattened_size.{at}"]
     if isinstance(named, tuple):
-        return [
-            f"_axes_lengths.{k}.1" for k, pair in enumerate(named) if isinstance(pair, tuple) and pair[1:] == (size,)
-        ]
+        pairs = [(k, pair[0]) for k, pair in enumerate(named) if isinstance(pair, tuple) and pair[1:] == (size,)]
+        # einops reads the former; a copy is made of the latter.
+        return [path for k, name in pairs for path in (f"_axes_lengths.{k}.1", f"axes_lengths.{name}")]
     return []
 
 

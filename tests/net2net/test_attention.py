@@ -130,6 +130,34 @@ def test_heads_under_names_of_which_one_says_nothing(own, randomise):
     certify(model, student, images(5, 3))
 
 
+class Rearrange(nn.Module):
+    """What einops' layer of this name keeps, and makes copies of itself of: [N, L, (h d)] -> [N, h, L, d]."""
+
+    def __init__(self, **axes_lengths):
+        super().__init__()
+        self.axes_lengths, self._axes_lengths = axes_lengths, tuple(axes_lengths.items())
+
+    def forward(self, x):
+        return x.reshape(*x.shape[:2], dict(self._axes_lengths)["h"], -1).transpose(1, 2)
+
+    def __getstate__(self):
+        return {"axes_lengths": self.axes_lengths}
+
+    def __setstate__(self, state):
+        self.__init__(**state["axes_lengths"])
+
+
+def test_layers_that_copies_of_are_made_anew_grow(randomise):
+    def run(m, x):
+        q, k, v = (m.heads(each(x)) for each in (m.q, m.k, m.v))
+        return m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    net = Net(run, heads=Rearrange(h=2), **{key: nn.Linear(3, 8) for key in "qkv"}, o=nn.Linear(8, 2))
+    student = widen(randomise(net).double(), images(5, 3), 2)
+    assert (student.heads.axes_lengths, student.heads._axes_lengths) == ({"h": 4}, (("h", 4),))
+    certify(net, student, images(5, 3))
+
+
 def last_of(m, x):
     return m.o(m.b(m.a(x))[:, [-1], :])
 
