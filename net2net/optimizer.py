@@ -400,7 +400,8 @@ def _add(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], 
     for at, (name, new, is_new) in enumerate(order):
         if not is_new or not new.requires_grad or new in number:
             continue
-        around = [p for _, p, its_new in (*reversed(order[:at]), *order[at:]) if p.requires_grad and not its_new]
+        others = [p for _, p, its_new in (*reversed(order[:at]), *order[at:]) if not its_new]
+        around = [p for p in others if p.requires_grad or p in number]
         nearest = next((p for p in around if p.ndim == new.ndim), around[0])
         if nearest not in number:  # another optimizer's, or nobody's
             continue

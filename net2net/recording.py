@@ -868,6 +868,8 @@ def copied_value(value: Any, memo: dict[int, Any]) -> Any:
     known = len(memo)
     try:
         return copy.deepcopy(value, memo)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception:  # whatever somebody's class raises
         for begun in list(memo)[known:]:
             del memo[begun]

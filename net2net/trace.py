@@ -32,7 +32,7 @@ from net2net.recording import (
 )
 from net2net.rules import computed, standardised
 from net2net.rules.elementwise import broadcast, reduction
-from net2net.rules.shape import overwrite
+from net2net.rules.shape import JOINS, overwrite
 from net2net.rules.standardised import CASTS, SCALINGS, Filters
 from net2net.spaces import Axis, Space, cut, fix, length, resolve
 
@@ -659,10 +659,9 @@ class Trace(Recording):
         return found
 
 
-# Constants of one number, what repeats a constant, what joins one with something else, and what makes another of one.
+# Constants of one number, what repeats a constant, and what makes another of one.
 FILLED = frozenset({"zeros", "ones", "full", "empty", "new", "new_zeros", "new_ones", "new_full", "new_empty"})
 SPREADS = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
-JOINS = frozenset({"cat", "concat", "concatenate"})
 CARRIES = """
 unsqueeze squeeze transpose permute t T mT contiguous clone requires_grad zero fill cpu cuda to float double half
 bfloat16 type type_as detach neg

@@ -113,8 +113,9 @@ def difference(trace: Trace, call: Call) -> list[Axis | None]:
     axes = broadcast(call, shapes, max(len(shape) for shape, _ in shapes))
     if call.out.ndim == len(axes):
         return axes
+    mean = call.get(None, "reduction", "mean") == "mean" and call.get(None, "size_average") is not False
     for axis in axes:
-        if call.get(None, "reduction", "mean") == "mean":
+        if mean:
             trace.evenly(axis, f"{call.where} reduces over them")
         else:
             fix(axis, f"{call.where} reduces over them")

@@ -41,6 +41,7 @@ HELD = {
     "a branch in training": branch_of_students_in_training,
     "random slopes in evaluation, too": lambda m, x: m.o(F.rrelu(m.a(x), training=True)),
     "a limit in a module made on the way": lambda m, x: m.o(nn.Hardtanh(-m.a(x).shape[1], m.a(x).shape[1])(m.a(x))),
+    "a loss that is summed": lambda m, x: m.o(m.a(x) * F.mse_loss(m.a(x), m.a(x) * 2, reduction="sum")),
     "logsumexp": lambda m, x: m.o(m.a(x) - m.a(x).logsumexp(1, keepdim=True)),
 }
 
