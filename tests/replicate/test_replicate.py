@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,8 +111,10 @@ def test_a_failed_stage_is_named_and_holds_up_only_its_students(smoke, few, tmp_
 
 
 def started(command):
+    """As from a terminal, also where the tests themselves run under nohup, which has SIGHUP ignored."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    heard = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=heard, **pipes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
