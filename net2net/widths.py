@@ -137,7 +137,8 @@ def shallow(container: Any) -> Any:
     except KeyError:
         new = type(container).__new__(type(container))
         dict.update(new, container)
-        vars(new).update(vars(container)) if hasattr(container, "__dict__") else None
+        if hasattr(container, "__dict__"):
+            vars(new).update(vars(container))
         return new
 
 
