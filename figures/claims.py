@@ -22,7 +22,7 @@ from experiments.paths import to_path
 from experiments.reading import YamlError
 from figures import evidence, rules, sweeps
 from figures.curves import Problem, Results
-from figures.judging import Evaluated, evaluate, verdict
+from figures.judging import MOST, Evaluated, evaluate, verdict
 from figures.pace import contrasts, pace
 
 SYMBOLS = {"holds": " ✓", "refuted": " ✗", "not shown": " –", "unfinished": " …", "not run": ""}
@@ -56,10 +56,12 @@ def table(evaluated: Evaluated) -> pd.DataFrame:
                     "test": outcome.state,
                     "verdict": verdict(outcomes),
                     "shows": claim.shows,
+                    "takes": outcome.takes,
+                    "core_hours": outcome.hours,
                 }
             )
-    numbers = ("mean", "low", "high", "frozen", "above", "below")
-    return pd.DataFrame(rows).astype({"n": "Int64", "arrived": "Int64", **dict.fromkeys(numbers, float)})
+    types = dict.fromkeys(("mean", "low", "high", "frozen", "above", "below", "core_hours"), "float")
+    return pd.DataFrame(rows).astype(types | dict.fromkeys(("n", "arrived", "takes"), "Int64"))
 
 
 def ours(row: Any) -> str:
@@ -70,6 +72,18 @@ def ours(row: Any) -> str:
     low, high = (_number(x, row.unit).removesuffix("×") for x in (row.low, row.high))
     missed = "" if pd.isna(row.arrived) or row.arrived == row.n else f", {row.n - row.arrived} never arrived"
     return f"{_number(row.mean, row.unit)} [{low}, {high}], n = {n}{missed}"
+
+
+def price(row: Any) -> str:
+    """What a decision would cost that the seeds do not give."""
+    if row.test not in ("not shown", "unfinished"):
+        return ""
+    if not pd.isna(row.takes):
+        return f"{row.takes} seeds, {(row.takes - row.n) * row.core_hours:.1f} h"
+    missed = not pd.isna(row.arrived) and row.arrived < row.n
+    return (
+        "none while a seed never arrives" if missed else f"over {MOST} seeds, {(MOST - row.n) * row.core_hours:.0f} h"
+    )
 
 
 def _number(x: float, unit: str) -> str:
@@ -89,8 +103,9 @@ def markdown(rows: pd.DataFrame) -> str:
             frozen = "" if pd.isna(row.frozen) else _number(row.frozen, row.unit)
             what = f"{row.metric}: {row.arm} against {row.against}"
             ends = (f"**{row.verdict}**", row.shows) if i == 0 else ("", "")
-            lines.append((first, what, ours(row) + SYMBOLS[row.test], frozen, row.rule, *ends))
+            lines.append((first, what, ours(row) + SYMBOLS[row.test], frozen, row.rule, *ends, price(row)))
     head = ("claim (paper's section)", "test", "ours, 95 % interval", "frozen", "holds if", "verdict", "can show")
+    head += ("a decision takes",)
     return _lines(head, lines)
 
 

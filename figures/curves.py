@@ -60,6 +60,11 @@ class Run:
         """The run's config, as dotted keys."""
         return self.section("config")
 
+    @property
+    def teacher(self) -> str | None:
+        """The arm that it grew from, or whose layers it predicts."""
+        return self.config.get("growth.teacher") or self.config.get("teacher_prediction.teacher")
+
     def section(self, key: str) -> dict[str, Any]:
         """What run.json holds under a key."""
         found = self.info.get(key)

@@ -11,6 +11,7 @@ from figures.curves import Results, Run
 from figures.metrics import ENOUGH, SHOWN, Estimate, estimate
 from figures.rules import Claim, Rule, Rules
 
+MOST = 200  # seeds that are tried for what an answer would take
 DIFFERENCES = {  # of an arm and `against`, in points
     "start": lambda arm, against: metrics.start(arm) - metrics.last(against),
     "final": lambda arm, against: metrics.final(arm) - metrics.final(against),
@@ -86,6 +87,16 @@ class Arms:
                 return Arm(folder.name, runs)
         return Arm(f"{teacher}, trained on at rate {arm.rate:g}", {})
 
+    def hours(self, runs: dict[int, Run]) -> dict[str, float]:
+        """Core-hours of a seed of an arm and of the teachers that it needs, by arm: of the seed that took least."""
+        if not runs:
+            return {}
+        folders = {run.folder.parent.name for run in runs.values()}
+        took = [seconds for run in runs.values() if (seconds := run.section("result").get("wall_s"))]
+        teacher = next(iter(runs.values())).teacher
+        mine = dict.fromkeys(folders, min(took, default=math.nan) / 3600)
+        return mine | (self.hours(self.results.arm(self.rules.runs, teacher)) if teacher else {})
+
     def level(self, test: Rule, arm: Arm) -> Callable[[int], float | None]:
         """The level of a speedup by seed; None if a run that sets it is missing."""
         scratch = self.find(test.of).runs if test.of else {}
@@ -121,6 +132,10 @@ class Outcome:
     arrived: int | None  # speedup: seeds in which the arm reached the level at all
     wanted: int  # seeds that it takes
     state: str  # holds, refuted, not shown, unfinished (seeds are missing), not run
+    takes: int | None = (
+        None  # seeds that would decide it, did their mean and spread stay as they are; None if over MOST
+    )
+    hours: float = math.nan  # core-hours of each of them, the teachers' included
 
 
 def judge(test: Rule, seeds: list[int], arms: Arms) -> Outcome:
@@ -128,26 +143,30 @@ def judge(test: Rule, seeds: list[int], arms: Arms) -> Outcome:
     arm = arms.find(test.arm)
     against = arms.find(test.against, beside=arm)
     ratio = test.metric == "speedup"
-    there = [seed for seed in seeds if seed in arm.runs and seed in against.runs]
+    both = [seed for seed in seeds if seed in arm.runs and seed in against.runs]
     frozen = arrived = None
     if ratio:
         at = arms.level(test, arm)
-        levels = {seed: level for seed in there if (level := at(seed)) is not None}
+        levels = {seed: level for seed in both if (level := at(seed)) is not None}
         values = [metrics.speedup(arm.runs[s], against.runs[s], level) for s, level in levels.items()]
         still = [metrics.speedup(arm.runs[s].frozen(), against.runs[s], level) for s, level in levels.items()]
         arrived = sum(metrics.arrived(arm.runs[s], level) for s, level in levels.items())
     else:
         difference = DIFFERENCES[test.metric]
-        values = [difference(arm.runs[s], against.runs[s]) for s in there]
-        still = [difference(arm.runs[s].frozen(), against.runs[s]) for s in there] if test.metric == "area" else []
+        values = [difference(arm.runs[s], against.runs[s]) for s in both]
+        still = [difference(arm.runs[s].frozen(), against.runs[s]) for s in both] if test.metric == "area" else []
     found = estimate(values, ratio) if len(values) >= SHOWN else None
     if found and still:
         frozen = estimate(still, ratio).mean
-    rule, state = _state(test, found)
+    missed = bool(ratio and found and arrived < found.n)
+    rule, state = _state(test, found, missed)
+    takes = None
     if values and len(values) < len(seeds):
-        state = "unfinished"
-    elif found and ratio and state == "holds" and test.above is not None and arrived < found.n:
-        state = "not shown"
+        state, takes = "unfinished", len(seeds)
+    elif state == "not shown":
+        takes = _takes(test, values, ratio, missed)
+    needed = [arm.runs, against.runs, arms.find(test.of).runs if test.of else {}]
+    hours = sum({name: cost for runs in needed for name, cost in arms.hours(runs).items()}.values())
     metric = test.metric
     if ratio:
         to = f"{test.way:.0%} of the way to {test.of}" if test.way is not None else f"{test.of} - {test.points:g}"
@@ -155,12 +174,12 @@ def judge(test: Rule, seeds: list[int], arms: Arms) -> Outcome:
     unit = "x" if ratio else "points"
     arrived = arrived if found else None
     bounds = test.within or (test.above, test.below)
-    return Outcome(
-        metric, arm.name, against.name, unit, rule, *bounds, found, len(values), frozen, arrived, len(seeds), state
-    )
+    there = (found, len(values), frozen, arrived, len(seeds))
+    return Outcome(metric, arm.name, against.name, unit, rule, *bounds, *there, state, takes, hours)
 
 
-def _state(test: Rule, found: Estimate | None) -> tuple[str, str]:
+def _state(test: Rule, found: Estimate | None, missed: bool = False) -> tuple[str, str]:
+    """The rule in words, and what it says. `missed`: a seed never arrived, so that none can hold as faster."""
     low, high = test.within or (test.above, test.below)
     rule = f"in {low:g} … {high:g}" if test.within else f"> {low:g}" if low is not None else f"< {high:g}"
     goal = -math.inf if test.target is None else test.target
@@ -168,11 +187,17 @@ def _state(test: Rule, found: Estimate | None) -> tuple[str, str]:
         rule += f", mean ≥ {goal:g}"
     if found is None:
         return rule, "not run"
-    inside = (low is None or found.low > low) and (high is None or found.high < high)
+    inside = (low is None or (found.low > low and not missed)) and (high is None or found.high < high)
     if test.within:  # its ends belong to it
         inside = found.low >= low and found.high <= high
     outside = (low is not None and found.high < low) or (high is not None and found.low > high) or found.high < goal
     return rule, "holds" if inside and found.mean >= goal else "refuted" if outside else "not shown"
+
+
+def _takes(test: Rule, values: list[float], ratio: bool, missed: bool) -> int | None:
+    """The seeds with which a test that is not shown would be decided, did mean and spread stay as they are."""
+    more = range(len(values) + 1, MOST + 1)
+    return next((n for n in more if _state(test, estimate(values, ratio, n), missed)[1] != "not shown"), None)
 
 
 def verdict(outcomes: list[Outcome]) -> str:

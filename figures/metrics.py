@@ -28,16 +28,16 @@ class Estimate:
     n: int
 
 
-def estimate(values: Sequence[float], ratio: bool = False) -> Estimate:
+def estimate(values: Sequence[float], ratio: bool = False, seeds: int | None = None) -> Estimate:
     """The mean of some seeds' values, and Student's 95 % interval; of ratios: both of their logarithms.
 
-    One seed has no interval: its ends are infinite.
+    One seed has no interval: its ends are infinite. `seeds`: as if there were so many, with this mean and this spread.
     """
     if not values:
         raise ValueError("expected the value of at least one seed, got none")
     x = np.log(np.asarray(values, float)) if ratio else np.asarray(values, float)
-    n, mean = len(x), float(x.mean())
-    reach = float(stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    n, mean = seeds or len(x), float(x.mean())
+    reach = float(stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / math.sqrt(n)) if len(x) > 1 else math.inf
     found = (mean, mean - reach, mean + reach)
     return Estimate(*((math.exp(v) for v in found) if ratio else found), n)
 

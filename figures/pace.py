@@ -39,8 +39,7 @@ def _pace(runs: str, name: str, scratch: str, results: Results) -> Iterator[dict
     seeds = sorted(arms.keys() & againsts.keys())
     if not seeds:
         return
-    config = next(iter(arms.values())).config
-    teacher = config.get("growth.teacher") or config.get("teacher_prediction.teacher")
+    teacher = next(iter(arms.values())).teacher
     teachers = results.arm(runs, teacher) if teacher else {}
     levels = {f"{way} % of the way": way / 100 for way in WAYS} | {f"converged - {p:g} points": -p for p in POINTS}
     for title, x in levels.items():

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from finished import add, changed
 from places import ROOT
+from scipy import stats
 
 from figures import claims, evidence, judging, metrics, sweeps
 from figures.curves import Problem, Results
@@ -156,6 +157,27 @@ def test_what_function_preservation_alone_would_be_given(tmp_path, results):
     assert outcome.frozen == pytest.approx(1)  # it never arrives: all of its mini-batches
 
 
+def test_what_a_decision_would_take(tmp_path, results):
+    for seed, gain in {1: 0.9, 2: -0.3, 3: 0.6}.items():  # mean 0.4, standard deviation 0.6245
+        add(tmp_path / "r", "teacher", seed, [10, 70, 80])  # 2.5 seconds
+        for arm, final in (("a", 80 + gain), ("b", 80)):
+            add(tmp_path / "r", arm, seed, [80] * (1 + seed), final=final, teacher="teacher")  # from 1.5 seconds
+    test = {"metric": "final", "arm": "a", "against": "b", "above": 0}
+    outcome = judge(test, [1, 2, 3], results)
+    reach = {n: stats.t.ppf(0.975, n - 1) * 0.6245 / n**0.5 for n in (11, 12)}
+    assert reach[11] > 0.4 > reach[12]
+    assert (outcome.state, outcome.takes) == ("not shown", 12)
+    assert outcome.hours * 3600 == pytest.approx(1.5 + 1.5 + 2.5)  # of the seed that took least; the teacher once
+
+    tests = [test, test | {"above": 0.41}, test | {"above": -9}]
+    of = Rules.model_validate(RULES | {"headline": CLAIM | {"tests": tests}})
+    rows = claims.table(judging.evaluate(of, results))
+    rows.core_hours *= 3600
+    assert [claims.price(row) for row in rows.itertuples()] == ["12 seeds, 49.5 h", "over 200 seeds, 1084 h", ""]
+    rows = claims.table(judging.evaluate(of.model_copy(update={"seeds": [1, 2, 3, 4]}), results))
+    assert (rows.test[0], rows.takes[0]) == ("unfinished", 4)
+
+
 def test_an_unfinished_run_decides_nothing(tmp_path, results, capsys):
     for seed in (1, 2, 3):
         add(tmp_path / "r", "a", seed, [80, 90], status="running" if seed == 3 else "finished")
@@ -225,7 +247,7 @@ def test_an_arm_that_never_arrives_in_one_seed_is_not_shown_to_be_faster(tmp_pat
         add(tmp_path / "r", "t", seed, [10, 40, 60, 80, 88])
     test = {"metric": "speedup", "arm": "a", "against": "b", "of": "b", "points": 0, "above": 0.01}
     outcome = judge(test, [1, 2, 3], results)
-    assert (outcome.state, outcome.arrived) == ("not shown", 2)
+    assert (outcome.state, outcome.arrived, outcome.takes) == ("not shown", 2, None)
     halfway = judge({k: v for k, v in test.items() if k != "points"} | {"way": 0.5}, [1, 2, 3], results)
     assert (halfway.state, halfway.arrived, halfway.found.mean) == ("holds", 3, pytest.approx(4))  # 89 %
 
