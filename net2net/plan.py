@@ -486,6 +486,10 @@ def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, i
         reasons = _kinds([space.fixed for space in trace.producers() if space.fixed])
         if not scale.whole and any(space in trace.uniform for space in trace.producers()):
             reasons.append(f"a whole-number factor would do where channels are normalised together, {factor} does not")
+        if not reasons and trace.unknown:  # e.g. the fake quantisation of weights
+            names = ", ".join(map(repr, trace.unknown))
+            cure = ": grow the model before it is prepared for quantisation" if "fake_quant" in names else ""
+            reasons.append(f"what its layers read and make passes through {names}, which no rule covers{cure}")
         raise GrowthError(f"nothing can grow{where}: {'; '.join(reasons) or 'no layer makes channels there'}")
     grown = {space: width for space, width in targets.items() if width > space.width}
     if (factor > 1 or scale.multiple_of > 1) and not grown:

@@ -188,3 +188,15 @@ def test_a_closure_over_the_teacher_is_refused_and_leaves_it_alone():
     with pytest.raises(GrowthError):
         widen(net, X.float(), 2)
     assert net.bn.num_batches_tracked == 0
+
+
+def test_quantised_weights_are_refused_by_name():
+    # What is divided among copies would be rounded anew.
+    net = vector(lambda m, x: F.linear(F.linear(x, rounded(m.a.weight)).relu(), rounded(m.o.weight)))
+    refused = pytest.raises(GrowthError, match=r"'fake_quantize_per_tensor_affine'.*before it is prepared for quant")
+    with pytest.warns(UserWarning, match="fake_quantize_per_tensor_affine"), refused:
+        widen(net.float(), X.float(), 2)
+
+
+def rounded(weight):
+    return torch.fake_quantize_per_tensor_affine(weight, 0.05, 0, -128, 127)
