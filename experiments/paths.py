@@ -34,3 +34,12 @@ def to_path(text: str) -> Path:
         return expanded(text)
     except PathError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def to_folder(text: str) -> Path:
+    """`to_path` of a folder, which may be there or not yet."""
+    path = to_path(text)
+    for place in (path, *path.parents):
+        if place.is_file():
+            raise argparse.ArgumentTypeError(f"expected a folder, {place} is a file")
+    return path

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.output import script
-from experiments.paths import to_path
+from experiments.paths import to_folder, to_path
 from experiments.reading import YamlError
 from figures import evidence, rules, sweeps
 from figures.curves import Problem, Results
@@ -137,7 +137,7 @@ def as_text(rows: pd.DataFrame) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="?", type=to_path, default=Path("results"), help="default: %(default)s")
+    parser.add_argument("results", nargs="?", type=to_folder, default=Path("results"), help="default: %(default)s")
     parser.add_argument("--out", type=to_path, default=Path("figures/out"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
     try:

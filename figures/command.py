@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments import Figure as Plot
 from experiments import figures
-from experiments.paths import to_path
+from experiments.paths import to_folder, to_path
 from experiments.reading import YamlError
 from figures.curves import Problem, read_arms, read_there
 from figures.style import draw, save
@@ -18,11 +18,11 @@ from figures.tables import as_text, final_table, steps_table
 def main(*names: str, argv: list[str] | None = None) -> int:
     """Draws these figures, or all, if their runs are there; returns 2, after a sentence, if one was not drawn."""
     parser = argparse.ArgumentParser(description=f"Draw {', '.join(names) or 'all figures'} from CSV files.")
-    parser.add_argument("root", nargs="?", type=to_path, default=Path("runs/laptop"), help="default: %(default)s")
+    parser.add_argument("root", nargs="?", type=to_folder, default=Path("runs/laptop"), help="default: %(default)s")
     parser.add_argument("--out", type=to_path, default=Path("figures/out"), help="default: %(default)s")
     parser.add_argument("--partial", action="store_true", help="draw all runs, unfinished ones and single seeds too")
     parser.add_argument(
-        "--with", dest="beside", type=to_path, metavar="ROOT", help="other runs, as thin lines of their means"
+        "--with", dest="beside", type=to_folder, metavar="ROOT", help="other runs, as thin lines of their means"
     )
     parser.add_argument("--style", type=to_path, metavar="FILE.mplstyle", help="a matplotlib style file, over ours")
     args = parser.parse_args(argv)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from experiments import seed_of
-from experiments.paths import to_path
+from experiments.paths import to_folder
 from replicate.slurm import SlurmError, queue
 from replicate.stage import locked, read_json
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m replicate clean", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=to_path, default=Path("runs"), help="(default: runs)")
+    parser.add_argument("--runs", type=to_folder, default=Path("runs"), help="(default: runs)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--dry-run", action="store_true", help="show only, which is the default")
     which.add_argument("--yes", action="store_true", help="remove what is shown")

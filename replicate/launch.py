@@ -10,7 +10,7 @@ from pathlib import Path
 
 import experiments
 from experiments.output import columns
-from experiments.paths import to_path
+from experiments.paths import to_folder, to_path
 from experiments.reading import YamlError
 from replicate import cost
 from replicate.runner import Runner, fetch_data, gpus_here
@@ -60,8 +60,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="laptop", help="a folder of configs/ (default: laptop)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="K")
-    parser.add_argument("--runs", type=to_path, default=Path("runs"), help="where runs are written (default: runs)")
-    parser.add_argument("--configs", type=to_path, default=CONFIGS, help="where scales are (default: configs)")
+    parser.add_argument("--runs", type=to_folder, default=Path("runs"), help="where runs are written (default: runs)")
+    parser.add_argument("--configs", type=to_folder, default=CONFIGS, help="where scales are (default: configs)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for all stages: data.root, wandb.mode, ..."
     )

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import experiments
-from experiments.paths import to_path
+from experiments.paths import to_folder
 from experiments.reading import YamlError, read
 from replicate.stage import CONFIGS, known_scale
 from training.config import COUNTS, SCALE, Config, ImageNetDataConfig, expanded, flatten, load
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--epochs", type=float, help="of every arm (default: as many as there)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the scale")
-    parser.add_argument("--configs", type=to_path, default=CONFIGS, help="where scales are (default: configs)")
+    parser.add_argument("--configs", type=to_folder, default=CONFIGS, help="where scales are (default: configs)")
     arguments = parser.parse_args(argv)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", arguments.name) or arguments.name == "arms":
         parser.error(f"{arguments.name!r}: expected letters, digits, - and _, and not arms, which is no scale")

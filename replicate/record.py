@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments import seed_of, unlike_its_end, without_seed
 from experiments.output import script
-from experiments.paths import to_path
+from experiments.paths import to_folder
 from replicate.stage import ROOT, read_json
 from training.config import differences
 from training.files import write_atomic
@@ -81,8 +81,8 @@ def _of_another_config(config: dict[str, Any], target: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", default=["long"], help="below --runs (default: long)")
-    parser.add_argument("--runs", type=to_path, default=Path("runs"))
-    parser.add_argument("--results", type=to_path, default=ROOT / "results")
+    parser.add_argument("--runs", type=to_folder, default=Path("runs"))
+    parser.add_argument("--results", type=to_folder, default=ROOT / "results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="default: all that there are")
     arguments = parser.parse_args(argv)
     code = 0

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import experiments
 from experiments.output import columns
-from experiments.paths import to_path
+from experiments.paths import to_folder
 from experiments.reading import YamlError
 from replicate.slurm import Queued, SlurmError, queue
 from replicate.stage import CONFIGS, Stage, known_scale, plan
@@ -149,8 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--scale", default="laptop", help="a folder of configs/ (default: laptop)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="K", help="(default: those that are in runs, or 0)")
-    parser.add_argument("--runs", type=to_path, default=Path("runs"), help="where runs are written (default: runs)")
-    parser.add_argument("--configs", type=to_path, default=CONFIGS, help="where scales are (default: configs)")
+    parser.add_argument("--runs", type=to_folder, default=Path("runs"), help="where runs are written (default: runs)")
+    parser.add_argument("--configs", type=to_folder, default=CONFIGS, help="where scales are (default: configs)")
     parser.add_argument(
         "--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help="again and again, every 10 seconds"
     )

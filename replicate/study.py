@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments import Part, study
 from experiments.output import script
-from experiments.paths import to_path
+from experiments.paths import to_folder
 from experiments.reading import YamlError
 from replicate.launch import add_launcher, check, start
 from replicate.stage import CONFIGS, Stage, ordered
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="default: the part's own")
-    parser.add_argument("--runs", type=to_path, default=Path("runs"), help="where runs are written (default: runs)")
+    parser.add_argument("--runs", type=to_folder, default=Path("runs"), help="where runs are written (default: runs)")
     add_launcher(parser)
     arguments = parser.parse_args(argv)
     for name in arguments.parts:

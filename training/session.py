@@ -85,6 +85,8 @@ class Session:
         for rank, world, name in ((self.rank, self.world, ""), (self.local_rank, self.local_world, "LOCAL_")):
             if rank >= world:
                 raise RunError(f"{name}RANK is {rank} and {name}WORLD_SIZE {world}: ranks are counted from 0")
+        if self.world > 1 and not 0 < (port := _from_environment("MASTER_PORT", 29500)) < 65536:
+            raise RunError(f"MASTER_PORT is {port}: expected a free port, from 1024 to 65535, as torchrun sets it")
         self.device = choose_device(device, self.local_rank)
         self.cuda = self.device.type == "cuda"
         if self.cuda:

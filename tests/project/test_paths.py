@@ -1,6 +1,7 @@
 """`~` and `$VAR` in the paths of every command line: a shell leaves `--out=~/x` and quoted words as they are."""
 
 import re
+from functools import partial
 
 import pytest
 from finished import add
@@ -42,8 +43,8 @@ def test_every_option_of_a_path_is_read_by_it():
         ROOT / "train.py",
         *(f for part in ("training", "replicate", "figures") for f in (ROOT / part).rglob("*.py")),
     ]
-    found = {file: re.findall(r"type=(Path|to_path)\b", file.read_text()) for file in files}
-    assert sum(types.count("to_path") for types in found.values()) >= 20
+    found = {file: re.findall(r"type=(Path|to_path|to_folder)\b", file.read_text()) for file in files}
+    assert sum(len(types) for types in found.values()) >= 20
     assert not [name for name, types in found.items() if "Path" in types]
 
 
@@ -104,3 +105,14 @@ def test_a_path_of_an_empty_variable_is_no_path(call, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         call(words)
     assert re.search("expected a path, got ''|NOWHERE_AT_ALL is not set here", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("where", ["file", "file/runs"])
+@pytest.mark.parametrize("command", [partial(launch.main, "", ()), study.main, status.main, record.main, clean.main])
+def test_a_folder_that_is_a_file_is_named(tmp_path, monkeypatch, capsys, command, where):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        command([*(["laptop"] if command is record.main else []), "--runs", where])
+    assert stopped.value.code == 2
+    assert "argument --runs: expected a folder, file is a file" in capsys.readouterr().err

@@ -56,6 +56,8 @@ def without_gpu(monkeypatch):
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE=9{40}: expected a whole number"),
         ({"RANK": "\u00b2"}, "RANK=\u00b2: expected a whole number"),
         ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_RANK is 0 and LOCAL_WORLD_SIZE 0"),
+        ({"WORLD_SIZE": "2", "MASTER_PORT": "80000"}, "MASTER_PORT is 80000: expected a free port"),
+        ({"WORLD_SIZE": "2", "MASTER_PORT": "abc"}, "the environment says MASTER_PORT=abc"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2: ranks are counted from 0"),
     ],
 )
