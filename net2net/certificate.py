@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from net2net.errors import DoesNotRun, GrowthError
+from net2net.kept import MODULES_OWN
 from net2net.outside import left_alone
 from net2net.recording import (
     NoDropout,
@@ -88,6 +89,9 @@ def _compared(
     teacher: nn.Module, student: nn.Module, inputs: Any, train: bool, dtype: torch.dtype, shared: bool = False
 ) -> Certificate:
     """`shared`: neither writes into its parameters, so that they need no copy."""
+    tensors = (*pytree.tree_leaves(inputs), *teacher.parameters(), *student.parameters())
+    if any(t.is_meta for t in tensors if isinstance(t, torch.Tensor)):
+        raise GrowthError("what is on the meta device has no values to verify with: pass real ones, or verify=False")
     own = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), dtype)
     ours, theirs, dtype = _both(teacher, student, inputs, train, dtype, own, shared)
     shapes = [[tuple(t.shape) for t in outputs] for outputs in (ours, theirs)]
@@ -147,10 +151,23 @@ def _both(
         except Exception as error:
             if attempt is None or own is dtype:
                 kind = DoesNotRun if which == "teacher" else GrowthError
+                left = "" if which == "teacher" else _left_in(student)
                 raise kind(
-                    f"the {which} does not run on these inputs: {type(error).__name__}: {first_line(error)}"
+                    f"the {which} does not run on these inputs: {type(error).__name__}: {first_line(error)}{left}"
                 ) from error
     raise AssertionError  # the loop returns or raises
+
+
+def _left_in(model: nn.Module) -> str:
+    """Where earlier passes have left tensors that are no state of the model's, as a hint: they are as wide as a
+    teacher's."""
+    left = [
+        repr(key) + (f" of module {name!r}" if name else "")
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key not in MODULES_OWN and any(isinstance(each, torch.Tensor) for each in pytree.tree_leaves(value))
+    ]
+    return f"; the model keeps {', '.join(left[:4])} with tensors of earlier passes: empty that first" if left else ""
 
 
 def has_float64(device: torch.device) -> bool:
@@ -188,9 +205,6 @@ def confirm(
     grows the teacher once more, is then given it in float64, and there is a warning if that is right. In half precision
     it always is: rounding explains there what faults of some percent would do, too.
     """
-    tensors = [*pytree.tree_leaves(example_inputs), *teacher.parameters()]
-    if any(t.is_meta for t in tensors if isinstance(t, torch.Tensor)):
-        raise GrowthError("what is on the meta device has no values to verify with: pass real ones, or verify=False")
     dtypes = [p.dtype for p in teacher.parameters() if p.dtype in ROUNDING] or [torch.float32]
     own = max(dtypes, key=ROUNDING.__getitem__)
     first = own if own is torch.float32 else torch.float64
@@ -302,7 +316,7 @@ def _outputs(model: nn.Module, inputs: Any, train: bool, dtype: torch.dtype | No
     precision = nullcontext() if dtype is None else Precision(dtype)
     with torch.no_grad(), left_alone(model), uncompiled(), NoDropout(), precision, seeded(devices):
         output = model(*args, **kwargs)
-    return [_plain(tensor) for _, tensor in output_tensors(output)]
+    return [_plain(tensor.detach()) for _, tensor in output_tensors(output)]
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,10 @@ class Maxout(nn.Module):
         self.pieces = pieces
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] % self.pieces:
+            raise ValueError(
+                f"maxout of {self.pieces} pieces needs a multiple of {self.pieces} channels, got {x.shape[1]}"
+            )
         return x.unflatten(1, (-1, self.pieces)).max(2).values  # amax would share the gradient among equal pieces
 
     def extra_repr(self) -> str:

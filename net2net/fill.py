@@ -84,6 +84,8 @@ def _disturb_readers(weight: torch.Tensor, dim: int, axis: AxisMap, noise: float
     What the layer computes stays the same as long as the copies are equal; each copy then gets a gradient of its own.
     """
     columns = weight.movedim(dim, 0)
+    if not columns.numel():  # a layer of no channels
+        return
     draw = normal(columns, generator)
     filters = columns.transpose(0, 1) if columns.ndim > 1 else columns[None]  # a vector is one filter
     spread = _spread(filters)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from functools import cached_property
 from types import MappingProxyType
@@ -56,6 +57,12 @@ LONG = 256  # a longer list is data
 
 
 MODULES_OWN = frozenset(vars(nn.Module()))
+# What comes from outside, where that has as many channels: they do not grow with those of the layers.
+GIVEN = "in input inputs inp obs observation state data img image cond context text source src"
+GIVEN = frozenset(GIVEN.split())
+# What the layers make, whatever comes in.
+INNER = "out output outputs hidden hiddens hid nhid inner mid intermediate latent ff ffn mlp bottleneck"
+INNER = frozenset(INNER.split())
 CHANNELS = frozenset({"dim", "dims", "channel", "channels", "chs", "feature", "features", "planes"})
 
 
@@ -79,6 +86,7 @@ class Kept:
         self._supposed: dict[tuple[str, str], Axis] = {}
         self._tried: set[tuple[str, str]] = set()
         self._doubted: set[str] = set()
+        self._spare: set[tuple[str, str]] = set()
 
     def find(self, size: Size, anew: bool = True) -> None:
         """`size` is the length of an axis in the student. What was doubted is not, `anew`."""
@@ -93,10 +101,11 @@ class Kept:
             where = holder.get("module") if isinstance(holder, dict) else None
             key = next(part for part in reversed(path) if not part.isdigit())
             new = self._evidence.width(name, where, key, number, size)
-            if new is None or (new != number and name in self._doubted):
-                self.unclear.setdefault(name, []).append(".".join(path))
+            written = ".".join(path)
+            if new is None or (new != number and (name in self._doubted or (name, written) in self._spare)):
+                self.unclear.setdefault(name, []).append(written)
             elif new != number:
-                self.follow.setdefault(name, {})[".".join(path)] = new
+                self.follow.setdefault(name, {})[written] = new
         for (name, path), axis in self._supposed.items():
             self.unclear[name] = [each for each in self.unclear.get(name, []) if each != path]
             if not self.unclear[name]:
@@ -134,6 +143,20 @@ class Kept:
     def drop(self, numbers: Iterable[tuple[str, str]]) -> None:
         for each in numbers:
             del self._supposed[each]
+
+    def release(self, read: Iterable[tuple[str, str]], size: Size, works: Callable[[], bool]) -> None:
+        """Let go of the numbers (module, attribute) that the forward pass has read and does without: what it cuts to
+        `x[:, -self.width:]` is as long as that only on longer inputs, so they may be no widths. Of a class together."""
+        alike: dict[tuple[type, str], set[tuple[str, str]]] = {}
+        for name, key in read:
+            if key in self.follow.get(name, {}) and (name, key) not in self._supposed:
+                alike.setdefault((type(self.trace.skeleton.get_submodule(name)), key), set()).add((name, key))
+        for numbers in alike.values():
+            self._spare |= numbers
+            self.find(size, anew=False)
+            if not works():
+                self._spare -= numbers
+                self.find(size, anew=False)
 
     def doubt(self, module: str, everywhere: bool = False) -> bool:
         """Let go of the numbers that may be why a student's forward pass differs in this module: its own, or if there
@@ -174,12 +197,38 @@ class Kept:
         return any(let_go([name]) for name in names) or let_go(names)
 
 
+@contextmanager
+def reads(model: nn.Module, numbers: dict[str, Iterable[str]]) -> Iterator[set[tuple[str, str]]]:
+    """Which of these attributes, by module, are read meanwhile. For a model that is not used afterwards."""
+    hidden: dict[int, tuple[str, dict[str, Any]]] = {}
+    for name, keys in numbers.items():
+        own = vars(module := model.get_submodule(name))
+        hidden[id(module)] = name, {key: own.pop(key) for key in keys if key in own and not hasattr(type(module), key)}
+    seen: set[tuple[str, str]] = set()
+    found = nn.Module.__getattr__
+
+    def __getattr__(module: nn.Module, key: str) -> Any:  # what is not in a module's dictionary
+        name, values = hidden.get(id(module), ("", {}))
+        if key not in values:
+            return found(module, key)
+        seen.add((name, key))
+        return values[key]
+
+    nn.Module.__getattr__ = __getattr__
+    try:
+        yield seen
+    finally:
+        nn.Module.__getattr__ = found
+
+
 def _candidates(module: nn.Module) -> Iterator[tuple]:
     own = OWN if isinstance(module, READ_OFF) else frozenset()
     seen: set[int] = set()
     for key, value in vars(module).items():
         if key not in MODULES_OWN and key not in own and not key.startswith("net2net_"):
-            yield from (found for found in _integers(value, (key,), seen) if _is_width(found[0]))
+            for path, number, holder in _integers(value, (key,), seen):
+                if _is_width(path) and not _is_pixels(path[-1], vars(module) if holder is None else parts(holder)):
+                    yield path, number, holder
 
 
 def integers(module: nn.Module) -> list[tuple[str, int]]:
@@ -234,6 +283,16 @@ def _is_width(path: tuple[str, ...]) -> bool:
     return not path[-2:][0].isdigit() or not path[-1].isdigit()  # a table of a constructor's arguments
 
 
+def _is_pixels(key: str, beside: dict[str, Any] | None) -> bool:
+    """Whether it is the width of an image: there is a height beside it."""
+    return "width" in key.lower() and re.sub("(?i)width", lambda w: _like(w[0], "height"), key) in (beside or {})
+
+
+def _like(word: str, other: str) -> str:
+    """The other word, with capitals as the first has them."""
+    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+
 def _words(name: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
 
@@ -242,7 +301,7 @@ def _given(value: Value) -> tuple[set[int], set[int]]:
     """Of what is given to a module the sizes that are no axes, e.g. of the network's input; and of these the ones that
     could be its channels: of an image the first after the batch's, and the last if it is not as long as another."""
     shape = value.tensor.shape
-    dims = {1 % len(shape), len(shape) - 1} if shape else set()
+    dims = {1 % len(shape), len(shape) - 1} if len(shape) > 1 and value.tensor.is_floating_point() else set()
     if len(shape) > 3 and shape[-1] == shape[-2]:
         dims.discard(len(shape) - 1)
     return tuple({shape[dim] for dim in some if not value.axes[dim]} for some in (range(len(shape)), dims))
@@ -301,11 +360,13 @@ class _Evidence:
     def width(self, module: str, where: Any, key: str, number: int, size: Size) -> int | None:
         """What becomes of a number: the width that all channels of that width grow to at the nearest place that has
         any; itself where none is near; None where they differ."""
-        words = set(re.findall("[a-z]+", key.lower()))
+        words = set(_words(key))
         side = "in" if words & {"in", "input", "inp"} else "out" if words & {"out", "output"} else None
         sizes, channels = self.given.get(module, ((), ()))
-        if side == "in" and number in (sizes if "size" in words else channels):
+        if words & GIVEN and number in (sizes if "size" in words else channels):
             return number
+        if ("width" in words and number in sizes) or (number in channels and not words & INNER):
+            return None  # of an image, or of its channels; of what comes in, or of the layers
         for axes in self._tiers(module, where, side):
             new = {size(axis) for axis in axes if length(axis) == number}
             if new:

@@ -16,7 +16,7 @@ import torch
 
 from net2net.errors import GrowthError, whole
 from net2net.growth import Along, Channels, Growth
-from net2net.kept import Kept, Size, integers
+from net2net.kept import Kept, Size, integers, reads
 from net2net.names import aliases, children, inside, owner, within
 from net2net.recording import SIZED, Call, Recording, local, place, tensors
 from net2net.seeds import generator_for
@@ -62,14 +62,18 @@ def plan_growth(
         def size(axis: Axis, targets: Mapping[Space, int] = targets) -> int:
             return _size(axis, targets)
 
-        def tried(growth: Growth = growth, maps: Maps = maps) -> tuple[Growth, Conflict | None]:
+        read: set[tuple[str, str]] = set()
+
+        def tried(growth: Growth = growth, maps: Maps = maps, read: set = read) -> tuple[Growth, Conflict | None]:
             noted = growth.noting(kept.follow, kept.unclear)
-            return noted, find_conflict(trace, noted, maps, example_inputs)
+            return noted, find_conflict(trace, noted, maps, example_inputs, kept.follow, read)
 
         kept.find(size, anew)
         while True:
             noted, conflict = tried()
             if conflict is None:
+                kept.release(sorted(read), size, lambda tried=tried: tried()[1] is None)
+                noted = growth.noting(kept.follow, kept.unclear)
                 noted.stayed = _stayed(trace, maps, scale, modules)
                 _name_unread(trace, {space.width for space in maps})
                 return noted
@@ -299,18 +303,34 @@ class Conflict(NamedTuple):
         return after is None or after.at > self.at
 
 
-def find_conflict(trace: Trace, growth: Growth, maps: Maps, example_inputs: Any) -> Conflict | None:
+def find_conflict(
+    trace: Trace,
+    growth: Growth,
+    maps: Maps,
+    example_inputs: Any,
+    numbers: dict[str, dict[str, int]] | None = None,
+    read: set[tuple[str, str]] | None = None,
+) -> Conflict | None:
     """Where a student does not repeat its teacher's forward pass: the same operations, with the same numbers, on
     tensors that have grown by the maps. A model can look at its widths in ways that no map can follow, e.g.
     `x / x.shape[1]`, `view(-1, 64)`, or a branch.
 
-    The student has no data, unless its teacher had to be run with some.
+    The student has no data, unless its teacher had to be run with some. `read`: filled with those of the `numbers` that
+    modules keep which its code reads.
     """
     if trace.real:
         student = local(growth.copied(trace.model))
     else:
         student = growth.emptied(trace.model)
     recording = Recording(student, trace.real, trace.outside)
+    with reads(student, numbers or {}) as seen:
+        conflict = _conflict(trace, recording, maps, example_inputs)
+    if read is not None:
+        read.update(seen)
+    return conflict
+
+
+def _conflict(trace: Trace, recording: Recording, maps: Maps, example_inputs: Any) -> Conflict | None:
     widths = {space: len(g) for space, g in maps.items()}
     for training, theirs in ((False, trace.calls), (True, trace.training_calls)):
         if theirs is None or (training and theirs is trace.calls):
@@ -533,6 +553,9 @@ def _kinds(reasons: Sequence[str]) -> list[str]:
 def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
     if not widths:
         raise GrowthError("widths= is empty: name at least one layer, e.g. {'layer1.conv1': 96}")
+    for name in widths:
+        if not isinstance(name, str):
+            raise GrowthError(f"widths names {name!r}: expected names of layers, e.g. {{'layer1.conv1': 96}}")
     made: dict[str, tuple[str, int]] = {}
     for name, dim in trace.outputs:
         made.setdefault(owner(name), (name, dim))

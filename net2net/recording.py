@@ -179,6 +179,7 @@ class Recording(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
+        grant_gradients(func, args, kwargs)
         given: list[torch.Tensor] = []
         numbers: list[Any] = []
         hidden = GROWING.get(name, {})
@@ -210,7 +211,7 @@ class Recording(TorchFunctionMode):
             raise GrowthError(f"cannot follow the channels through {call.where}: a nested tensor has no shape")
         call.out = out
         if not results:
-            if given and not _is_about(name):
+            if given and not is_about(name):
                 self.revealed(call)
             if name in ("__setitem__", "__set__"):
                 call.counts = _counts(call)
@@ -506,7 +507,7 @@ is_mkldnn is_nested is_mps is_xpu is_sparse_csr is_storage register_hook untyped
 ABOUT = frozenset(ABOUT.split())
 
 
-def _is_about(name: str) -> bool:
+def is_about(name: str) -> bool:
     return name in ABOUT or (name.startswith("_") and not name.startswith("__"))
 
 
@@ -670,10 +671,19 @@ class NoDropout(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        grant_gradients(func, args, kwargs)
         if "dropout" in function_name(func):
             return args[0] if args else kwargs["input"]
         args, kwargs = without_dropout(function_name(func), args, kwargs)
         return func(*args, **kwargs)
+
+
+def grant_gradients(func: Callable, args: tuple, kwargs: dict) -> None:
+    """A forward pass that asks for gradients of its own, e.g. for forces of an energy, has them from then on."""
+    name = func.__name__
+    asks = name == "requires_grad_" or (name == "__set__" and func.__self__ is torch.Tensor.requires_grad)
+    if asks and False not in (*args[1:], *kwargs.values()):
+        torch.set_grad_enabled(True)
 
 
 # Operations with a dropout of their own: where its probability is.

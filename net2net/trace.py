@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from net2net.recording import (
     Recording,
     cloned_tensor,
     first_line,
+    is_about,
     local,
     on_meta,
     output_tensors,
@@ -127,7 +128,7 @@ class Trace(Recording):
         self._shared: set[Read] = set()  # on the way to a weight that is computed
         self._on_the_way: dict[int, tuple[Value, Axis]] = {}
         self._values: dict[int, Value] = {}
-        self._unread: dict[int, tuple[torch.Tensor, Axis | None, str]] = {}
+        self._unread: dict[int, tuple[torch.Tensor, Callable[[], Any]]] = {}
         self._waiting: list[Value] = []
         self.training_calls: list[Call] | None = None
         for name, module in submodules(self.skeleton):
@@ -167,10 +168,24 @@ class Trace(Recording):
             if self._is_copied(name) or (name, dim) in self.outputs:
                 fix(self.axes[name][dim], f"{name!r} sums over them in one place and is used otherwise in another")
         parameters = {name for name, _ in self.skeleton.named_parameters()}
+        self._made_by_themselves(parameters)
         by_buffers = {space: its for space, its in self.producers().items() if parameters.isdisjoint(its)}
         for space in by_buffers.keys() - (self._trained() if by_buffers else ()):
             fix(((space, 1),), f"buffers make them ({by_buffers[space][0]!r}): copies would stay copies for ever")
         self.uniform = self._groups()
+
+    def _made_by_themselves(self, parameters: set[str]) -> None:
+        """Note parameters that are channels which no weight makes and some layer reads, e.g. a table or a constant that
+        a network begins with, as makers of these."""
+        made = self.producers()
+        read = {space for name, dim in self.contracted for space, _ in resolve(self.axes[name][dim] or ())}
+        for name in (name for name in self.axes if name in parameters):
+            for dim, axis in enumerate(self.axes[name]):
+                spaces = {space for space, _ in resolve(axis or ())}
+                if not spaces or (name, dim) in self.contracted or not spaces <= read or not spaces.isdisjoint(made):
+                    continue
+                if not any(space.fixed for space in spaces) or self.shape(name).numel() > length(axis):
+                    self.outputs[name, dim] = None  # but for what scales the network's input, channel by channel
 
     def _states(self) -> list[tuple[str, nn.Module, str, torch.Tensor]]:
         """Tensors that modules keep as plain attributes: the module's name, the module, the attribute, the tensor."""
@@ -287,7 +302,8 @@ class Trace(Recording):
         self._values[id(tensor)] = Value(tensor, [None] * tensor.ndim)
 
     def before(self, call: Call, given: list[torch.Tensor]) -> None:
-        call.inputs = [self.value_of(t) for t in given]
+        looks = call.name not in LIKES and (not is_about(call.name) or call.name in ("__setitem__", "__set__"))
+        call.inputs = [self.value_of(t) if looks else self._known(t) for t in given]
 
     def after(self, call: Call, given: list[torch.Tensor], results: list[torch.Tensor]) -> None:
         read = [name for t in given if t is not call.out and (name := self.named(t))]
@@ -493,14 +509,18 @@ class Trace(Recording):
                 if waits:
                     self._waiting.append(made)
 
-    def unread(self, tensor: torch.Tensor, axis: Axis | None, reason: str) -> None:
-        """Hold an axis as soon as anything reads a tensor."""
-        self._unread[id(tensor)] = tensor, axis, reason
+    def unread(self, tensor: torch.Tensor, read: Callable[[], Any]) -> None:
+        """Call `read` as soon as anything reads the numbers of a tensor, and not its shape alone."""
+        self._unread[id(tensor)] = tensor, read
 
     def value_of(self, tensor: torch.Tensor) -> Value:
-        """What is known of a tensor. A parameter or buffer starts with a space of its own along every dimension."""
+        """What is known of a tensor that is read."""
         if id(tensor) in self._unread:
-            fix(*self._unread[id(tensor)][1:])
+            self._unread.pop(id(tensor))[1]()
+        return self._known(tensor)
+
+    def _known(self, tensor: torch.Tensor) -> Value:
+        """What is known of a tensor. A parameter or buffer starts with a space of its own along every dimension."""
         value = self._values.get(id(tensor))
         if value is None:
             name = self.names.get(id(tensor))
@@ -661,6 +681,7 @@ class Trace(Recording):
 
 # Constants of one number, what repeats a constant, and what makes another of one.
 FILLED = frozenset({"zeros", "ones", "full", "empty", "new", "new_zeros", "new_ones", "new_full", "new_empty"})
+LIKES = frozenset({"zeros_like", "ones_like", "full_like", "empty_like"})
 SPREADS = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
 CARRIES = """
 unsqueeze squeeze transpose permute t T mT contiguous clone requires_grad zero fill cpu cuda to float double half

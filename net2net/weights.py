@@ -33,6 +33,8 @@ def save_weights(path: str | os.PathLike[str], student: nn.Module) -> None:
     The file is replaced in one step: after a kill or a full disk there is the old one or the new one. A tensor with
     several names is written once. Raises `GrowthError` for a state that is no tensor, which safetensors cannot hold.
     """
+    if isinstance(path, nn.Module):
+        raise GrowthError("save_weights takes the file first: save_weights('student.safetensors', student)")
     path, student = Path(path), unwrapped(student)
     if path.suffix != ".safetensors":
         raise GrowthError(f"save_weights writes safetensors: give {path.name!r} the suffix .safetensors")

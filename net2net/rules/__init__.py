@@ -6,9 +6,11 @@ found by the operation's name, so that `torch.relu`, `Tensor.relu_` and `torch.n
 operation without a rule reads and makes stays as it is, and is named.
 """
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
+from net2net.errors import GrowthError
 from net2net.rules import contraction, elementwise, normalization, opaque, pooling, shape
 
 Rule = Callable[..., list]
@@ -33,9 +35,14 @@ def register_rule(operation: Callable[..., Any] | str, rule: Rule | str) -> None
     """
     from net2net.recording import function_name
 
+    if not callable(operation) and not isinstance(operation, str):
+        raise GrowthError(f"register_rule: {operation!r} is no operation: expected a torch function, or its name")
     name = operation if isinstance(operation, str) else function_name(operation)
     if isinstance(rule, str):
         if rule not in RULES:
-            raise ValueError(f"register_rule: there is no rule called {rule!r}; there are {', '.join(sorted(RULES))}")
+            near = ", ".join(difflib.get_close_matches(rule, RULES, 5) or ["relu", "layer_norm", "matmul"])
+            raise GrowthError(f"register_rule: there is no rule called {rule!r}; there are {len(RULES)}, e.g. {near}")
         rule = RULES[rule]
+    if not callable(rule):
+        raise GrowthError(f"register_rule: {rule!r} is no rule: expected a function of (trace, call), or a name")
     RULES[name] = rule

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LINEAR = """
 neg negative contiguous detach data alias t T mT transpose permute swapaxes swapdims movedim moveaxis unsqueeze squeeze
 view view_as reshape reshape_as flatten unflatten flip fliplr flipud roll narrow select index_select __getitem__
-sum mean expand repeat tile
+sum mean expand repeat tile unbind split split_with_sizes chunk tensor_split
 """
 LINEAR = CASTS.union(LINEAR.split())
 SUMS = frozenset({"add", "sub", "subtract", "cat", "concat", "concatenate", "stack"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,8 @@ def reduction(trace: Trace, call: Call) -> list:
         elif not _is_extreme(call):
             fix(value.axes[dim], reason)
         elif len(results) > 1 and not results[1].is_floating_point():  # of copies it says which one: nobody may ask
-            trace.unread(results[1], value.axes[dim], f"{call.where} tells the places of their extremes")
+            reason = f"{call.where} tells the places of their extremes"
+            trace.unread(results[1], partial(fix, value.axes[dim], reason))
     if results[0].ndim == value.tensor.ndim:
         axes = [None if d in dims else axis for d, axis in enumerate(value.axes)]
     else:

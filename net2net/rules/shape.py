@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -288,26 +290,41 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
         return _picked(trace, call, value)
     out: list[Axis | None] = []
     dims = iter(zip(value.tensor.shape, value.axes, strict=True))
+    takes: list[Callable[[], None]] = []
     for item in items:
         if item is None:
             out.append(None)
             continue
         size, axis = next(dims)
         if isinstance(item, int):
-            fix(axis, f"{call.where} takes one of them")
+            if axis is not None:
+                takes.append(partial(fix, axis, f"{call.where} takes one of them"))
             call.counted.append(None)
             continue
         start, stop, step = item
-        before = None
-        if item != (0, size, 1):
-            if axis is not None and step == 1 and start <= stop:
-                before, axis, _ = cut(axis, [start, stop - start, size - stop], f"{call.where} takes a part of them")
+        whole = item == (0, size, 1)
+        before, part = None, axis if whole else None
+        if not whole and axis is not None and step == 1 and start <= stop:
+            sizes, reason = [start, stop - start, size - stop], f"{call.where} takes a part of them"
+            if stop - start > 1:
+                before, part, _ = cut(axis, sizes, reason)
             else:
-                fix(axis, f"{call.where} takes some of them")
-                axis = None
+                takes.append(partial(_take, call, out, (len(call.counted), len(out)), axis, sizes, reason))
+        elif not whole:
+            fix(axis, f"{call.where} takes some of them")
         call.counted += [before, None]
-        out.append(axis)
+        out.append(part)
+    if takes:  # what takes one channel may do so for the shape, as `zeros_like(x[:, :1])` does
+        trace.unread(call.out, lambda: [take() for take in takes])
     return out
+
+
+def _take(
+    call: Call, out: list[Axis | None], places: tuple[int, int], axis: Axis, sizes: list[int], reason: str
+) -> None:
+    """Divide an axis, of which a slice is the middle part, once that is read."""
+    counted, dim = places
+    call.counted[counted], out[dim], _ = cut(axis, sizes, reason)
 
 
 def _picked(trace: Trace, call: Call, value: Value) -> list[Axis | None]:

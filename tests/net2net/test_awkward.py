@@ -12,7 +12,8 @@ from nets import Net, images
 from torch import nn
 from torch.nn.utils import prune
 
-from net2net import GrowthError, widen
+import net2net
+from net2net import GrowthError, verify, widen
 
 X = images(5, batch=6)
 grown = partial(compare.grown, pad=True)
@@ -200,3 +201,25 @@ def test_quantised_weights_are_refused_by_name():
 
 def rounded(weight):
     return torch.fake_quantize_per_tensor_affine(weight, 0.05, 0, -128, 127)
+
+
+def test_arguments_of_another_kind_are_refused_in_a_sentence(tmp_path):
+    net, x = vector(lambda m, x: m.o(m.a(x).relu())), X
+    with pytest.raises(GrowthError, match="widths names 0: expected names of layers"):
+        widen(net, x, widths={0: 8})
+    student = widen(net, x, 2)
+    for pair in ((net, student.to("meta")), (net.to("meta"), student)):
+        with pytest.raises(GrowthError, match="on the meta device has no values to verify with"):
+            verify(*pair, x)
+    with pytest.raises(GrowthError, match="save_weights takes the file first"):
+        net2net.save_weights(student, tmp_path / "s.safetensors")
+    with pytest.raises(ValueError, match="maxout of 3 pieces needs a multiple of 3 channels, got 8"):
+        net2net.Maxout(3)(torch.randn(2, 8))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_of_no_channels():
+    net = nn.Sequential(
+        nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 0), nn.Linear(0, 3), nn.ReLU(), nn.Linear(3, 2)
+    ).double()
+    assert grown(net, X, 2)[0].out_features == 8

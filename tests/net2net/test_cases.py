@@ -1375,3 +1375,68 @@ def test_masks_that_numpy_draws_hold_nothing():
 def test_widths_of_numpy():
     net = net_of(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))))
     assert widen(net, images(3, 4, 5), widths={"a": np.int64(7)}).a.out_channels == 7
+
+
+# Channels that a parameter is, and what is taken for its shape alone.
+
+TAKEN = {
+    "*_like of one channel": lambda m, h: h * torch.full_like(h[:, :1], 0.5) + h,
+    "the shape of one channel": lambda m, h: h * torch.ones(h[:, :1].shape, dtype=h.dtype) + h,
+    "the length of one": lambda m, h: h * h[:, 0].shape[0] / m.a.weight[0].numel(),
+    "a coordinate beside them": lambda m, h: h + m.b(torch.cat([torch.ones_like(h[:, :1]), h], 1)),
+}
+
+
+@pytest.mark.parametrize("factor", [1.5, 2])
+@pytest.mark.parametrize("name", TAKEN)
+def test_one_channel_that_is_taken_for_its_shape_holds_nothing(name, factor):
+    net, x = net_of(lambda m, x: m.c(TAKEN[name](m, m.a(x)).mean((2, 3)))), images(3, 4, 5)
+    net.a, net.b, net.c = conv(3, 8), nn.Conv2d(9, 8, 1).double(), nn.Linear(8, 2).double()
+    student = grown(net, x, factor)
+    assert student.a.out_channels == student.c.in_features == 8 * factor
+
+
+OF_PARAMETERS = {
+    "a table": lambda m, x: m.table[x],
+    "a weight by places": lambda m, x: m.words.weight[x],
+    "a constant": lambda m, x: m.constant.expand(len(x), -1) * x[:, :1],
+    "an image": lambda m, x: F.grid_sample(m.image, x.double().view(1, 4, 1, 2) / 9, align_corners=False)[0, ..., 0].T,
+    "a stack, one by one": lambda m, x: [h := m.table[x], *(h := (h @ w).relu() for w in m.stack)][-1],
+    "a stack that is unbound": lambda m, x: F.linear(F.linear(m.table[x], (u := m.stack.unbind(0))[0]), u[1]),
+}
+
+
+@pytest.mark.parametrize("name", OF_PARAMETERS)
+def test_channels_that_a_parameter_is_grow(name):
+    net = net_of(lambda m, x: m.o(OF_PARAMETERS[name](m, x).flatten(0, -2)))
+    for key, shape in {"table": (9, 6), "constant": (1, 6), "image": (1, 6, 4, 4), "stack": (2, 6, 6)}.items():
+        setattr(net, key, nn.Parameter(torch.randn(shape, dtype=torch.float64)))
+    net.words, net.o = nn.Embedding(9, 6).double(), nn.Linear(6, 2).double()
+    assert grown(net, torch.arange(8).view(4, 2), 1.5).o.in_features == 9
+
+
+class Forces(nn.Module):
+    """The derivative of what it predicts by its input; `by` attribute or method it asks for that."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by, self.f = by, nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        if self.by == "attribute":
+            x.requires_grad = True
+        else:
+            x.requires_grad_()
+        return -torch.autograd.grad(self.f(x).sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.filterwarnings("ignore:the model was run on the example inputs")
+@pytest.mark.parametrize("by", ["attribute", "method"])
+def test_a_pass_that_asks_for_gradients_of_its_own(by, recwarn):
+    net, x = Forces(by).double(), images(3)
+    student = widen(net, x, 1.5)
+    assert (student.f[0].out_features, student.f[2].out_features) == (12, 12)
+    assert verify(net, student, x).relative < 1e-9
+    assert verify(net, deepen(net, x, {"f.1": [net2net.Layer(1, maxout=2)]}), x).relative < 1e-9
+    assert not x.requires_grad
+    assert not [w for w in recwarn if "requires_grad=True to a scalar" in str(w.message)]

@@ -60,8 +60,13 @@ def test_register_rule_by_name_and_by_function(monkeypatch):
     net2net.register_rule(torch.special.erfcx, element_by_element)
     student = net2net.widen(model, x, 1.5)
     assert (student.a.out_channels, student.b.out_channels) == (6, 6)
-    with pytest.raises(ValueError, match="no rule called 'nonsense'"):
-        net2net.register_rule(torch.fft.fft, "nonsense")
+    for operation, rule, words in (
+        (torch.fft.fft, "relux", "no rule called 'relux'; .*e.g. relu"),
+        (torch.fft.fft, None, "None is no rule"),
+        (3, "relu", "3 is no operation"),
+    ):
+        with pytest.raises(net2net.GrowthError, match=words):
+            net2net.register_rule(operation, rule)
 
 
 def test_a_fault_in_a_rule_is_reported_and_is_no_missing_rule(monkeypatch):

@@ -839,3 +839,67 @@ def test_numbers_of_a_module_whose_methods_are_called_follow():
     student = widen(model, x, 2)
     assert (student.num_heads, student.bias.shape, student.bias.table.shape) == (4, (3, 3, 4), (9, 4))
     certify(model, student, x)
+
+
+class Picture(nn.Module):
+    """`width` is that of its images, `state_dim` and `n_channels` those of its input, as many as its layers have."""
+
+    def __init__(self, crops):
+        super().__init__()
+        self.crops, self.width, self.height, self.mapWidth, self.mapHeight = crops, 8, 8, 8, 8
+        self.state_dim = self.n_channels = self.observations = self.hidden_dim = 8
+        self.a, self.b, self.c = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.c(self.b(self.a(x).relu()).relu())
+        return x[..., : self.width] if self.crops else x
+
+
+@pytest.mark.parametrize("crops", [False, True])
+def test_numbers_of_the_input_and_of_pixels_stay(crops):
+    net, x = Picture(crops), torch.randn(2, 8, 8, 8)
+    student = widen(net, x, 2)
+    kept = {key: n for key, n in vars(student).items() if type(n) is int}
+    assert (student.b.in_channels, kept.pop("hidden_dim")) == (16, 16)
+    assert set(kept.values()) == {8}
+    assert student(torch.randn(1, 8, 8, 12)).shape == net(torch.randn(1, 8, 8, 12)).shape
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_a_number_that_is_read_and_that_the_pass_does_without_stays_and_is_named(needed):
+    class Last(nn.Module):
+        """Of the last `dim` words."""
+
+        def __init__(self):
+            super().__init__()
+            self.dim = self.embed_dim = 6
+            self.words, self.out = nn.Embedding(9, 6), nn.Linear(6, 9)
+
+        def forward(self, words):
+            x = self.words(words if needed else words[:, -self.dim :])
+            return self.out(x.reshape(len(x), -1, self.dim).mean(1) if needed else x.mean(1))
+
+    net = Last()
+    student = widen(net, torch.randint(0, 9, (2, 4)), 2)
+    assert (student.dim, student.embed_dim) == (12 if needed else 6, 12)
+    assert verify(net, student, torch.randint(0, 9, (2, 20))).relative < 1e-6
+    assert ("dim" in history(student)[0].get("unclear", {}).get("", [])) is not needed
+
+
+def test_a_cache_of_an_earlier_pass_is_named():
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.seen = nn.Linear(3, 8), nn.Linear(8, 2), {}
+
+        def forward(self, x):
+            x = self.a(x)
+            if x.device not in self.seen:  # which the meta device is not
+                self.seen[x.device] = torch.ones(x.shape[1], device=x.device)
+            return self.b(x + self.seen[x.device])
+
+    net, x = Cached(), torch.randn(2, 3)
+    assert widen(net, x, 2).a.out_features == 16
+    net(x)
+    with pytest.raises(net2net.GrowthError, match="the model keeps 'seen' with tensors of earlier passes: empty that"):
+        widen(net, x, 2)
