@@ -110,15 +110,19 @@ def markdown(rows: pd.DataFrame) -> str:
 
 
 def verdicts(rows: pd.DataFrame) -> str:
-    """A line per claim, for the README: its number is from the first test that decides the verdict."""
+    """A line per claim, for the README: how its tests came out, and the first one that decides the verdict."""
     lines = []
     for name, tests in rows.groupby("claim", sort=False):
         first = tests.iloc[0]
         rank = {"no": ["refuted"], "in part": ["not shown", "unfinished"]}.get(first.verdict, [])
         deciding = next((row for row in tests.itertuples() if row.test in rank), next(tests.itertuples()))
-        number = "" if pd.isna(deciding.mean) else f"{deciding.metric}, {deciding.arm} against {deciding.against}: "
-        lines.append((f"**{name}** {first.says} ({first.section})", f"**{first.verdict}**", number + ours(deciding)))
-    return _lines(("claim (paper's section)", "verdict", "the number that it hangs on"), lines)
+        counts = tests.test.value_counts()
+        states = ", ".join(f"{counts[state]}{symbol}" for state, symbol in SYMBOLS.items() if state in counts)
+        verdict = f"**{first.verdict}**: {states}"
+        what = f"{deciding.metric}: {deciding.arm} against {deciding.against}"
+        lines.append((f"**{name}** {first.says} ({first.section})", verdict, what, ours(deciding), deciding.rule))
+    head = ("claim (paper's section)", "verdict, tests", "the test that it hangs on", "ours, 95 % interval", "holds if")
+    return _lines(head, lines)
 
 
 def as_text(rows: pd.DataFrame) -> str:

@@ -169,7 +169,7 @@ def judge(test: Rule, seeds: list[int], arms: Arms) -> Outcome:
     hours = sum({name: cost for runs in needed for name, cost in arms.hours(runs).items()}.values())
     metric = test.metric
     if ratio:
-        to = f"{test.way:.0%} of the way to {test.of}" if test.way is not None else f"{test.of} - {test.points:g}"
+        to = f"{test.points:g} point below {test.of}" if test.way is None else f"{test.way:.0%} of the way to {test.of}"
         metric = f"speedup to {to}"
     unit = "x" if ratio else "points"
     arrived = arrived if found else None
