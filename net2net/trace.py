@@ -178,7 +178,8 @@ class Trace(Recording):
         """Note parameters that are channels which no weight makes and some layer reads, e.g. a table or a constant that
         a network begins with, as makers of these."""
         made = self.producers()
-        read = {space for name, dim in self.contracted for space, _ in resolve(self.axes[name][dim] or ())}
+        its = ((name, dim) for name, dim in self.contracted if name in parameters)
+        read = {space for name, dim in its for space, _ in resolve(self.axes[name][dim] or ())}
         for name in (name for name in self.axes if name in parameters):
             for dim, axis in enumerate(self.axes[name]):
                 spaces = {space for space, _ in resolve(axis or ())}

@@ -1440,3 +1440,11 @@ def test_a_pass_that_asks_for_gradients_of_its_own(by, recwarn):
     assert verify(net, deepen(net, x, {"f.1": [net2net.Layer(1, maxout=2)]}), x).relative < 1e-9
     assert not x.requires_grad
     assert not [w for w in recwarn if "requires_grad=True to a scalar" in str(w.message)]
+
+
+def test_a_table_that_buffers_look_up_keeps_its_places():  # e.g. relative positions, by one-hot matrices
+    net = net_of(lambda m, x: m.o((m.a(x)[:, None] + torch.einsum("hp,pc->hc", m.lookup, m.table)).relu()))
+    net.register_buffer("lookup", torch.eye(7, dtype=torch.float64)[torch.arange(4)])
+    net.table = nn.Parameter(torch.randn(7, 8, dtype=torch.float64))
+    net.a, net.o = nn.Linear(5, 8).double(), nn.Linear(8, 2).double()
+    assert grown(net, images(5), 2).table.shape == (7, 16)
