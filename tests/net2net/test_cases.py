@@ -1442,9 +1442,16 @@ def test_a_pass_that_asks_for_gradients_of_its_own(by, recwarn):
     assert not [w for w in recwarn if "requires_grad=True to a scalar" in str(w.message)]
 
 
-def test_a_table_that_buffers_look_up_keeps_its_places():  # e.g. relative positions, by one-hot matrices
-    net = net_of(lambda m, x: m.o((m.a(x)[:, None] + torch.einsum("hp,pc->hc", m.lookup, m.table)).relu()))
-    net.register_buffer("lookup", torch.eye(7, dtype=torch.float64)[torch.arange(4)])
-    net.table = nn.Parameter(torch.randn(7, 8, dtype=torch.float64))
+def test_a_table_that_buffers_look_up_keeps_its_places():
+    """Relative positions as in timm's MaxViT: one-hot matrices sum over those of the table."""
+
+    def forward(m, x):
+        bias = torch.einsum("nixw,jyw->nijxy", torch.einsum("nhw,ixh->nixw", m.table, m.rows), m.columns)
+        return m.o((m.a(x)[:, None] + bias.flatten(1).T).relu())
+
+    net = net_of(forward)
+    for name in ("rows", "columns"):
+        net.register_buffer(name, torch.eye(7, dtype=torch.float64)[torch.arange(4)[:, None] + torch.arange(4)])
+    net.table = nn.Parameter(torch.randn(8, 7, 7, dtype=torch.float64))
     net.a, net.o = nn.Linear(5, 8).double(), nn.Linear(8, 2).double()
-    assert grown(net, images(5), 2).table.shape == (7, 16)
+    assert grown(net, images(5), 2).table.shape == (16, 7, 7)
