@@ -680,7 +680,7 @@ class NoDropout(TorchFunctionMode):
 
 def grant_gradients(func: Callable, args: tuple, kwargs: dict) -> None:
     """A forward pass that asks for gradients of its own, e.g. for forces of an energy, has them from then on."""
-    name = func.__name__
+    name = getattr(func, "__name__", "")
     asks = name == "requires_grad_" or (name == "__set__" and func.__self__ is torch.Tensor.requires_grad)
     if asks and False not in (*args[1:], *kwargs.values()):
         torch.set_grad_enabled(True)
