@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from net2net.errors import GrowthError
-from net2net.names import owner
+from net2net.names import naming, owner
 from net2net.plan import plan_growth
 from net2net.recording import place, unwrapped
 from net2net.residual import works
@@ -82,17 +82,18 @@ def explain(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> E
     trace = traced(model, example_inputs, strict=strict)
     with suppress(GrowthError):  # nothing can grow: the reasons are in the trace all the same
         plan_growth(trace, example_inputs, 2)
-    readers: dict[Any, list[str]] = {}
+    producers, readers = trace.producers(), {}
+    called = naming(trace.skeleton, producers.values())
     for name, axes in trace.axes.items():
         for dim, axis in enumerate(axes):
             if (name, dim) in trace.contracted:
                 for space in dict.fromkeys(space for space, _ in resolve(axis or ())):
-                    readers.setdefault(space, []).append(owner(name))
+                    readers.setdefault(space, []).append(called(name))
     spaces: list[SpaceRow] = []
     steps, last = trace.steps(), None
-    for space, weights in trace.producers().items():
+    for space, weights in producers.items():
         group, step = trace.uniform.get(space), steps.get(space, 1)
-        made = [owner(w) for w in dict.fromkeys(weights)]
+        made = list(dict.fromkeys(map(called, weights)))
         row = SpaceRow(space.width * step, made, readers.get(space, []), space.fixed, group is not None, step)
         # The parts of a layer that grow by the same factor are one for the reader.
         if group is not None and last is not None and last in group and spaces[-1][1:4] == row[1:4]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -11,6 +12,28 @@ from torch import nn
 def owner(parameter: str) -> str:
     """The layer that has a parameter, also where it holds what the layer's weight is computed from."""
     return re.sub(r"(^|\.)parametrizations\..*|(^|\.)[^.]*$", "", parameter)
+
+
+def naming(model: nn.Module, spaces: Iterable[Sequence[str]]) -> Callable[[str], str]:
+    """How weights are called, from those that make each channel space: by their layer. By themselves where that is the
+    whole model, or a module with parameters of its own for several spaces, as w1 and w2 of an expert; one of PyTorch's
+    is a layer to everybody, whatever its parameters."""
+    modules = dict(model.named_modules())
+    own: dict[str, set[frozenset[str]]] = {}
+    for weights in spaces:
+        for module in {owner(weight) for weight in weights}:
+            own.setdefault(module, set()).add(frozenset(weight for weight in weights if owner(weight) == module))
+    several = {
+        module
+        for module, kinds in own.items()
+        if len(kinds) > 1 and module in modules and not type(modules[module]).__module__.startswith("torch.nn.")
+    }
+
+    def called(weight: str) -> str:
+        module, itself = owner(weight), re.sub(r"(^|\.)parametrizations\.([^.]+)\..*", r"\1\2", weight)
+        return itself if not module or (module in several and itself != f"{module}.weight") else module
+
+    return called
 
 
 def matches(parts: list[str], pattern: list[str]) -> bool:
@@ -32,10 +55,6 @@ def aliases(model: nn.Module) -> dict[str, str]:
     """Every name of every module, with its first one, by which it goes here."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(m), name) for name, m in model.named_modules(remove_duplicate=False)}
-
-
-def children(model: nn.Module) -> str:
-    return ", ".join(name for name, _ in model.named_children()) or "a model without children"
 
 
 def within(module: str, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from net2net.errors import GrowthError
 from net2net.history import history
-from net2net.names import owner
+from net2net.names import naming
 from net2net.outside import left_alone
 from net2net.record import entries_of, growth_of, inserted
 from net2net.recording import as_arguments, on_meta, seeded, uncompiled, unwrapped
@@ -110,11 +110,11 @@ def summary(student: nn.Module, example_inputs: Any = None, teacher: nn.Module |
     after = {name: tuple(p.shape) for name, p in student.named_parameters()}
     cost = [None if example_inputs is None or m is None else macs(m, example_inputs) for m in (teacher, student)]
     widened = [entry for entry in new if "spaces" in entry]
-    stayed = _stayed(widened[-1]) if widened else []
+    stayed = _stayed(widened[-1], student) if widened else []
     return Summary(
         (_size(before(new, after)), _size(after)),
         (cost[0], cost[1]),
-        [row for entry in widened for row in _grew(entry)],
+        [row for entry in widened for row in _grew(entry, student)],
         [{"after": site, "layers": layers} for e in new for site, layers in e.get("sites", {}).items()],
         [{"module": name, **head} for e in new for name, head in e.get("heads", {}).items()],
         stayed,
@@ -123,16 +123,21 @@ def summary(student: nn.Module, example_inputs: Any = None, teacher: nn.Module |
     )
 
 
-def _grew(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _grew(entry: Mapping[str, Any], student: nn.Module) -> list[dict[str, Any]]:
     """The widths of the layers that make channels: a space comes several times in them where it holds groups or heads,
     and several spaces are parts of one layer."""
     growth = growth_of(entry)
     rows: list[dict[str, Any]] = []
+    called = _naming(entry, student)
     for k, space in enumerate(growth.spaces):
         makes = [how for name in space.made_by[:1] for how in growth.tensors[name].values() if how.role == "makes"]
         blocks = [b for how in makes[:1] for b in how.blocks if not isinstance(b, int)]
         step = sum(repeat for number, repeat in blocks if number == k) or 1
-        row = {"made_by": owners(space.made_by), "from": space.width * step, "to": len(space.g) * step}
+        row = {
+            "made_by": list(dict.fromkeys(map(called, space.made_by))),
+            "from": space.width * step,
+            "to": len(space.g) * step,
+        }
         row |= {"note": space.note} if space.note else {}
         if rows and len(blocks) > 1 and rows[-1]["made_by"] == row["made_by"]:
             row |= {key: rows[-1][key] + row[key] for key in ("from", "to")}
@@ -141,10 +146,13 @@ def _grew(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _stayed(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if "stayed" in entry:
-        return [{"made_by": owners(s["made_by"]), "width": s["width"], "reason": s["reason"]} for s in entry["stayed"]]
-    return []
+def _stayed(entry: Mapping[str, Any], student: nn.Module) -> list[dict[str, Any]]:
+    called = _naming(entry, student)
+    return [{**row, "made_by": list(dict.fromkeys(map(called, row["made_by"])))} for row in entry.get("stayed", ())]
+
+
+def _naming(entry: Mapping[str, Any], student: nn.Module) -> Callable[[str], str]:
+    return naming(student, [row["made_by"] for row in (*entry["spaces"], *entry.get("stayed", ()))])
 
 
 def _merged(entries: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
@@ -213,10 +221,6 @@ def costs(parameters: Sequence[int], macs: Sequence[int | None]) -> list[str]:
         numbers = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         lines.append(f"{name.ljust(widths[0])}  {numbers}  {ratio}".rstrip())
     return lines
-
-
-def owners(weights: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(owner(weight) for weight in weights))
 
 
 def few(names: Sequence[str], most: int = 3) -> str:

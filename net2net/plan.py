@@ -17,7 +17,7 @@ import torch
 from net2net.errors import GrowthError, whole
 from net2net.growth import Along, Channels, Growth
 from net2net.kept import Kept, Size, integers, reads
-from net2net.names import aliases, children, inside, owner, within
+from net2net.names import aliases, inside, naming, owner, within
 from net2net.recording import SIZED, Call, Recording, local, place, tensors
 from net2net.seeds import generator_for
 from net2net.spaces import Axis, Space, fix, length, resolve
@@ -209,7 +209,7 @@ def _stayed(trace: Trace, maps: Maps, scale: Scale | None, modules: str | Sequen
     def why(space: Space, weights: list[str]) -> str:
         if scale is None:
             return "not asked for"
-        if patterns is not None and not any(owner(w) in chosen for w in weights):
+        if patterns is not None and chosen.isdisjoint(weights):
             return "outside modules="
         if space in trace.uniform and not scale.whole:
             return "by whole-number factors only"
@@ -470,13 +470,24 @@ def _by_name(factor: float | None, widths: Mapping[str, int] | None, modules: st
     return False
 
 
+def _called(trace: Trace) -> dict[str, str]:
+    """What the weights that make channels are called."""
+    producers = trace.producers()
+    called = naming(trace.skeleton, producers.values())
+    return {weight: called(weight) for weights in producers.values() for weight in weights}
+
+
+def _names(trace: Trace) -> dict[str, str]:
+    """What can be named: modules, by whatever name, with their first one; and weights that go by themselves."""
+    return {**aliases(trace.skeleton), **{own: own for own in _called(trace).values()}}
+
+
 def _chosen(trace: Trace, patterns: Sequence[str] | None) -> set[str]:
-    """The modules that match a pattern, or lie inside one that does, under whatever name."""
-    return {
-        first
-        for name, first in (aliases(trace.skeleton).items() if patterns else ())
-        if any(inside(name, pattern) for pattern in patterns)
-    }
+    """The weights that match a pattern, or whose modules do, or lie inside one that does."""
+    if not patterns:
+        return set()
+    chosen = {first for name, first in _names(trace).items() if any(inside(name, pattern) for pattern in patterns)}
+    return {weight for weight, own in _called(trace).items() if not chosen.isdisjoint((own, owner(weight)))}
 
 
 def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, int]:
@@ -487,8 +498,9 @@ def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, i
         if not isinstance(patterns, Sequence) or not all(isinstance(each, str) for each in patterns):
             raise GrowthError(f"modules= is {modules!r}: expected a pattern or a list of them, e.g. 'layer1.*'")
         for pattern in patterns:
-            if not any(inside(name, pattern) for name in aliases(trace.skeleton)):
-                raise GrowthError(f"no module matches {pattern!r}; the top level is {children(trace.skeleton)}")
+            if not any(inside(name, pattern) for name in _names(trace)):
+                top = [name for name in _names(trace) if name and "." not in name] or ["a model without children"]
+                raise GrowthError(f"no module matches {pattern!r}; the top level is {', '.join(top)}")
         if not patterns:
             raise GrowthError("modules= is empty: name at least one, e.g. 'layer1.*'")
     chosen = _chosen(trace, patterns)
@@ -497,7 +509,7 @@ def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, i
         for space, weights in trace.producers().items()
         if not space.fixed
         and (scale.whole or space not in trace.uniform)
-        and (patterns is None or any(owner(w) in chosen for w in weights))
+        and (patterns is None or not chosen.isdisjoint(weights))
     }
     for space in list(targets):
         targets.update((other, scale.width(other)) for other in trace.uniform.get(space, ()))
@@ -532,7 +544,7 @@ def _check_memory(trace: Trace, targets: Mapping[Space, int], producers: Mapping
         numbers = prod(n if axis is None else _size(axis, targets) for n, axis in axes)
         needed[tensor.device] = needed.get(tensor.device, 0) + numbers * tensor.element_size()
     space = max(targets, key=lambda space: targets[space] / space.width)
-    layer = owner(producers[space][0]) if space in producers else "a layer"
+    layer = naming(trace.skeleton, producers.values())(producers[space][0]) if space in producers else "a layer"
     for device, size in needed.items():
         check_memory(device, size, f"{layer!r} would grow {targets[space] / space.width:.4g} times")
 
@@ -556,15 +568,18 @@ def _named_targets(trace: Trace, widths: Mapping[str, int]) -> dict[Space, int]:
     for name in widths:
         if not isinstance(name, str):
             raise GrowthError(f"widths names {name!r}: expected names of layers, e.g. {{'layer1.conv1': 96}}")
-    made: dict[str, tuple[str, int]] = {}
+    called, made = _called(trace), {}
     for name, dim in trace.outputs:
+        made.setdefault(called.get(name, owner(name)), (name, dim))
+    names = list(made)
+    for name, dim in trace.outputs:  # a module whose weights go by themselves stands for the first of them
         made.setdefault(owner(name), (name, dim))
     targets: dict[Space, tuple[int, str]] = {}
     named: set[Space] = set()
     first = aliases(trace.skeleton)
     for module, width in {first.get(name, name): width for name, width in widths.items()}.items():
         if module not in made:
-            near = difflib.get_close_matches(module, made, 5) or list(made)
+            near = difflib.get_close_matches(module, names, 5) or names
             rest = f" and {len(near) - 8} more" if len(near) > 8 else ""
             raise GrowthError(
                 f"widths names {module!r}, which makes no channels; layers that do: {', '.join(near[:8])}{rest}"

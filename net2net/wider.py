@@ -54,7 +54,8 @@ def widen(
     example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
     factor          multiplies the width of every layer that can grow (rounded to whole channels; where they come as
                     groups or heads, to whole ones, and the record says so), or
-    widths          the new number of channels of some layers, by module name, e.g. {"layer1.conv1": 96}
+    widths          the new number of channels of some layers, by module name, e.g. {"layer1.conv1": 96}; a parameter
+                    that stands for a layer of its own, e.g. one of several in a module, goes by its own name
     modules         restricts `factor` to modules that match a glob pattern ("*" stops at dots, "**" does not), and all
                     that is inside them; layers that share their channels with one of those grow along
     multiple_of     round the widths that `factor` asks for up to a multiple, e.g. 8, which tensor cores are made for

@@ -176,3 +176,52 @@ def test_an_optimizer_starts_anew_for_a_new_head(kind):
     sum(y.sum() for y in student(torch.randn(2, 3))).backward()
     grown.step()
     assert all(p.isfinite().all() for p in student.parameters())
+
+
+class Experts(nn.Module):
+    """Layers written as parameters of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.w1, self.w2, self.w3 = (nn.Parameter(torch.randn(*s)) for s in ((4, 6), (6, 5), (5, 2)))
+
+    def forward(self, x):
+        return (x @ self.w1).relu() @ self.w2 @ self.w3
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("at", ["", "1."])
+def test_a_parameter_that_is_a_layer_to_its_module_goes_by_its_own_name(at):
+    model, x = Experts() if not at else nn.Sequential(nn.Linear(4, 4), Experts()), torch.randn(3, 4)
+    rows = {row.made_by[0]: row for row in net2net.explain(model, x).spaces}
+    assert [rows[f"{at}w{k}"].read_by for k in (1, 2, 3)] == [[f"{at}w2"], [f"{at}w3"], []]
+    for student in (
+        net2net.widen(model, x, widths={f"{at}w2": 10}),
+        net2net.widen(model, x, 2, modules=f"{at}w2"),
+        net2net.widen(model, x, 2, modules=[f"{at}w2*"]),
+    ):
+        found = net2net.summary(student)
+        assert [(row["made_by"], row["from"], row["to"]) for row in found.grew] == [([f"{at}w2"], 5, 10)]
+        assert [f"{at}w1"] in [row["made_by"] for row in found.stayed]
+    assert student.get_parameter(f"{at}w2").shape == (6, 10)
+    with pytest.raises(net2net.GrowthError, match=f"layers that do: .*{at}w1"):
+        net2net.widen(model, x, widths={f"{at}w": 8})
+    first = net2net.widen(model, x, widths={at.rstrip("."): 8})  # the module is its first
+    assert first.get_parameter(f"{at}w1").shape == (4, 8)
+    if not at:
+        with pytest.raises(net2net.GrowthError, match="the top level is w1, w2, w3"):
+            net2net.widen(model, x, 2, modules="w")
+
+
+@pytest.mark.quick
+def test_a_layer_of_pytorch_goes_by_its_name_whatever_its_parameters():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.fc = nn.LSTM(4, 6, proj_size=5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.fc(self.rnn(x)[0])
+
+    found = net2net.explain(Net(), torch.randn(5, 3, 4)).spaces
+    assert [row.made_by for row in found] == [["rnn"], ["rnn"], ["fc"]]
