@@ -434,8 +434,10 @@ class Trace(Recording):
             if rule is not None:
                 axes = rule(self, call)
                 made = axes if isinstance(call.out, (tuple, list)) else [axes]
-                if [len(its) for its in made] == [t.ndim for t in results]:
+                sizes, wanted = [len(its) for its in made], [t.ndim for t in results]
+                if sizes == wanted:
                     return axes
+                raise ValueError(f"it returned {sizes} axes: expected {wanted}, one for each dimension of a result")
             failure = call.unsupported(f"no rule covers it (shapes {shapes})")
         except UnsupportedOperation as error:
             failure = error

@@ -87,6 +87,10 @@ def test_a_fault_in_a_rule_is_reported_and_is_no_missing_rule(monkeypatch):
         found = net2net.explain(model, x)
     assert len(caught) == 1  # and none that says that there is no rule
     assert found.unknown == {"gelu": ["1"]}
+    net2net.register_rule("gelu", lambda trace, call: [None])
+    short = r"ValueError: it returned \[1\] axes: expected \[2\], one for .* \(it was registered by register_rule\)"
+    with pytest.warns(UserWarning, match=short):
+        net2net.explain(model, x)
 
 
 class Doubled(nn.Linear):
