@@ -11,6 +11,9 @@ from torch import nn
 from net2net.growth import growth_of
 from net2net.recording import submodules, unwrapped
 
+# Of a model that is given as a student's teacher.
+GROWN_AS_FAR = "is the student itself, or has been grown as far"
+
 
 def remember(model: nn.Module, entry: dict[str, Any]) -> None:
     """Append to the record of what was done to a model; see `history`. It is read back first, as `replay` will."""

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from net2net.errors import GrowthError
 from net2net.growth import Growth
-from net2net.history import history
+from net2net.history import GROWN_AS_FAR, history
 from net2net.record import Inserted, entries_of, growth_of, inserted, misfit
 from net2net.recording import PREFIXES, copied_value, unwrapped
 from net2net.tensors import along
@@ -358,6 +358,8 @@ def _entries(student: nn.Module, growth: Any, teacher: nn.Module | None) -> list
             "the student's history does not begin with the teacher's: pass growth=, the entries between them"
         )
     if len(entries) == len(done):
+        if entries:
+            raise GrowthError(f"teacher= {GROWN_AS_FAR}: pass the model that the optimizer was built for")
         raise GrowthError("the student has no growth on record: pass one that net2net returned, or growth=")
     return entries_of(entries[len(done) :])
 

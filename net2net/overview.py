@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,11 +14,11 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from net2net.errors import GrowthError
-from net2net.history import history
+from net2net.history import GROWN_AS_FAR, history
 from net2net.names import naming
 from net2net.outside import left_alone
-from net2net.record import entries_of, growth_of, inserted
-from net2net.recording import as_arguments, on_meta, seeded, uncompiled, unwrapped
+from net2net.record import entries_of, growth_of, inserted, misfit
+from net2net.recording import as_arguments, first_line, on_meta, seeded, tensors, uncompiled, unwrapped
 
 SHOWN = 12  # rows of a list that can be long
 
@@ -104,11 +105,18 @@ def summary(student: nn.Module, example_inputs: Any = None, teacher: nn.Module |
     entries = entries_of(history(student))
     done = history(teacher) if teacher is not None else []
     if not entries or entries[: len(done)] != done or len(entries) == len(done):
+        if entries and entries == done:
+            raise GrowthError(f"teacher= {GROWN_AS_FAR}: pass the model that it was grown from")
         whose = "the student has no growth on record" if not entries else "the student's history is not the teacher's"
         raise GrowthError(f"{whose}: pass a model that net2net returned" + (", and its teacher" if done else ""))
     new = entries[len(done) :]
+    if teacher is not None:
+        _check_teacher(teacher, new[0])
     after = {name: tuple(p.shape) for name, p in student.named_parameters()}
-    cost = [None if example_inputs is None or m is None else macs(m, example_inputs) for m in (teacher, student)]
+    models = {"teacher": teacher, "student": student}
+    cost: list[int | None] = []
+    for who, model in models.items():
+        cost.append(None if example_inputs is None or model is None else macs(model, example_inputs, who))
     widened = [entry for entry in new if "spaces" in entry]
     stayed = _stayed(widened[-1], student) if widened else []
     return Summary(
@@ -121,6 +129,19 @@ def summary(student: nn.Module, example_inputs: Any = None, teacher: nn.Module |
         _merged(new, "attributes"),
         _merged(new, "unclear"),
     )
+
+
+def _check_teacher(teacher: nn.Module, entry: Mapping[str, Any]) -> None:
+    """Refuse a model that a record does not begin with."""
+    grown = growth_of(entry) if "spaces" in entry else None
+    known = {name: tuple(tensor.shape) for name, tensor in tensors(teacher)}
+    for name in grown.tensors if grown is not None else ():
+        if name not in known or (wanted := misfit(grown, name, known[name])):
+            has = f"has it with {known[name]}, not {wanted}" if name in known else "does not have it"
+            raise GrowthError(
+                f"the student was grown from a model with {name!r}, and teacher= {has}: pass the model that it was "
+                "grown from"
+            )
 
 
 def _grew(entry: Mapping[str, Any], student: nn.Module) -> list[dict[str, Any]]:
@@ -195,15 +216,21 @@ def _size(shapes: Mapping[str, Sequence[int]]) -> int:
     return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
-def macs(model: nn.Module, inputs: Any) -> int | None:
-    """Multiply-accumulates of one example in evaluation mode; None for a model that does not run on the meta device."""
+def macs(model: nn.Module, inputs: Any, who: str = "model") -> int | None:
+    """Multiply-accumulates of one example in evaluation mode; None for a model that does not run on the meta device,
+    with a warning."""
     one = pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t[:1], device="meta"), inputs)
     args, kwargs = as_arguments(one)
     skeleton = on_meta(model).eval()
     try:
         with left_alone(skeleton), uncompiled(), seeded(()), FlopCounterMode(display=False) as counter:
             skeleton(*args, **kwargs)
-    except Exception:
+    except Exception as error:
+        warnings.warn(
+            f"the multiply-accumulates of the {who} are not known: it does not run without data on one of the example "
+            f"inputs ({type(error).__name__}: {first_line(error)})",
+            stacklevel=3,
+        )
         return None
     return counter.get_total_flops() // 2
 

@@ -438,6 +438,8 @@ def test_what_leads_elsewhere_is_refused(teacher, randomise):
         grow_optimizer(named, teacher)
     with pytest.raises(GrowthError, match="does not begin with the teacher's"):
         grow_optimizer(plain, wider(Net().double(), seed=7), teacher=twice)
+    with pytest.raises(GrowthError, match="teacher= is the student itself, or has been grown as far: pass the model"):
+        grow_optimizer(plain, student, teacher=student)
     with pytest.raises(GrowthError, match=r"got a list"):
         grow_optimizer([named], student)
     with pytest.raises(GrowthError, match="'op' is 'shrink'"):

@@ -225,3 +225,18 @@ def test_a_layer_of_pytorch_goes_by_its_name_whatever_its_parameters():
 
     found = net2net.explain(Net(), torch.randn(5, 3, 4)).spaces
     assert [row.made_by for row in found] == [["rnn"], ["rnn"], ["fc"]]
+
+
+@pytest.mark.quick
+def test_a_summary_of_what_does_not_belong_together_says_so():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(3, 4)
+    student = net2net.widen(model, x, 2)
+    with pytest.raises(net2net.GrowthError, match=r"with '2.weight', and teacher= does not have it: pass the model"):
+        net2net.summary(student, x, model[:1])
+    with pytest.raises(net2net.GrowthError, match=r"'0.weight', and teacher= has it with \(5, 4\), not \(6, 4\)"):
+        net2net.summary(student, x, nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)))
+    with pytest.raises(net2net.GrowthError, match="teacher= is the student itself, or has been grown as far: pass"):
+        net2net.summary(student, x, student)
+    with pytest.warns(UserWarning, match="multiply-accumulates of the student are not known: .*RuntimeError") as said:
+        assert net2net.summary(student, torch.randn(3, 5)).macs == (None, None)
+    assert said[0].filename == __file__
