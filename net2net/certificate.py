@@ -28,6 +28,7 @@ from net2net.recording import (
     own_copy,
     rebuilt,
     seeded,
+    taken_for,
     uncompiled,
     undisturbed,
     unwrapped,
@@ -153,7 +154,8 @@ def _both(
                 kind = DoesNotRun if which == "teacher" else GrowthError
                 left = "" if which == "teacher" else _left_in(student)
                 raise kind(
-                    f"the {which} does not run on these inputs: {type(error).__name__}: {first_line(error)}{left}"
+                    f"the {which} does not run on these inputs: {type(error).__name__}: {first_line(error)}"
+                    f"{left or taken_for(teacher, inputs)}"
                 ) from error
     raise AssertionError  # the loop returns or raises
 

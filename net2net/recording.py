@@ -144,7 +144,8 @@ class Recording(TorchFunctionMode):
             where = place(self.module) + (" in training mode" if training else "")
             raise GrowthError(
                 f"the forward pass{'' if self.real else ' on the meta device'} failed in {where}: "
-                f"{type(error).__name__}: {first_line(error)} (check the example inputs)"
+                f"{type(error).__name__}: {first_line(error)} "
+                f"(check the example inputs{taken_for(self.skeleton, example_inputs)})"
             ) from error
         finally:
             for hook in hooks:
@@ -713,6 +714,19 @@ def as_arguments(example_inputs: Any) -> tuple[tuple, dict]:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
+
+
+def taken_for(model: nn.Module, example_inputs: Any) -> str:
+    """A hint for a model that does not run on a dict or list, which it may want as one argument; or ""."""
+    args, kwargs = as_arguments(example_inputs)
+    if isinstance(example_inputs, dict):
+        try:
+            inspect.signature(model.forward).bind(*args, **kwargs)
+        except (TypeError, ValueError):
+            return ": a dict is taken for keyword arguments; put it into a tuple, (dict,), to pass it as one argument"
+    if isinstance(example_inputs, list):
+        return ": a list is taken for several arguments; put it into a tuple, (list,), to pass it as one"
+    return ""
 
 
 # What an output may hold beside tensors.

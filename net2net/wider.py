@@ -51,7 +51,8 @@ def widen(
     Input and output of the network keep their width.
 
     model           any `nn.Module`; it is left untouched
-    example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts
+    example_inputs  a tensor, a tuple of arguments or a dict of keyword arguments that `model` accepts; a list is as a
+                    tuple. What is itself one argument goes into a tuple: ({"image": x},)
     factor          multiplies the width of every layer that can grow (rounded to whole channels; where they come as
                     groups or heads, to whole ones, and the record says so), or
     widths          the new number of channels of some layers, by module name, e.g. {"layer1.conv1": 96}; a parameter

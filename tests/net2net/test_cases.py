@@ -1455,3 +1455,24 @@ def test_a_table_that_buffers_look_up_keeps_its_places():
     net.table = nn.Parameter(torch.randn(8, 7, 7, dtype=torch.float64))
     net.a, net.o = nn.Linear(5, 8).double(), nn.Linear(8, 2).double()
     assert grown(net, images(5), 2).table.shape == (16, 7, 7)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("wrap", "kind"), [(lambda x: {"x": x}, "dict"), (lambda x: [x, x], "list")])
+def test_a_dict_or_list_that_is_one_argument_goes_into_a_tuple(wrap, kind):
+    class Gathered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, batch):
+            return self.b(self.a(batch["x"] if isinstance(batch, dict) else batch[0] + batch[1]).relu())
+
+    model, one = Gathered(), wrap(torch.randn(5, 3))
+    hint = rf"a {kind} is taken for .* arguments; put it into a tuple, \({kind},\), to pass it as one"
+    for call in (net2net.widen, net2net.explain):
+        with pytest.raises(GrowthError, match=rf"TypeError: .* \(check the example inputs: {hint}"):
+            call(model, one, **({"factor": 2} if call is net2net.widen else {}))
+    with pytest.raises(GrowthError, match=f"the teacher does not run on these inputs: TypeError: .*: {hint}"):
+        net2net.verify(model, model, one)
+    assert net2net.widen(model, (one,), 2).a.out_features == 8
