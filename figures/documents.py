@@ -12,6 +12,7 @@ all seeds that both arms have (claim (b) asks for more seeds of three arms).
 
 from __future__ import annotations
 
+import argparse
 import functools
 import re
 import sys
@@ -162,7 +163,9 @@ def _between(text: str, name: str, fill: Callable[[str], str]) -> str:
     return before + begin + fill(old) + end + after
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
     try:
         for file, fill in documents(ROOT).items():
             old = file.read_text()

@@ -12,7 +12,7 @@ from finished import add, changed
 from places import ROOT
 from scipy import stats
 
-from figures import claims, evidence, judging, metrics, sweeps
+from figures import claims, documents, evidence, judging, metrics, sweeps
 from figures.curves import Problem, Results
 from figures.judging import Arms, verdict
 from figures.metrics import Estimate, arrival, estimate, speedup
@@ -443,3 +443,17 @@ sys.exit(main(sys.argv[1:]))
     assert tables == ["claims.csv", "claims.md", "contrasts.csv", "pace.csv", "sweeps.csv", "verdicts.md"]
     for name in tables:
         assert (tmp_path / name).read_text() == (ROOT / "results" / "figures" / name).read_text(), name
+
+
+def test_asking_for_help_fills_nothing_in(tmp_path, monkeypatch, capsys):
+    (tmp_path / "README.md").write_text("a")
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    monkeypatch.setattr(documents, "documents", lambda root: {root / "README.md": lambda text: "b"})
+    for asked, code in ("--help", 0), ("--halp", 2):
+        with pytest.raises(SystemExit) as ended:
+            documents.main([asked])
+        assert ended.value.code == code
+    assert "python -m figures.documents" in capsys.readouterr().out
+    assert (tmp_path / "README.md").read_text() == "a"
+    assert documents.main([]) == 0
+    assert (tmp_path / "README.md").read_text() == "b"
