@@ -1,6 +1,7 @@
 """The figures and their tables, from small CSV files written here."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -455,3 +456,13 @@ def test_arms_that_were_evaluated_otherwise_have_no_place_in_one_figure(copied, 
         assert f"two scales and have no place in one figure: {key}" in failure(copied, tmp_path / "out", capsys)
         for seed in (1, 2):
             shutil.copy(ROOT / f"results/long/standard/seed{seed}/run.json", copied / f"standard/seed{seed}")
+
+
+def test_what_the_docs_train_with_another_value_is_not_drawn_as_the_arm_itself():
+    page = (ROOT / "docs" / "replication.md").read_text()
+    commands = re.findall(r"^python train.py configs/(\w+)/(\w+).yaml (.*--set .*)$", page, re.MULTILINE)
+    assert commands
+    for scale, arm, options in commands:
+        folder = re.search(rf"--out runs/{scale}/([\w.]+)/seed\d", options)
+        assert folder, f"{arm}: without --out it is written where the arm itself is"
+        assert folder[1] not in looks()
