@@ -3,17 +3,16 @@
 figures.yaml
     arms:                            # how each arm looks, in every figure and in the study's
       wider:
-        label: Net2WiderNet          # in a legend that has no words of its own for it
+        label: Net2WiderNet          # in every legend
         colour: "#0072B2"
         line: [0, [5, 2]]            # of matplotlib: "-", or [offset, [on, off, ...]]; default "-"
         marker: o                    # default: none
     figures:
       fig4:
-        curves: {wider: ...}         # arm -> its words in the legend, in the order of the legend
+        curves: [wider, ...]         # in the order of the legend
         students: [wider]
         scratch: standard            # the arm that the students are compared with
         teacher: teacher_narrow      # its final accuracy is a line, whether or not it is a curve too
-        teacher_label: Narrow teacher
         also: [...]                  # drawn if there are runs of them; the figure's script does not train them
 
 configs/arms/<arm>.yaml            # an arm of one's own (docs/your-experiment.md) may say the same of itself:
@@ -75,11 +74,10 @@ class Figure:
     """A figure of the paper."""
 
     name: str
-    curves: dict[str, str]  # arm -> words in the legend
+    curves: tuple[str, ...]  # arms, in the order of the legend
     students: tuple[str, ...]
     scratch: str
     teacher: str
-    teacher_label: str
     also: tuple[str, ...] = ()
     own: tuple[str, ...] = ()  # curves of arms whose own files name this figure
 
@@ -133,12 +131,10 @@ def figures(file: Path = HERE / "figures.yaml", folder: Path = ARMS) -> dict[str
     looking = looks(file, folder)
     for name, content in _section(file, "figures").items():
         figure = found[name] = _made(Figure, file, f"figures: {name}", {"name": name, **content})
-        for key in ("scratch", "teacher", "teacher_label"):
+        for key in ("scratch", "teacher"):
             if not isinstance(getattr(figure, key), str):
                 raise YamlError(f"{file}: figures: {name}: {key}: expected a word, got {getattr(figure, key)!r}")
-        if not isinstance(figure.curves, dict) or not all(isinstance(s, str) for s in figure.curves.values()):
-            raise YamlError(f"{file}: figures: {name}: curves: expected arms and their words in the legend")
-        for key in ("students", "also"):
+        for key in ("curves", "students", "also"):
             if not _words(getattr(figure, key)):
                 raise YamlError(f"{file}: figures: {name}: {key}: expected a list of arms")
         unknown = {figure.scratch, figure.teacher, *figure.curves, *figure.students, *figure.also} - looking.keys()
@@ -148,7 +144,7 @@ def figures(file: Path = HERE / "figures.yaml", folder: Path = ARMS) -> dict[str
         for name in said["figures"]:
             if name not in found:
                 raise YamlError(f"{folder / arm}.yaml: figures: there is no {name}; there are {', '.join(found)}")
-            curves = {**found[name].curves, arm: looking[arm].label}
+            curves = (*found[name].curves, arm)
             found[name] = replace(found[name], curves=curves, own=(*found[name].own, arm))
     return found
 

@@ -83,8 +83,8 @@ def draw(
                 mark = {"size": 19, "weight": "bold", "color": "0.4", "alpha": 0.6, "rotation": 25, "zorder": 9}
                 centre = {"ha": "center", "va": "center", "transform": axes.transAxes}
                 axes.text(0.5, 0.5, "smoke test: not a result", **mark, **centre)
-    labels = [_label(plot.curves[arm], arms[arm]) for arm in there]
-    labels.append(_label(f"{plot.teacher_label}: final accuracy", arms[plot.teacher]))
+    labels = [_label(looks()[arm].label, arms[arm]) for arm in there]
+    labels.append(_label(f"teacher's final accuracy ({looks()[plot.teacher].label})", arms[plot.teacher]))
     if beside:
         handles.append(Line2D([], [], color="0.3", lw=0.6, alpha=0.7))
         labels.append(f"thin: {beside[0]}")

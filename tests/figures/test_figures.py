@@ -147,7 +147,7 @@ def test_a_band_from_three_seeds_on_and_lines_below(root):
     assert len(by_colour["random_pad"]) == 2
     assert len(by_colour["teacher_narrow"]) == 2  # its curve and its last accuracy
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts[:2] == ["Net2WiderNet student, n = 3", "Random pad student, n = 2"]
+    assert texts[:2] == ["Net2WiderNet, n = 3", "random pad, n = 2"]
     assert "minimum to maximum" in figure.legends[0].get_title().get_text()
     assert len(figure.axes[0].texts) == 0
 
@@ -176,7 +176,16 @@ def test_the_large_nets_from_scratch_are_drawn_where_they_were_run(root):
     arms = read_arms(FIG6, root)
     assert list(arms) == ["wider_sqrt2", "deeper_4pairs", "standard", "sqrt2_random_init"]
     texts = [text.get_text() for text in draw(FIG6, arms, smoke=False).legends[0].get_texts()]
-    assert [text for text in texts if "wider net, random initialization, n = 1" in text]
+    assert [text for text in texts if text == "√2 net from scratch, n = 1"]
+
+
+def test_an_arm_has_one_name_in_all_figures(root):
+    for arm in ("wider_sqrt2", "deeper_4pairs"):
+        write_run(root / arm / "seed0", [88, 87, 89, 90, 90])
+    for plot, of_standard in ((FIG4, ""), (FIG5, "teacher's final accuracy (%s)"), (FIG6, "")):
+        legend = draw(plot, read_arms(plot, root), smoke=False).legends[0]
+        name = (of_standard or "%s") % "standard net from scratch"
+        assert f"{name}, n = 1" in [text.get_text() for text in legend.get_texts()]
 
 
 def config(folder, **keys):
@@ -267,7 +276,7 @@ def test_an_unfinished_run_says_so(root, capsys):
     arms = read_arms(FIG4, root, partial=True)
     figure = draw(FIG4, arms, smoke=False)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert [label for label in labels if "(unfinished)" in label] == ["Net2WiderNet student, n = 3 (unfinished)"]
+    assert [label for label in labels if "(unfinished)" in label] == ["Net2WiderNet, n = 3 (unfinished)"]
     (mean,) = [line for line in figure.axes[1].lines if line.get_color() == looks()["wider"].colour]
     assert list(mean.get_xdata()) == [0, 100, 200]  # no mean of fewer seeds than the legend says
     second, first = capsys.readouterr().err.splitlines()
@@ -278,7 +287,7 @@ def test_an_unfinished_run_says_so(root, capsys):
 
 @pytest.mark.parametrize(("folder", "data"), [("smoke", "fashion_mnist"), ("anything", "generated")])
 def test_a_smoke_test_is_marked_in_every_panel(folder, data, tmp_path, monkeypatch):
-    for arm in FIG5.curves | {"standard": ""}:
+    for arm in (*FIG5.curves, "standard"):
         write_run(tmp_path / folder / arm / "seed0", [10, 20], data=data)
     drawn = []
     monkeypatch.setattr("figures.command.draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])

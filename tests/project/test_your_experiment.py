@@ -92,8 +92,8 @@ def test_figures_and_look_are_the_arms_own_and_are_not_inherited(mine):
     figures, looks = (read(folder=folder / "arms") for read in (experiments.figures, experiments.looks))
     assert figures["fig4"].own == ("one", "two")
     assert figures["fig6"].own == ("one",)
-    assert figures["fig4"].curves["one"] == "First"
-    assert figures["fig4"].curves["two"] == "two"
+    assert figures["fig4"].curves[-2:] == ("one", "two")
+    assert (looks["one"].label, looks["two"].label) == ("First", "two")
     assert len({look.colour for look in (looks["one"], looks["two"], *experiments.looks().values())}) > len(
         {look.colour for look in experiments.looks().values()}
     )
