@@ -16,7 +16,13 @@ from figures.metrics import ENOUGH
 from figures.rules import Rules
 from figures.style import in_style, save
 
-STATES = {"holds": "#009E73", "refuted": "#D55E00", "not shown": "#7f7f7f", "unfinished": "#56B4E9"}
+# How a test looks by what it decides: in colours that no arm has, dark and filled where it is decided.
+STATES = {
+    "holds": {"color": "#222255", "marker": "o"},
+    "refuted": {"color": "#A5203A", "marker": "X", "ms": 6},
+    "not shown": {"color": "#b0b0b0", "marker": "o", "mfc": "white"},
+    "unfinished": {"color": "#AAAA00", "marker": "s", "mfc": "white"},
+}
 PANELS = {  # title -> metrics
     "accuracy, points": ("start", "final"),
     "area under the curve, points": ("area", "train_area"),
@@ -33,16 +39,16 @@ COSTS = {
 
 @in_style
 def forest(rows: pd.DataFrame) -> Figure:
-    """Mean and interval of every test that was run, its threshold, coloured by what it decides."""
+    """Mean and interval of every test that was run, and its threshold, by what it decides."""
     rows = rows[rows["mean"].notna()].assign(kind=lambda t: t.metric.str.split().str[0])
     panels = {title: rows[rows.kind.isin(kinds)] for title, kinds in PANELS.items()}
     heights = [max(1, len(part)) for part in panels.values()]
     figure = Figure(figsize=(7.2, 1.4 + 0.21 * sum(heights)), layout="constrained")
     for ax, (title, part) in zip(figure.subplots(3, 1, height_ratios=heights), panels.items(), strict=True):
         for y, row in enumerate(part.itertuples()):
-            colour = STATES[row.test]
-            ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, solid_capstyle="butt")
-            ax.plot(row.mean, y, "o", color=colour, ms=4)
+            look = STATES[row.test]
+            ax.plot([row.low, row.high], [y, y], color=look["color"], lw=1.6, solid_capstyle="butt")
+            ax.plot(row.mean, y, **look)
             for bound in (row.above, row.below):  # one that a test has not is not drawn
                 ax.plot(bound, y, "|", color="black", ms=9, mew=1.2)
         names = [
@@ -60,7 +66,7 @@ def forest(rows: pd.DataFrame) -> Figure:
         ax.set_xlabel(title)
         if not len(part):
             ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.5")
-    handles = [figure.axes[0].plot([], [], "o-", color=colour, label=state)[0] for state, colour in STATES.items()]
+    handles = [figure.axes[0].plot([], [], **look, label=state)[0] for state, look in STATES.items()]
     handles += figure.axes[0].plot([], [], "|", color="black", ms=9, label="what it takes")
     figure.legend(handles=handles, loc="outside upper right", ncols=5)
     return figure

@@ -12,6 +12,7 @@ from finished import add, changed
 from places import ROOT
 from scipy import stats
 
+from experiments import SPARE, looks
 from figures import claims, documents, evidence, judging, metrics, sweeps
 from figures.curves import Problem, Results
 from figures.judging import Arms, verdict
@@ -363,9 +364,18 @@ def test_the_verdicts_are_drawn_and_told_in_a_line_each(tmp_path, results):
     assert of_areas == ["x   a – b", "x   a – b (training)"]
     (mean,) = [line for line in figure.axes[0].lines if list(line.get_ydata()) == [0]][:1]
     assert mean.get_xdata() == pytest.approx([1.2])
+    refuted = [line for line in figure.axes[0].lines if line.get_marker() == evidence.STATES["refuted"]["marker"]]
+    assert list(refuted[0].get_xdata()) == pytest.approx([1.2])
     spent = evidence.cost(results, "r", of.seeds).axes[0].lines
     assert list(spent[0].get_xdata()) == [0, 10 * 12800 / 1e12]
     assert evidence.cost(results, "none", of.seeds) is None
+
+
+def test_what_a_test_decides_is_in_no_arms_colour_and_is_seen_on_grey_paper():
+    states = [{"mfc": look["color"], **look} for look in evidence.STATES.values()]
+    arms = {look.colour.lower() for look in looks().values()} | {colour.lower() for colour in SPARE}
+    assert not arms & {look["color"].lower() for look in states}
+    assert len({(look["marker"], look["mfc"] == "white") for look in states}) == len(states)
 
 
 @pytest.mark.parametrize(
