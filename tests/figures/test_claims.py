@@ -357,7 +357,8 @@ def test_the_verdicts_are_drawn_and_told_in_a_line_each(tmp_path, results):
     of = Rules.model_validate(RULES | {"claims": {"x": CLAIM | {"says": "it grows", "tests": tests}}})
     rows = claims.table(judging.evaluate(of, results))
     line = claims.verdicts(rows).splitlines()[2]
-    assert line.startswith("| **x** it grows () | **no** | final, a against b: +1.20 [")  # the test that refutes it
+    assert line.startswith("| **x** it grows () | **no**: 1 ✓, 1 ✗, 2 – | final: a against b | +1.20 [")
+    assert line.endswith("| > 2 |")  # the test that refutes it
     figure = evidence.forest(rows)
     labels, of_areas = ([text.get_text() for text in ax.get_yticklabels()] for ax in figure.axes[:2])
     assert labels == ["x   a – b", "x   a – b", "headline   a – b"]
