@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
-from net2net.recording import Call
+from net2net.names import owner
+from net2net.recording import Call, place
 from net2net.spaces import fix
 
 if TYPE_CHECKING:
@@ -14,12 +17,22 @@ if TYPE_CHECKING:
 
 
 def opaque(trace: Trace, call: Call) -> list:
+    where = _spectral(trace, call) or call.where
     for value in call.inputs:
         for axis in value.axes:
-            fix(axis, f"{call.where} needs every one of them as it is")
+            fix(axis, f"{where} needs every one of them as it is")
     if isinstance(call.out, (tuple, list)):
         return [[None] * t.ndim for t in call.out if isinstance(t, torch.Tensor)]
     return [None] * call.out.ndim
+
+
+def _spectral(trace: Trace, call: Call) -> str:
+    """The spectral norm, in either of PyTorch's ways, whose power iteration a call is a step of; or ""."""
+    module = trace.skeleton.get_submodule(call.module)
+    hooks = module._forward_pre_hooks.values()
+    if call.name != "mv" or not any(isinstance(each, (_SpectralNorm, SpectralNorm)) for each in (module, *hooks)):
+        return ""
+    return f"spectral norm in {place(owner(f'{call.module}.weight'))}"
 
 
 NAMES = """
