@@ -298,14 +298,24 @@ def _identity(
 def _reached(student: nn.Module, example_inputs: Any, added: list[tuple[str, nn.Module]], real: bool) -> Trace:
     """Refuse a student whose forward pass goes around the new layers, e.g. by reaching into the module at the site.
     Returns its trace."""
-    reason = "code outside it uses it otherwise than by calling it"
+    reason = "code outside it uses it otherwise than by calling it, e.g. asks for its class"
+    names = {module: name for name, module in student.named_modules()}
     try:
         trace = Trace(student, example_inputs, strict=False, real=real)
     except GrowthError as error:
+        lost = getattr(error.__cause__, "name", None) if isinstance(error.__cause__, AttributeError) else None
+        for site, layer in added if lost else ():
+            grown = student.get_submodule(names[layer].rpartition(".")[0])
+            if hasattr(grown[-1 if located(site)[0] else 0], lost) and not hasattr(grown, lost):
+                raise GrowthError(
+                    f"cannot deepen {spelled(site)}: code outside it reads its attribute {lost!r}, which the "
+                    f"nn.Sequential in its place does not have; a site at another module, e.g. 'before' the next one, "
+                    "leaves this one as it is"
+                ) from error
+        said = str(error).partition(" (check the example inputs")[0]  # on which the teacher ran
         raise GrowthError(
-            f"the deeper model does not run, as if {reason.replace('it', 'a site', 1)}: {error}"
+            f"the deeper model does not run, as if {reason.replace('it', 'a site', 1)}: {said}"
         ) from error
-    names = {module: name for name, module in student.named_modules()}
     for site, layer in added:
         if len(trace.returned.get(names[layer], [])) != 1:
             raise GrowthError(

@@ -659,8 +659,26 @@ def test_code_that_reaches_into_the_module_after_the_new_layers_is_noticed(rando
         return F.conv2d(F.relu(m.a(x)), m.c.weight) + m.c(F.relu(m.a(x)))
 
     model = randomise(Net(run, a=nn.Conv2d(3, 4, 1), c=nn.Conv2d(4, 2, 1))).double()
-    with pytest.raises(GrowthError, match="as if code outside a site uses it otherwise than by calling it"):
+    with pytest.raises(GrowthError, match="cannot deepen before 'c': code outside it reads its attribute 'weight'"):
         deepen(model, images(3, 4, 5), {"before c": [3]})
+
+
+def test_code_that_asks_for_an_attribute_or_the_class_of_a_site_is_named(randomise):
+    def read(m, x):
+        return m.c(m.act(m.a(x)) * m.act.max_val)
+
+    def asked(m, x):
+        if not isinstance(m.act, nn.ReLU6):
+            raise TypeError(type(m.act).__name__)
+        return m.c(m.act(m.a(x)))
+
+    for run, said in (
+        (read, "cannot deepen after 'act': .* reads its attribute 'max_val', which the .* 'before' the next one"),
+        (asked, r"as if code outside a site uses it otherwise than by calling it, .*: TypeError: Sequential$"),
+    ):
+        model = randomise(Net(run, a=nn.Conv2d(3, 4, 1), act=nn.ReLU6(), c=nn.Conv2d(4, 2, 1))).double()
+        with pytest.raises(GrowthError, match=said):
+            deepen(model, images(3, 4, 5), {"act": [3]})
 
 
 def test_every_site_that_explain_lists_can_be_deepened(randomise):
