@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import pickle
+import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,7 +174,7 @@ def unpickled(path: Path) -> Any:
         raise GrowthError(
             f"{path} holds more than tensors and plain data ({wants[1] if wants else _first_line(error)[:200]}), which "
             "is read by running code in it; nothing was run. If you trust it, save its state dict alone: torch.save("
-            "torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt'); of a whole model, .state_dict()"
+            f"torch.load(FILE, weights_only=False)[{_key(path)!r}], 'weights.pt'); of a whole model, .state_dict()"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         if isinstance(error, OSError) and error.filename is not None:  # missing, not allowed: not for what is in it
@@ -183,6 +185,15 @@ def unpickled(path: Path) -> Any:
                 "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')"
             ) from None
         raise GrowthError(f"{path} is damaged or was not written by torch.save ({_first_line(error)[:200]})") from None
+
+
+def _key(path: Path) -> str:
+    """Under which of the usual keys a file that is not read has its state dict, by the words in it."""
+    words: set[Any] = set()
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:
+        (name,) = (name for name in file.namelist() if name.endswith("/data.pkl"))
+        words = {word for _, word, _ in pickletools.genops(file.read(name)) if isinstance(word, str)}
+    return next((key for key in INSIDE if key in words), INSIDE[0])
 
 
 def _state_dict(saved: Any, path: Path, key: str | None) -> dict[str, Any]:

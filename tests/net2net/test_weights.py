@@ -198,15 +198,16 @@ def test_folders_without_weights_and_with_too_many(explain, tmp_path):
     assert "empty: two files have 'first.bias'; give one of them" in explain("--weights", "empty")[2]
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model"])
 @pytest.mark.parametrize("more", [argparse.Namespace(lr=1), small(), functools.partial(int)])
-def test_pickled_objects_are_named_with_what_to_do(explain, more):
-    torch.save({"state_dict": OURS, "hyper_parameters": more}, "x.ckpt")
+def test_pickled_objects_are_named_with_what_to_do(explain, more, key):
+    torch.save({key: OURS, "hyper_parameters": more}, "x.ckpt")
     status, _, err = explain("--weights", "x.ckpt")
     assert (status, err.count("\n")) == (2, 1)
     kind = type(more)
     assert f"({kind.__module__}.{kind.__name__})" in err
     assert "nothing was run" in err
-    assert "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt')" in err
+    assert f"torch.save(torch.load(FILE, weights_only=False)['{key}'], 'weights.pt')" in err
     assert "add_safe_globals" not in err
 
 
