@@ -11,7 +11,7 @@ from torch import nn
 from net2net.errors import GrowthError
 from net2net.names import naming, owner
 from net2net.plan import plan_growth
-from net2net.recording import place, unwrapped
+from net2net.recording import place, undisturbed, unwrapped
 from net2net.residual import works
 from net2net.sites import BEFORE, Site
 from net2net.spaces import resolve
@@ -67,6 +67,7 @@ class Explanation(NamedTuple):
         )
 
 
+@undisturbed()
 def explain(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> Explanation:
     """What can grow in a model. Printed, it is a table.
 

@@ -235,7 +235,7 @@ def _name_unread(trace: Trace, widths: set[int]) -> None:
         warnings.warn(
             f"no forward pass with these example inputs reads {', '.join(map(repr, names[:4]))}{more}: they stay as "
             "they are, and calls of the student that reach them may not fit; give example inputs that do",
-            stacklevel=4,
+            stacklevel=5,  # the caller of what `undisturbed` decorates
         )
 
 

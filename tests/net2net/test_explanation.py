@@ -141,3 +141,19 @@ def test_verification_needs_values():
     with pytest.raises(net2net.GrowthError, match=r"on the meta device .* verify=False"):
         net2net.widen(model, x, 2.0)
     assert net2net.widen(model, x, 2.0, verify=False)[0].out_features == 8
+
+
+def test_warnings_point_at_the_line_that_called(monkeypatch):
+    model = Net(lambda m, x: m.b(torch.special.i0(m.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2), off=nn.Linear(4, 4))
+    x = torch.randn(5, 3)
+    monkeypatch.setattr(rules, "RULES", rules.RULES.copy())
+    with pytest.warns(UserWarning, match="no rule says how channels pass through 'special_i0'") as caught:
+        net2net.explain(model, x)
+    net2net.register_rule(torch.special.i0, "relu")
+    for grow in (net2net.widen, net2net.random_pad):
+        with pytest.warns(UserWarning, match="reads 'off.weight'") as more:
+            grow(model, x, 2)
+        caught.list.extend(more.list)
+    with pytest.warns(UserWarning, match="reads 'off.weight'") as more:
+        net2net.explain(model, x)
+    assert {each.filename for each in (*caught, *more)} == {__file__}
