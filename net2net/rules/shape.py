@@ -306,7 +306,7 @@ def getitem(trace: Trace, call: Call) -> list[Axis | None]:
         before, part = None, axis if whole else None
         if not whole and axis is not None and step == 1 and start <= stop:
             sizes, reason = [start, stop - start, size - stop], f"{call.where} takes a part of them"
-            if stop - start > 1:
+            if stop - start != 1:
                 before, part, _ = cut(axis, sizes, reason)
             else:
                 takes.append(partial(_take, call, out, (len(call.counted), len(out)), axis, sizes, reason))

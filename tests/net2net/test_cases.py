@@ -1476,3 +1476,16 @@ def test_a_dict_or_list_that_is_one_argument_goes_into_a_tuple(wrap, kind):
     with pytest.raises(GrowthError, match=f"the teacher does not run on these inputs: TypeError: .*: {hint}"):
         net2net.verify(model, model, one)
     assert net2net.widen(model, (one,), 2).a.out_features == 8
+
+
+def test_a_rest_of_heads_of_which_there_are_none_is_as_many_in_a_student():
+    """As in Performers: so many heads are global, the others local, if there are any."""
+
+    def forward(m, x):
+        heads = m.a(x).unflatten(1, (-1, 4))
+        parts = [heads[:, : m.wide], heads[:, m.wide :]]
+        return m.o(torch.cat([part for part in parts if part.numel()], 1).flatten(1))
+
+    net = net_of(forward)
+    net.wide, net.a, net.o = 2, nn.Linear(5, 8).double(), nn.Linear(8, 2).double()
+    assert grown(net, images(5), 2).a.out_features == 16
