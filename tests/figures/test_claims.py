@@ -391,6 +391,30 @@ def test_a_file_that_holds_no_rules_is_named(tmp_path, capsys, text, words):
     assert "There is no" in capsys.readouterr().err
 
 
+def told_by_the_sweeps(results):
+    """What a reader of the picture alone has to know: of how many seeds, what a bar or band is, and which arm it is."""
+    of_arms = {look.colour: name for name, look in looks().items()}
+    for name, meaning in (("rate", "bars"), ("noise", "bars"), ("optimizer", "band"), ("when", "band")):
+        figure = sweeps.draw(f"sweep_{name}", results)
+        assert f"{meaning}: " in figure.get_supxlabel()
+        for ax, arms in zip(figure.axes, ARMS_OF_PANELS[name], strict=False):
+            legend = ax.get_legend()
+            texts = [text.get_text() for text in legend.get_texts()] if legend else [ax.get_title(loc="left")]
+            assert all("n = 3" in text for text in texts), texts
+            lines = [line.get_color() for line in ax.lines if line.get_label()[0] != "_"]
+            assert {of_arms[colour] for colour in lines if colour in of_arms} <= arms
+    of_students, of_deeper, _ = sweeps.draw("sweep_rate", results).axes
+    assert {ax.get_ylabel() for ax in (of_students, of_deeper)} == {"held-out accuracy, points above the teacher's"}
+
+
+ARMS_OF_PANELS = {
+    "rate": ({"wider", "random_pad"}, {"deeper"}),
+    "noise": ({"wider", "narrow_continued"},) * 2,
+    "optimizer": ({"wider"}, {"deeper"}),
+    "when": ({"wider", "standard", "teacher_narrow"},) * 2,
+}
+
+
 def test_every_sweep_is_drawn_from_its_runs(tmp_path, results, capsys):
     def three(folder, arm, low=80, **how):
         for seed in (1, 2, 3):
@@ -420,10 +444,11 @@ def test_every_sweep_is_drawn_from_its_runs(tmp_path, results, capsys):
     assert list(gains.get_xdata()) == [0.1, 0.3, 1]
     assert list(gains.get_ydata()) == pytest.approx([2.1, 2.3, 3])  # over the teacher's 86
     grown = {line.get_label(): line for line in sweeps.draw("sweep_when", results).axes[0].lines}[
-        "after 400, from 1/10"
+        "after 400, from 1/10, n = 3"
     ]
     assert list(grown.get_xdata()) == [200, 300, 400]  # behind the 200 of its teacher
     assert list(grown.get_ydata()) == [70, 85, 87]
+    told_by_the_sweeps(results)
     shutil.rmtree(tmp_path / sweeps.SHORT / "teacher_narrow_early")
     with pytest.raises(Problem, match="has no finished teacher"):
         sweeps.draw("sweep_when", Results(tmp_path))
