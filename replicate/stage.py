@@ -153,7 +153,8 @@ class Stage:
         """An estimate: the time of a step in the fastest committed run of this arm and network, times the steps."""
         own, each = flatten(self.config), []
         same = [key for key in own if key.startswith("model.")] + ["data.name", "training.batch_size"]
-        for file in (ROOT / "results").glob(f"*/{self.base or self.arm}/seed*/run.json"):
+        files = [file for name in {self.arm, self.base} for file in (ROOT / "results").glob(f"*/{name}/seed*/run.json")]
+        for file in files:
             run = read_json(file)
             config = run.get("config", {})
             if is_manifest(run) and "result" in run and all(config.get(key, own[key]) == own[key] for key in same):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import Part, study
@@ -19,7 +21,7 @@ from experiments.output import script
 from experiments.paths import to_folder
 from experiments.reading import YamlError
 from replicate.launch import add_launcher, check, start
-from replicate.stage import CONFIGS, Stage, ordered
+from replicate.stage import CONFIGS, ROOT, Stage, ordered
 from training.errors import ConfigError
 
 
@@ -35,6 +37,39 @@ def stages(part: Part, runs: Path, seeds: tuple[int, ...] = ()) -> list[Stage]:
             repetition.append(Stage.of(part.scale, name, seed, runs / part.folder, overrides, base=variant["arm"]))
         planned += ordered(repetition)
     return planned
+
+
+def overview(parts: dict[str, Part], runs: Path, seeds: tuple[int, ...]) -> int:
+    """Print a line for each part: its runs, how many are done, and what the others take."""
+    rows, every = [("part", "runs", "done here", "recorded", "core-hours left")], {}
+    try:
+        for name, part in parts.items():
+            planned = {stage.folder: stage for stage in stages(part, runs, seeds)}
+            every |= {folder: (part, stage) for folder, stage in planned.items()}
+            rows.append((name, *_counted([(part, stage) for stage in planned.values()])))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    rows.append(("all, each run once", *_counted(every.values())))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for name, *cells in rows:
+        print("  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))]))
+    print(
+        "\nDone here: in --runs, with checkpoints. Recorded: in results/, of which figures and claims are made. Hours are of"
+    )
+    print("one CPU core, by the fastest recorded run of each arm. With a part's name, --dry-run lists its runs.")
+    return 0
+
+
+def _counted(planned: Iterable[tuple[Part, Stage]]) -> tuple[str, str, str, str]:
+    """Runs, those that are done here, those that are recorded, and the core-hours of those that are not done here."""
+    planned = list(planned)
+    left = [stage.seconds() for _, stage in planned if not stage.finished]
+    recorded = sum(
+        replace(stage, folder=ROOT / "results" / part.folder / stage.name).finished for part, stage in planned
+    )
+    hours = "unknown" if None in left else f"{sum(left) / 3600:.1f}"
+    return str(len(planned)), str(len(planned) - len(left)), str(recorded), hours
 
 
 def _text(value: object) -> str:
@@ -58,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         if name not in parts:
             parser.error(f"there is no part {name!r} of the study; there are {', '.join(parts)}")
     check(parser, arguments)
+    if arguments.dry_run and not arguments.parts and arguments.launcher == "local":
+        return overview(parts, arguments.runs, tuple(dict.fromkeys(arguments.seeds)))
     arguments.configs, arguments.set = CONFIGS, []
     code = 0
     for name in arguments.parts or parts:

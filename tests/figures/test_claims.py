@@ -393,7 +393,7 @@ def test_a_file_that_holds_no_rules_is_named(tmp_path, capsys, text, words):
 
 def told_by_the_sweeps(results):
     """What a reader of the picture alone has to know: of how many seeds, what a bar or band is, and which arm it is."""
-    of_arms = {look.colour: name for name, look in looks().items()}
+    of_arms = {look.colour for look in looks().values()}
     for name, meaning in (("rate", "bars"), ("noise", "bars"), ("optimizer", "band"), ("when", "band")):
         figure = sweeps.draw(f"sweep_{name}", results)
         assert f"{meaning}: " in figure.get_supxlabel()
@@ -401,8 +401,7 @@ def told_by_the_sweeps(results):
             legend = ax.get_legend()
             texts = [text.get_text() for text in legend.get_texts()] if legend else [ax.get_title(loc="left")]
             assert all("n = 3" in text for text in texts), texts
-            lines = [line.get_color() for line in ax.lines if line.get_label()[0] != "_"]
-            assert {of_arms[colour] for colour in lines if colour in of_arms} <= arms
+            assert {line.get_color() for line in ax.lines} & of_arms <= {looks()[arm].colour for arm in arms}
     of_students, of_deeper, _ = sweeps.draw("sweep_rate", results).axes
     assert {ax.get_ylabel() for ax in (of_students, of_deeper)} == {"held-out accuracy, points above the teacher's"}
 

@@ -71,8 +71,19 @@ def test_a_variant_is_trained_as_itself_and_once(tmp_path, monkeypatch, capsys):
     assert study.main(["--runs", str(tmp_path), "--seeds", "3", "3"]) == 0
     assert (tmp_path / "few" / "half" / "seed3" / "metrics.csv").stat().st_mtime_ns == written
     capsys.readouterr()
-    assert study.main(["--runs", str(tmp_path), "--dry-run"]) == 0
+    assert study.main(["few", "--runs", str(tmp_path), "--dry-run"]) == 0
     assert capsys.readouterr().out.count("done, ") == 2
+    assert study.main(["--runs", str(tmp_path), "--dry-run"]) == 0
+    head, line, whole, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["part", "runs", "done", "here", "recorded", "core-hours", "left"]
+    assert (line.split(), whole.split()[-4:]) == (["few", "2", "2", "0", "0.0"], ["2", "2", "0", "0.0"])
+
+
+def test_the_overview_tells_what_is_recorded_in_results(tmp_path, capsys):
+    assert study.main(["--runs", str(tmp_path), "--dry-run"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.split("\n\n")[0].splitlines()[1:]]
+    assert all(row[-4] == row[-2] and row[-3] == "0" and float(row[-1]) > 0 for row in rows)  # all of it was run
+    assert int(rows[-1][-4]) < sum(int(row[-4]) for row in rows[:-1])  # parts have runs in common
 
 
 def test_a_run_that_fails_does_not_keep_the_next_part_from_running(tmp_path, monkeypatch, capsys):
