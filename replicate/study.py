@@ -54,10 +54,8 @@ def overview(parts: dict[str, Part], runs: Path, seeds: tuple[int, ...]) -> int:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     for name, *cells in rows:
         print("  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))]))
-    print(
-        "\nDone here: in --runs, with checkpoints. Recorded: in results/, of which figures and claims are made. Hours are of"
-    )
-    print("one CPU core, by the fastest recorded run of each arm. With a part's name, --dry-run lists its runs.")
+    print("\nDone here: in --runs, with checkpoints. Recorded: in results/, of which figures and claims are made.")
+    print("Hours are of one CPU core, by the fastest recorded run of each arm. --dry-run PART lists a part's runs.")
     return 0
 
 
