@@ -180,7 +180,8 @@ class Recording(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        grant_gradients(func, args, kwargs)
+        if name in ("requires_grad", "__set__"):
+            grant_gradients(func, args, kwargs)
         given: list[torch.Tensor] = []
         numbers: list[Any] = []
         hidden = GROWING.get(name, {})
@@ -672,10 +673,12 @@ class NoDropout(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        grant_gradients(func, args, kwargs)
-        if "dropout" in function_name(func):
+        name = function_name(func)
+        if name in ("requires_grad", "__set__"):
+            grant_gradients(func, args, kwargs)
+        if "dropout" in name:
             return args[0] if args else kwargs["input"]
-        args, kwargs = without_dropout(function_name(func), args, kwargs)
+        args, kwargs = without_dropout(name, args, kwargs)
         return func(*args, **kwargs)
 
 
