@@ -1,5 +1,6 @@
 """Verdicts, intervals and sweeps, from small CSV files whose numbers are worked out by hand."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -210,6 +211,12 @@ def test_the_best_other_rate_is_not_the_arms_own(tmp_path, results):
     test = {"metric": "final", "arm": "a", "against": "a@other", "above": 0}
     assert judge(test, [1, 2, 3], results).found.mean == pytest.approx(5)
     assert judge({**test, "arm": "a@best", "against": "a"}, [1, 2, 3], results).found.mean == 0
+
+
+def test_the_long_scales_config_says_the_best_rates():
+    said = re.search(r"#   (\{.*?\})", (ROOT / "configs/long/base.yaml").read_text(), re.DOTALL)[1].replace("\n#", "")
+    arms = Arms(claims.rules.read(ROOT / "results/claims.yaml"), Results(ROOT / "results"))
+    assert {arm: arms.chosen(arm) for arm in yaml.safe_load(said)} == yaml.safe_load(said)
 
 
 @pytest.mark.parametrize(("rates", "seeds"), [({1: 80, 0.1: 81}, (1, 2, 3)), ({1: 80, 0.3: 82, 0.1: 81}, (1, 2))])
