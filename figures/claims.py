@@ -80,10 +80,9 @@ def price(row: Any) -> str:
         return ""
     if not pd.isna(row.takes):
         return f"{row.takes} seeds, {(row.takes - row.n) * row.core_hours:.1f} h"
-    missed = not pd.isna(row.arrived) and row.arrived < row.n
-    return (
-        "none while a seed never arrives" if missed else f"over {MOST} seeds, {(MOST - row.n) * row.core_hours:.0f} h"
-    )
+    if not pd.isna(row.arrived) and row.arrived < row.n:
+        return "none while a seed never arrives"
+    return f"over {MOST} seeds, {(MOST - row.n) * row.core_hours:.0f} h"
 
 
 def _number(x: float, unit: str) -> str:

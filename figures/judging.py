@@ -132,9 +132,7 @@ class Outcome:
     arrived: int | None  # speedup: seeds in which the arm reached the level at all
     wanted: int  # seeds that it takes
     state: str  # holds, refuted, not shown, unfinished (seeds are missing), not run
-    takes: int | None = (
-        None  # seeds that would decide it, did their mean and spread stay as they are; None if over MOST
-    )
+    takes: int | None = None  # seeds that would decide it, if mean and spread stayed the same; None: over MOST
     hours: float = math.nan  # core-hours of each of them, the teachers' included
 
 

@@ -152,24 +152,22 @@ def _both(
         except Exception as error:
             if attempt is None or own is dtype:
                 kind = DoesNotRun if which == "teacher" else GrowthError
-                left = "" if which == "teacher" else _left_in(student)
+                hint = taken_for(teacher, inputs) if which == "teacher" else _left_in(student)
                 raise kind(
-                    f"the {which} does not run on these inputs: {type(error).__name__}: {first_line(error)}"
-                    f"{left or taken_for(teacher, inputs)}"
+                    f"the {which} does not run on these inputs: {type(error).__name__}: {first_line(error)}{hint}"
                 ) from error
     raise AssertionError  # the loop returns or raises
 
 
 def _left_in(model: nn.Module) -> str:
-    """Where earlier passes have left tensors that are no state of the model's, as a hint: they are as wide as a
-    teacher's."""
+    """Where earlier passes can have left tensors, which are as wide as a teacher's: a hint, or ""."""
     left = [
         repr(key) + (f" of module {name!r}" if name else "")
         for name, module in model.named_modules()
         for key, value in vars(module).items()
         if key not in MODULES_OWN and any(isinstance(each, torch.Tensor) for each in pytree.tree_leaves(value))
     ]
-    return f"; the model keeps {', '.join(left[:4])} with tensors of earlier passes: empty that first" if left else ""
+    return f"; if {', '.join(left[:4])} keeps tensors of earlier passes, empty that first" if left else ""
 
 
 def has_float64(device: torch.device) -> bool:

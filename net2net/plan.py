@@ -477,17 +477,19 @@ def _called(trace: Trace) -> dict[str, str]:
     return {weight: called(weight) for weights in producers.values() for weight in weights}
 
 
-def _names(trace: Trace) -> dict[str, str]:
+def _names(trace: Trace, called: Mapping[str, str]) -> dict[str, str]:
     """What can be named: modules, by whatever name, with their first one; and weights that go by themselves."""
-    return {**aliases(trace.skeleton), **{own: own for own in _called(trace).values()}}
+    return {**aliases(trace.skeleton), **{own: own for own in called.values()}}
 
 
 def _chosen(trace: Trace, patterns: Sequence[str] | None) -> set[str]:
     """The weights that match a pattern, or whose modules do, or lie inside one that does."""
     if not patterns:
         return set()
-    chosen = {first for name, first in _names(trace).items() if any(inside(name, pattern) for pattern in patterns)}
-    return {weight for weight, own in _called(trace).items() if not chosen.isdisjoint((own, owner(weight)))}
+    called = _called(trace)
+    names = _names(trace, called)
+    chosen = {first for name, first in names.items() if any(inside(name, pattern) for pattern in patterns)}
+    return {weight for weight, own in called.items() if not chosen.isdisjoint((own, owner(weight)))}
 
 
 def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, int]:
@@ -497,9 +499,10 @@ def _targets(scale: Scale, modules: str | Sequence[str] | None) -> dict[Space, i
     if patterns is not None:
         if not isinstance(patterns, Sequence) or not all(isinstance(each, str) for each in patterns):
             raise GrowthError(f"modules= is {modules!r}: expected a pattern or a list of them, e.g. 'layer1.*'")
+        names = _names(trace, _called(trace))
         for pattern in patterns:
-            if not any(inside(name, pattern) for name in _names(trace)):
-                top = [name for name in _names(trace) if name and "." not in name] or ["a model without children"]
+            if not any(inside(name, pattern) for name in names):
+                top = [name for name in names if name and "." not in name] or ["a model without children"]
                 raise GrowthError(f"no module matches {pattern!r}; the top level is {', '.join(top)}")
         if not patterns:
             raise GrowthError("modules= is empty: name at least one, e.g. 'layer1.*'")

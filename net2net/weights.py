@@ -190,7 +190,7 @@ def unpickled(path: Path) -> Any:
 def _key(path: Path) -> str:
     """Under which of the usual keys a file that is not read has its state dict, by the words in it."""
     words: set[Any] = set()
-    with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
         (name,) = (name for name in file.namelist() if name.endswith("/data.pkl"))
         words = {word for _, word, _ in pickletools.genops(file.read(name)) if isinstance(word, str)}
     return next((key for key in INSIDE if key in words), INSIDE[0])

@@ -153,8 +153,8 @@ class Stage:
         """An estimate: the time of a step in the fastest committed run of this arm and network, times the steps."""
         own, each = flatten(self.config), []
         same = [key for key in own if key.startswith("model.")] + ["data.name", "training.batch_size"]
-        files = [file for name in {self.arm, self.base} for file in (ROOT / "results").glob(f"*/{name}/seed*/run.json")]
-        for file in files:
+        names = {self.arm, self.base or self.arm}
+        for file in (file for name in names for file in (ROOT / "results").glob(f"*/{name}/seed*/run.json")):
             run = read_json(file)
             config = run.get("config", {})
             if is_manifest(run) and "result" in run and all(config.get(key, own[key]) == own[key] for key in same):

@@ -28,9 +28,11 @@ def opaque(trace: Trace, call: Call) -> list:
 
 def _spectral(trace: Trace, call: Call) -> str:
     """The spectral norm, in either of PyTorch's ways, whose power iteration a call is a step of; or ""."""
+    if call.name != "mv":
+        return ""
     module = trace.skeleton.get_submodule(call.module)
     hooks = module._forward_pre_hooks.values()
-    if call.name != "mv" or not any(isinstance(each, (_SpectralNorm, SpectralNorm)) for each in (module, *hooks)):
+    if not any(isinstance(each, (_SpectralNorm, SpectralNorm)) for each in (module, *hooks)):
         return ""
     return f"spectral norm in {place(owner(f'{call.module}.weight'))}"
 

@@ -1436,8 +1436,8 @@ def test_a_pass_that_asks_for_gradients_of_its_own(by, recwarn):
     net, x = Forces(by).double(), images(3)
     student = widen(net, x, 1.5)
     assert (student.f[0].out_features, student.f[2].out_features) == (12, 12)
-    assert verify(net, student, x).relative < 1e-9
-    assert verify(net, deepen(net, x, {"f.1": [net2net.Layer(1, maxout=2)]}), x).relative < 1e-9
+    assert verify(net, student, x).relative < 1e-12
+    assert verify(net, deepen(net, x, {"f.1": [net2net.Layer(1, maxout=2)]}), x).relative < 1e-12
     assert not x.requires_grad
     assert not [w for w in recwarn if "requires_grad=True to a scalar" in str(w.message)]
 

@@ -882,7 +882,7 @@ def test_a_number_that_is_read_and_that_the_pass_does_without_stays_and_is_named
     net = Last()
     student = widen(net, torch.randint(0, 9, (2, 4)), 2)
     assert (student.dim, student.embed_dim) == (12 if needed else 6, 12)
-    assert verify(net, student, torch.randint(0, 9, (2, 20))).relative < 1e-6
+    assert verify(net, student, torch.randint(0, 9, (2, 20))).relative < 2e-7
     assert ("dim" in history(student)[0].get("unclear", {}).get("", [])) is not needed
 
 
@@ -901,5 +901,5 @@ def test_a_cache_of_an_earlier_pass_is_named():
     net, x = Cached(), torch.randn(2, 3)
     assert widen(net, x, 2).a.out_features == 16
     net(x)
-    with pytest.raises(net2net.GrowthError, match="the model keeps 'seen' with tensors of earlier passes: empty that"):
+    with pytest.raises(net2net.GrowthError, match="if 'seen' keeps tensors of earlier passes, empty that"):
         widen(net, x, 2)
